@@ -1,0 +1,29 @@
+# make demo   the whole flywheel on a tiny model, ends with runs/demo/report.html
+# make test   lint and all tests
+# VENV=DIR uses (and completes) another virtual environment.
+VENV ?= .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.megatron-remit-ready
+
+.PHONY: demo test lint env clean
+.DEFAULT_GOAL := demo
+
+demo: env
+	PYTHON=$(PY) bash examples/flywheel_tiny.sh
+
+test: env lint
+	$(PY) -m pytest
+
+lint: env
+	$(PY) -m ruff check .
+
+env: $(READY)
+
+$(READY): pyproject.toml constraints.txt tools/find_python.sh
+	@python="$$(bash tools/find_python.sh)" && [ -x $(PY) ] || "$$python" -m venv $(VENV)
+	@echo "> installing into $(VENV) (about 6 GB, 3 to 6 minutes the first time)"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[flywheel,dev]'
+	touch $@
+
+clean:
+	rm -rf runs build *.egg-info .pytest_cache .ruff_cache

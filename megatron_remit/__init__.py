@@ -1,0 +1,1 @@
+"""ReMiT (RL-guided mid-training) on Megatron-Core."""

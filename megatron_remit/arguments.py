@@ -1,0 +1,100 @@
+"""The ReMiT argument group, added to Megatron's own parser, and what must hold between flags."""
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+from megatron_remit import host
+from megatron_remit.errors import UserError
+
+# Shape arguments that Megatron's load_args_from_checkpoint leaves out although the forward pass depends on them.
+EXTRA_CHECKPOINT_ARGS = ("norm_epsilon", "qk_layernorm", "no_rope_freq")
+
+
+def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the ReMiT flags; on a machine without CUDA, also set the defaults of Megatron's flags that a CPU needs."""
+    group = parser.add_argument_group("ReMiT")
+    group.add_argument("--objective", choices=("ntp", "remit"), default="ntp",
+                       help="ntp: every token weighs 1. remit: weights from a reference (paper, equations 3-6).")
+    group.add_argument("--reference-load", type=Path, metavar="DIR",
+                       help="torch_dist checkpoint of the frozen RL model; tools/import_hf.py makes one.")
+    group.add_argument("--reference-micro-batch-size", type=int, metavar="N",
+                       help="Sequences in a forward pass of the reference. It keeps no activations, so more fit than "
+                            "in a policy microbatch. Default: --micro-batch-size.")
+    group.add_argument("--remit-epsilon", type=_epsilon, default=0.2, metavar="E",
+                       help="Clip width of the weights, in [0, 1] (equation 5); 'none' turns clipping off.")
+    group.add_argument("--remit-centering", choices=("sequence", "none"), default="sequence",
+                       help="Subtract each sequence's mean delta before the sigmoid (equation 4), or not.")
+    # The divisor of equations 2 and 6 is the token count of the global batch.
+    parser.set_defaults(calculate_per_token_loss=True, ckpt_format="torch_dist")
+    # A dense [s, s] mask is only needed for document masking; attention is causal without it.
+    parser.set_defaults(create_attention_mask_in_dataloader=False)
+    # Known once the checkpoint's arguments and the tokenizer are read; stored in the run's own checkpoints.
+    parser.set_defaults(remit_vocab_size=None, remit_tokenizer_fingerprint=None)
+    if importlib.util.find_spec("transformer_engine") is None:
+        parser.set_defaults(transformer_impl="local")
+    if not host.has_cuda():
+        parser.set_defaults(**host.default_arguments())
+    return parser
+
+
+def _epsilon(text: str) -> float | None:
+    if text.lower() == "none":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number in [0, 1] nor 'none'") from None
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text} lies outside [0, 1]; the paper uses 0.2, 'none' turns clipping off")
+    return value
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse combinations of flags that cannot work.
+
+    Raises:
+        UserError: names the flag, what was found and what to do.
+    """
+    if args.reset_attention_mask:
+        args.create_attention_mask_in_dataloader = True
+        if args.pipeline_model_parallel_size > 2:
+            raise UserError(
+                f"--reset-attention-mask with --pipeline-model-parallel-size {args.pipeline_model_parallel_size}: "
+                "middle stages read no data and so know no document borders; use at most 2 stages"
+            )
+    if args.context_parallel_size > 1 and args.transformer_impl == "local":
+        raise UserError(
+            f"--context-parallel-size {args.context_parallel_size} needs Transformer Engine's attention "
+            "(--transformer-impl transformer_engine); the local layers see only their own part of the sequence"
+        )
+    if args.objective == "ntp":
+        return
+    if args.reference_load is None:
+        raise UserError("--objective remit needs a reference: give --reference-load DIR (tools/import_hf.py makes one)")
+    if args.cuda_graph_impl == "full_iteration":
+        raise UserError(
+            "--cuda-graph-impl full_iteration captures the whole step and would leave the reference out of it; "
+            "use 'local' or 'transformer_engine', or no CUDA graph"
+        )
+    if args.rampup_batch_size is not None:
+        raise UserError("--rampup-batch-size is not supported with --objective remit; give one --global-batch-size")
+    _check_reference_micro_batch(args)
+
+
+def _check_reference_micro_batch(args: argparse.Namespace) -> None:
+    if args.reference_micro_batch_size is None:
+        args.reference_micro_batch_size = args.micro_batch_size
+    size = args.reference_micro_batch_size
+    sequences = args.global_batch_size // args.data_parallel_size
+    if size < 1 or sequences % size:
+        raise UserError(
+            f"--reference-micro-batch-size {size} does not divide the {sequences} sequences that each data-parallel "
+            f"rank reads a step (--global-batch-size {args.global_batch_size} over {args.data_parallel_size} ranks)"
+        )
+    stages = args.pipeline_model_parallel_size
+    if args.virtual_pipeline_model_parallel_size and (sequences // size) % stages:
+        raise UserError(
+            f"--reference-micro-batch-size {size} gives {sequences // size} reference microbatches a step; the "
+            f"interleaved schedule needs a multiple of the {stages} pipeline stages"
+        )

@@ -1,0 +1,53 @@
+"""One microbatch on this rank: read on tensor-parallel rank 0, broadcast, cut for context parallelism.
+
+Keys: ``tokens``, ``labels``, ``position_ids`` [b, s] int64, ``loss_mask`` [b, s] float32, ``attention_mask`` or None.
+A pipeline stage that needs a key not has None there. ``reference_nll`` [b, s] float32 (nats) is added by score-ahead.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from megatron.core import mpu
+from megatron.core.utils import get_batch_on_this_cp_rank, get_batch_on_this_tp_rank
+from megatron.training import get_args
+from torch import Tensor
+
+_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
+
+Batch = dict[str, Tensor | None]
+
+
+def get_batch(
+    data_iterator: Iterator[dict[str, Any]] | None, micro_batch_size: int, vp_stage: int | None = None
+) -> Batch:
+    """The next microbatch of ``data_iterator``, as this rank needs it (Megatron's ``get_batch_on_this_*_rank``).
+
+    ``data_iterator`` is None on ranks that read no data (tensor-parallel rank above 0, middle pipeline stages);
+    ``micro_batch_size`` sizes their receive buffers.
+    """
+    args = get_args()
+    first = mpu.is_pipeline_first_stage(ignore_virtual=vp_stage is None, vp_stage=vp_stage)
+    last = mpu.is_pipeline_last_stage(ignore_virtual=vp_stage is None, vp_stage=vp_stage)
+    if not first and not last:
+        return dict.fromkeys(_KEYS)
+    raw: dict[str, Any] | None = None
+    if mpu.get_tensor_model_parallel_rank() == 0:
+        raw = {key: value.cuda(non_blocking=True) for key, value in next(data_iterator).items()}
+    batch = get_batch_on_this_tp_rank(
+        raw,
+        has_cu_seqlens=False,
+        is_hybrid_cp=False,
+        create_attention_mask_in_dataloader=args.create_attention_mask_in_dataloader,
+        broadcast_src_rank=mpu.get_tensor_model_parallel_src_rank(),
+        broadcast_group=mpu.get_tensor_model_parallel_group(),
+        cp_size=args.context_parallel_size,
+        tp_rank=mpu.get_tensor_model_parallel_rank(),
+        micro_batch_size=micro_batch_size,
+        seq_length=args.seq_length,
+        mtp_on_this_rank=False,
+        pipeline_model_parallel_size=args.pipeline_model_parallel_size,
+        is_pipeline_first_stage=first,
+        is_pipeline_last_stage=last,
+    )
+    kept = {key: batch.get(key) for key in _KEYS}
+    return get_batch_on_this_cp_rank(kept, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group())

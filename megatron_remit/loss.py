@@ -1,0 +1,103 @@
+"""Loss functions that Megatron's schedules call on the last pipeline stage.
+
+Each returns ``(sum of the loss over this rank's tokens, number of tokens, report)``: Megatron divides by the token
+count of the global batch (``--calculate-per-token-loss``), so the divisor of equation 6 is the number of tokens and
+never the sum of the weights. A report value is a pair (sum, tokens), which Megatron's ``train_step`` adds up over
+microbatches and data-parallel ranks before it divides.
+
+Shape suffixes: B microbatch, S sequence positions on this rank.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from megatron.core import mpu
+from megatron.core.rerun_state_machine import get_rerun_state_machine
+from megatron.training import get_args
+from torch import Tensor
+
+from megatron_remit.objectives.remit import remit_weights
+
+SPIKY_LOSS_FACTOR = 10
+
+LossResult = tuple[Tensor, Tensor, dict[str, Tensor]]
+
+
+def ntp_loss(mask_BS: Tensor, nll_BS: Tensor) -> LossResult:
+    """Next-token prediction (equation 2): the sum of the unmasked NLLs, in nats."""
+    mask_N = mask_BS.reshape(-1).float()
+    loss = (nll_BS.reshape(-1).float() * mask_N).sum()
+    num_tokens = mask_N.sum().detach().to(torch.int)
+    _check(loss)
+    return loss, num_tokens, {"lm loss": _pair(loss, num_tokens)}
+
+
+def remit_loss(mask_BS: Tensor, reference_nll_BS: Tensor, nll_BS: Tensor) -> LossResult:
+    """ReMiT (equation 6): the sum of ``w_t * NLL_t`` over unmasked tokens, with the unweighted NTP loss beside it.
+
+    The report adds the weight's first two moments; :mod:`megatron_remit.report.metrics` turns them into its standard
+    deviation after the reduction over ranks.
+    """
+    args = get_args()
+    mask_BS = mask_BS.float()
+    nll_BS = nll_BS.float()
+    cp_group = mpu.get_context_parallel_group() if args.context_parallel_size > 1 else None
+    weights = remit_weights(
+        nll_BS.detach(), reference_nll_BS, mask_BS, args.remit_epsilon, args.remit_centering, cp_group
+    )
+    mask_N = mask_BS.reshape(-1)
+    num_tokens = mask_N.sum().detach().to(torch.int)
+    # Flattened before the product, as in `ntp_loss`, so that weights equal to 1 sum to the same bits.
+    weighted_nll_N = nll_BS.reshape(-1) * weights.weight_BS.reshape(-1)
+    loss = (weighted_nll_N * mask_N).sum()
+    _check(loss)
+    summed = {
+        "lm loss": nll_BS.detach(),
+        "reference nll": reference_nll_BS,
+        "delta mean": weights.delta_BS,
+        "weight mean": weights.weight_BS,
+        "weight square": weights.weight_BS.square(),
+        "clipped low": weights.clipped_low_BS,
+        "clipped high": weights.clipped_high_BS,
+    }
+    report = {name: _pair((value_BS.reshape(-1) * mask_N).sum(), num_tokens) for name, value_BS in summed.items()}
+    report["remit loss"] = _pair(loss, num_tokens)
+    return loss, num_tokens, report
+
+
+def training_loss(batch: dict[str, Tensor | None]) -> Callable[[Tensor], LossResult]:
+    """The loss function of one microbatch: ReMiT where the reference has scored it, NTP elsewhere (evaluation)."""
+    mask_BS = batch["loss_mask"]
+    if batch.get("reference_nll") is None:
+        return partial(ntp_loss, mask_BS)
+    return partial(remit_loss, mask_BS, batch["reference_nll"])
+
+
+def _pair(total: Tensor, num_tokens: Tensor) -> Tensor:
+    return torch.stack([total.detach().float(), num_tokens.float()])
+
+
+def _check(loss: Tensor) -> None:
+    """Hand the loss to Megatron's rerun state machine: it stops on NaN and infinity, and reports spikes when asked."""
+    args = get_args()
+    machine = get_rerun_state_machine()
+    if args.check_for_nan_in_loss_and_grad:
+        for kind, rejection in (("NaN", torch.isnan), ("Inf", torch.isinf)):
+            machine.validate_result(
+                result=loss,
+                rejection_func=rejection,
+                message=f"found {kind} in the local forward loss",
+                tolerance=0.0,
+                fatal=True,
+            )
+    if args.check_for_spiky_loss:
+        machine.validate_result(
+            result=loss,
+            rejection_func=partial(
+                machine.is_unexpectedly_large, threshold=SPIKY_LOSS_FACTOR, context="loss"
+            ),
+            message="Spiky loss",
+            tolerance=0.0,
+            fatal=False,
+        )

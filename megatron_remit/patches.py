@@ -1,0 +1,71 @@
+"""Every change to Megatron 0.19.2 is made here, each with its reason."""
+
+import functools
+import importlib.util
+from typing import Any
+
+from megatron.core.datasets import utils as dataset_utils
+from megatron.training import checkpointing, training
+from megatron.training.vocab_utils import calculate_padded_vocab_size
+from torch.nn import Module
+
+from megatron_remit import host, step_metrics
+from megatron_remit.arguments import EXTRA_CHECKPOINT_ARGS
+from megatron_remit.reference.score_ahead import ScoreAhead
+
+_applied = False
+
+
+def apply() -> None:
+    """Apply the patches that every run needs. Calling it again does nothing."""
+    global _applied
+    if _applied:
+        return
+    _applied = True
+    if importlib.util.find_spec("megatron.core.datasets.helpers_cpp"):
+        # The wheel ships the compiled helper but not the Makefile that Megatron runs at start-up.
+        dataset_utils.compile_helpers = lambda: None
+    if not host.has_cuda():
+        training.initialize_megatron = functools.partial(training.initialize_megatron, allow_no_cuda=True)
+    checkpointing.load_args_from_checkpoint = _load_args(checkpointing.load_args_from_checkpoint)
+    training.train_step = step_metrics.with_step_metrics(training.train_step)
+    training.training_log = step_metrics.with_negative_means(training.training_log)
+
+
+def score_ahead_with(reference: list[Module]) -> None:
+    """From now on Megatron's training steps are scored by ``reference`` first.
+
+    ``train`` asks ``get_forward_backward_func`` for its schedule once; Megatron itself wraps the result there for CUDA
+    graphs.
+    """
+    original = training.get_forward_backward_func
+
+    @functools.wraps(original)
+    def get_forward_backward_func(*args: Any, **kwargs: Any) -> ScoreAhead:
+        return ScoreAhead(reference, original(*args, **kwargs))
+
+    training.get_forward_backward_func = get_forward_backward_func
+
+
+def _load_args(original: Any) -> Any:
+    """``--use-checkpoint-args`` also takes the normalisation's epsilon and the logical vocabulary, and pads the
+    vocabulary anew: the padding of the saved run belongs to its tensor-parallel size."""
+
+    @functools.wraps(original)
+    def call(args: Any, *rest: Any, **kwargs: Any) -> Any:
+        given = args.padded_vocab_size
+        result = original(args, *rest, **kwargs)
+        if not isinstance(result, tuple):
+            return result
+        saved = result[1]
+        for name in EXTRA_CHECKPOINT_ARGS:
+            if getattr(saved, name, None) is not None:
+                setattr(args, name, getattr(saved, name))
+        args.remit_vocab_size = getattr(saved, "remit_vocab_size", None)
+        if given is None and args.remit_vocab_size is not None:
+            args.padded_vocab_size = calculate_padded_vocab_size(
+                args.remit_vocab_size, args.make_vocab_size_divisible_by, args.tensor_model_parallel_size
+            )
+        return result
+
+    return call

@@ -1,0 +1,82 @@
+"""The training program: ``torchrun -m megatron_remit.pretrain <Megatron flags> --objective remit --reference-load DIR``.
+
+Megatron's own loop trains. This file only puts its parts together: arguments, datasets, the forward step, and the
+reference that scores ahead of each step.
+"""
+
+import argparse
+from functools import partial
+
+from torch.nn import Module
+
+from megatron_remit import host
+from megatron_remit.errors import UserError, cli
+
+
+def main() -> None:
+    """Run training as the command line says. Raises UserError on bad input before the first step."""
+    # Before Megatron's modules bind names of torch.cuda at their import.
+    host.install()
+    from megatron.core.enums import ModelType
+    from megatron.training import pretrain
+    from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+    from megatron.training.arguments import parse_and_validate_args
+
+    from megatron_remit import patches
+    from megatron_remit.arguments import add_remit_arguments, check_arguments
+    from megatron_remit.data import check_corpora, train_valid_test_datasets
+    from megatron_remit.forward import forward_step
+
+    patches.apply()
+    args = parse_and_validate_args(extra_args_provider=add_remit_arguments)
+    check_arguments(args)
+    set_vocabulary(args)
+    check_corpora(args, args.remit_vocab_size)
+    config = gpt_config_from_args(args)
+    if args.objective != "ntp" and not args.skip_train:
+        from megatron_remit.reference.checkpoint import reference_arguments
+
+        config.post_wrap_hooks.append(partial(_add_reference, reference_arguments(args)))
+    pretrain(
+        pretrain_cfg_container_from_args(args, config),
+        train_valid_test_datasets,
+        ModelType.encoder_or_decoder,
+        forward_step,
+    )
+
+
+def set_vocabulary(args: argparse.Namespace) -> None:
+    """Fix the run's logical vocabulary and its tokenizer's fingerprint in ``args`` (and so in its checkpoints).
+
+    The logical vocabulary is the model's own number of rows where a checkpoint states it (a Hugging Face embedding can
+    have more rows than its tokenizer has tokens), else the tokenizer's.
+
+    Raises:
+        UserError: the tokenizer has more tokens than the checkpoint has rows.
+    """
+    from megatron.training import get_tokenizer
+
+    from megatron_remit.tokenizer import megatron_fingerprint
+
+    tokenizer = get_tokenizer()
+    if args.remit_vocab_size is None:
+        args.remit_vocab_size = tokenizer.vocab_size
+    if tokenizer.vocab_size > args.remit_vocab_size:
+        raise UserError(
+            f"--tokenizer-model {args.tokenizer_model} has {tokenizer.vocab_size} tokens, but the checkpoint in "
+            f"--load {args.load} has {args.remit_vocab_size} embedding rows; use the tokenizer of that checkpoint"
+        )
+    args.remit_tokenizer_fingerprint = megatron_fingerprint(tokenizer)
+
+
+def _add_reference(reference_args: argparse.Namespace, policy: list[Module]) -> list[Module]:
+    """Post-wrap hook of the policy's model config: the first moment at which the process groups stand."""
+    from megatron_remit import patches
+    from megatron_remit.reference.model import build_reference
+
+    patches.score_ahead_with(build_reference(reference_args))
+    return policy
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,107 @@
+"""Which reference checkpoint a run reads, and whether it fits: everything here runs before the model is built."""
+
+import argparse
+import copy
+import pickle
+from pathlib import Path
+
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.training import checkpointing
+
+from megatron_remit.errors import UserError
+from megatron_remit.tokenizer import folder_fingerprint
+
+# Arguments that load_args_from_checkpoint takes from the checkpoint only where they are unset.
+_SHAPE_IF_UNSET = (
+    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels", "max_position_embeddings",
+    "padded_vocab_size", "remit_vocab_size",
+)
+
+
+def checkpoint_folder(root: Path) -> Path:
+    """The iteration's folder that ``root``'s tracker file names (Megatron's checkpoint layout).
+
+    Raises:
+        UserError: ``root`` is no checkpoint, or one whose writing did not end.
+    """
+    advice = "give --reference-load a finished torch_dist checkpoint (tools/import_hf.py or a training run writes one)"
+    tracker = root / "latest_checkpointed_iteration.txt"
+    if not tracker.is_file():
+        found = "no such folder" if not root.exists() else f"it has no {tracker.name}"
+        raise UserError(f"{root}: {found}; {advice}")
+    name = tracker.read_text().strip()
+    if name != "release" and not name.isdigit():
+        raise UserError(f"{tracker}: found {name!r}, expected an iteration number or 'release'")
+    folder = root / (name if name == "release" else f"iter_{int(name):07d}")
+    for required in ("metadata.json", ".metadata"):
+        if not (folder / required).is_file():
+            raise UserError(f"{folder}: {required} is missing, so the checkpoint is not whole; {advice}")
+    _check_shards(folder, advice)
+    return folder
+
+
+def _check_shards(folder: Path, advice: str) -> None:
+    """Every byte range that the checkpoint's index names must lie inside its shard file."""
+    try:
+        index = pickle.loads((folder / ".metadata").read_bytes())
+    except Exception as error:
+        raise UserError(f"{folder / '.metadata'} cannot be read ({error}); {advice}") from error
+    ends: dict[str, int] = {}
+    for storage in index.storage_data.values():
+        ends[storage.relative_path] = max(ends.get(storage.relative_path, 0), storage.offset + storage.length)
+    for name, end in ends.items():
+        shard = folder / name
+        if not shard.is_file():
+            raise UserError(f"{shard} is missing, although the checkpoint's index names it; {advice}")
+        if shard.stat().st_size < end:
+            raise UserError(f"{shard} has {shard.stat().st_size} bytes, the index expects {end}: cut short; {advice}")
+
+
+def reference_arguments(args: argparse.Namespace) -> argparse.Namespace:
+    """The run's arguments with the reference's own shape, read from its checkpoint. ``args`` stays as it is.
+
+    Raises:
+        UserError: the checkpoint is missing or not whole, or its vocabulary, tokenizer or sequence length does not
+            fit the run.
+    """
+    root = args.reference_load
+    folder = checkpoint_folder(root)
+    try:
+        saved = dist_checkpointing.load_common_state_dict(str(folder)).get("args")
+    except (CheckpointingException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{folder}: its arguments cannot be read ({error}); write the checkpoint again") from error
+    if saved is None:
+        raise UserError(f"{folder} holds no arguments, so the reference's shape is unknown; import it again")
+    own = copy.copy(args)
+    for name in _SHAPE_IF_UNSET:
+        setattr(own, name, None)
+    own.load, own.ckpt_step = str(root), None
+    checkpointing.load_args_from_checkpoint(own)
+    _check_fit(args, own, saved, root)
+    # Neither is trained, so nothing of the policy's regularisation or recomputation applies.
+    own.attention_dropout = own.hidden_dropout = 0.0
+    own.recompute_granularity = None
+    return own
+
+
+def _check_fit(args: argparse.Namespace, own: argparse.Namespace, saved: argparse.Namespace, root: Path) -> None:
+    size = getattr(saved, "remit_vocab_size", None) or getattr(saved, "vocab_size", None)
+    if size is not None and size != args.remit_vocab_size:
+        raise UserError(
+            f"--reference-load {root}: its vocabulary has {size} tokens, the policy's {args.remit_vocab_size}; "
+            "per-token losses can only be compared over one vocabulary: use the RL model of the same tokenizer"
+        )
+    fingerprint = getattr(saved, "remit_tokenizer_fingerprint", None) or folder_fingerprint(root / "hf")
+    if fingerprint and args.remit_tokenizer_fingerprint and fingerprint != args.remit_tokenizer_fingerprint:
+        raise UserError(
+            f"--reference-load {root}: its tokenizer (fingerprint {fingerprint[:12]}) is not the policy's "
+            f"({args.remit_tokenizer_fingerprint[:12]}), although both have {args.remit_vocab_size} tokens; "
+            "use the RL model of the same tokenizer"
+        )
+    length = own.max_position_embeddings
+    if length is not None and length < args.seq_length:
+        raise UserError(
+            f"--reference-load {root}: it was built for sequences of at most {length} tokens, "
+            f"--seq-length is {args.seq_length}; shorten the run's sequences or use a reference with a longer context"
+        )

@@ -1,0 +1,79 @@
+"""The frozen reference on the policy's own ranks: no optimizer state, no gradient buffers, outside the checkpoints."""
+
+import argparse
+import contextlib
+import random
+from collections.abc import Iterator
+
+import numpy
+import torch
+from megatron.core import dist_checkpointing, mpu, tensor_parallel
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.training import print_rank_0
+from megatron.training.argument_utils import gpt_config_from_args
+from megatron.core.utils import unwrap_model
+from torch.nn import Module
+
+from megatron_remit.errors import UserError
+from megatron_remit.reference.checkpoint import checkpoint_folder
+
+
+def build_reference(reference_args: argparse.Namespace) -> list[Module]:
+    """The reference's model chunks of this pipeline rank, loaded, in ``eval`` mode, without gradients.
+
+    Its config object is its own: Megatron hangs the policy's gradient-synchronisation hooks and timers on the policy's
+    config, and a forward pass of the reference must not reach them. Random states come out as they went in.
+
+    Raises:
+        UserError: the checkpoint lacks a tensor of the model or holds one of another shape.
+    """
+    with _random_state_kept():
+        config = gpt_config_from_args(reference_args)
+        config.transformer.perform_initialization = False
+        config.transformer.timers = None
+        builder = config.get_builder_cls()(config)
+        chunks = builder.build_distributed_models(
+            pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
+            wrap_with_ddp=False,
+            data_parallel_random_init=False,
+        )
+    for chunk in chunks:
+        chunk.eval()
+        chunk.requires_grad_(False)
+    _load(chunks, reference_args)
+    return chunks
+
+
+def _load(chunks: list[Module], reference_args: argparse.Namespace) -> None:
+    folder = str(checkpoint_folder(reference_args.reference_load))
+    print_rank_0(f"> loading the reference from {folder} ...")
+    metadata = dist_checkpointing.load_content_metadata(folder) or {}
+    metadata["dp_cp_group"] = mpu.get_data_parallel_group(with_context_parallel=True)
+    models = unwrap_model(chunks)
+    sharded = {f"model{i}": model.sharded_state_dict(metadata=metadata) for i, model in enumerate(models)}
+    try:
+        loaded = dist_checkpointing.load(sharded, folder)
+    except (CheckpointingException, RuntimeError, KeyError, ValueError, OSError) as error:
+        raise UserError(
+            f"--reference-load {reference_args.reference_load}: its tensors do not fit the model that its own "
+            f"arguments describe ({error}); import the reference again"
+        ) from error
+    for i, model in enumerate(models):
+        model.load_state_dict(loaded[f"model{i}"], strict=True)
+
+
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Restore every random state that Megatron's model code draws from."""
+    tracker = tensor_parallel.get_cuda_rng_tracker()
+    before = (random.getstate(), numpy.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state())
+    tracked = {name: state.clone() for name, state in tracker.get_states().items()}
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        numpy.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+        torch.cuda.set_rng_state(before[3])
+        tracker.set_states(tracked)

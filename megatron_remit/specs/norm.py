@@ -1,0 +1,94 @@
+"""RMSNorm in plain torch, alone and spread over tensor-parallel ranks.
+
+Shapes: S sequence, B micro-batch, H hidden, W the whole projection width, w its part on this rank (W / TP).
+"""
+
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+
+
+class RMSNorm(torch.nn.Module):
+    """``x / rms(x) * weight`` over the last dimension: [.., H] -> [.., H] of x's dtype.
+
+    Computed in fp32, the weight included, and cast once (HF ``Olmo2RMSNorm``; others cast before the weight). Its
+    gradient is partial on each rank under sequence parallelism, so the weight is marked for Megatron's reduction.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size))
+        self.weight.sequence_parallel = config.sequence_parallel
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (wide * scale * self.weight.float()).to(x.dtype)
+
+
+class ShardedNormWeight(torch.nn.Module):
+    """The w entries on this rank of a norm weight [W], saved and loaded as one tensor of W entries at any TP.
+
+    Gradient reduction: each rank owns its entries, so their gradients must not be summed over TP. Megatron's
+    ``finalize_model_grads`` does that to any parameter named q_layernorm or k_layernorm when ``config.qk_layernorm``
+    is set; OLMo-2 keeps that switch off and names these modules q_norm and k_norm, so neither condition holds.
+    The tensor-parallel attribute makes the gradient norm count every rank's entries.
+    """
+
+    def __init__(self, local_width: int, tp_group: torch.distributed.ProcessGroup) -> None:
+        super().__init__()
+        self.tp_group = tp_group
+        self.weight = torch.nn.Parameter(torch.ones(local_width))
+        set_tensor_model_parallel_attributes(self.weight, is_parallel=True, dim=0, stride=1)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> dict[str, Any]:
+        """Megatron's checkpoint protocol: the weight is split along its only axis over the TP group."""
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True),
+            prefix,
+            {"weight": 0},
+            sharded_offsets,
+            tp_group=self.tp_group,
+            dp_cp_group=(metadata or {}).get("dp_cp_group"),
+        )
+
+
+def rms_norm_pair_over_tp(
+    query_SBw: torch.Tensor,
+    key_SBw: torch.Tensor,
+    query_norm: ShardedNormWeight,
+    key_norm: ShardedNormWeight,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """RMSNorm of query and key over their whole projection widths, of which this rank holds a part.
+
+    The two sums of squares travel in one all-reduce of [2, S, B, 1] fp32. Its gradient is an all-reduce too: the
+    scale of every rank's entries depends on every rank's entries (DESIGN 7; HF ``Olmo2Attention.q_norm``).
+    Returns tensors of the shapes and dtype given.
+    """
+    tp_group = query_norm.tp_group
+    tp_size = tp_group.size()
+    wide = [query_SBw.float(), key_SBw.float()]
+    if tp_size == 1:
+        # The single-rank order of operations is that of HF, so that the logits agree to the last bits.
+        means = [x.square().mean(-1, keepdim=True) for x in wide]
+    else:
+        # The mean over W is the mean of the ranks' means, since every rank holds W / TP entries.
+        local_2SB1 = torch.stack([x.square().mean(-1, keepdim=True) for x in wide]) / tp_size
+        summed_2SB1 = reduce_from_tensor_model_parallel_region(local_2SB1, tp_group)
+        means = copy_to_tensor_model_parallel_region(summed_2SB1, tp_group).unbind(0)
+    query, key = (
+        (x * torch.rsqrt(mean + eps) * norm.weight.float()).to(query_SBw.dtype)
+        for x, mean, norm in zip(wide, means, (query_norm, key_norm), strict=True)
+    )
+    return query, key

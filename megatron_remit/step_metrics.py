@@ -1,0 +1,60 @@
+"""What a step reports beside Megatron's own figures: weight spread, throughput, the reference's share of the time."""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from megatron.training import get_args, print_rank_last
+from torch import Tensor
+
+from megatron_remit.reference.score_ahead import clock
+
+
+def with_step_metrics(train_step: Callable[..., tuple]) -> Callable[..., tuple]:
+    """Wrap Megatron's ``train_step``: its first result, the losses of the last stage, gains
+
+    * ``weight std``: standard deviation of the weight over the step's tokens, dimensionless;
+    * ``tokens per second``: tokens of the global batch over the step's wall-clock seconds;
+    * ``reference share``: the part of those seconds that the reference took, in [0, 1] (ReMiT only).
+
+    Megatron then writes them to stdout, TensorBoard and W&B with the losses.
+    """
+
+    @functools.wraps(train_step)
+    def call(*args: Any, **kwargs: Any) -> tuple:
+        start = time.perf_counter()
+        result = train_step(*args, **kwargs)
+        losses = result[0]
+        if losses:
+            # The optimizer has read the gradient norm on the host, so the GPU has ended the step.
+            _add(losses, time.perf_counter() - start)
+        return result
+
+    return call
+
+
+def _add(losses: dict[str, Tensor], seconds: float) -> None:
+    options = get_args()
+    like = losses["lm loss"]
+    square = losses.pop("weight square", None)
+    if square is not None:
+        losses["weight std"] = (square - losses["weight mean"] ** 2).clamp(min=0).sqrt()
+        losses["reference share"] = torch.full_like(like, clock.reference_seconds() / seconds)
+    tokens = options.global_batch_size * options.seq_length
+    losses["tokens per second"] = torch.full_like(like, tokens / seconds)
+
+
+def with_negative_means(training_log: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap Megatron's ``training_log``, whose line on stdout leaves out negative values: print the mean delta then."""
+
+    @functools.wraps(training_log)
+    def call(loss_dict: dict[str, Tensor], total: Any, learning_rate: Any, iteration: int, *rest: Any, **kw: Any) -> Any:
+        result = training_log(loss_dict, total, learning_rate, iteration, *rest, **kw)
+        delta = loss_dict.get("delta mean")
+        if delta is not None and iteration % get_args().log_interval == 0 and delta.item() < 0:
+            print_rank_last(f" iteration {iteration:8d} | delta mean: {delta.item():.6E} |")
+        return result
+
+    return call

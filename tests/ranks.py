@@ -1,0 +1,67 @@
+"""Run a function on several gloo ranks, or the training program under torchrun."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_ranks(world_size, function, *args):
+    """Call ``function(rank, *args)`` in ``world_size`` processes of one gloo group; any failure fails the caller."""
+    torch.multiprocessing.spawn(_rank, (world_size, free_port(), function, args), nprocs=world_size)
+
+
+def _rank(rank, world_size, port, function, args):
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size))
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
+    )
+    try:
+        function(rank, *args)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass
+class Run:
+    """What a run of a program left behind."""
+
+    returncode: int
+    output: str
+
+    def series(self, name):
+        """The values of one logged figure, one for each iteration."""
+        pattern = re.compile(rf"iteration +\d+/.*\| {re.escape(name)}: ([-+.\dEe]+|nan|inf) \|")
+        return [float(match[1]) for match in pattern.finditer(self.output)]
+
+
+def pretrain(ranks, *flags, cwd=None, check=True, timeout=420):
+    """``torchrun -m megatron_remit.pretrain`` with ``ranks`` processes of one thread each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+               "-m", "megatron_remit.pretrain", *map(str, flags)]
+    run = run_command(command, cwd=cwd, timeout=timeout)
+    if check:
+        assert run.returncode == 0, run.output[-6000:]
+    return run
+
+
+def run_command(command, cwd=None, timeout=420):
+    """Run a program with one thread, its standard output and error in one text."""
+    environment = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
+    done = subprocess.run([str(part) for part in command], cwd=cwd or ROOT, env=environment, timeout=timeout,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return Run(done.returncode, done.stdout)

@@ -1,0 +1,36 @@
+"""RMSNorm is HF's Olmo2RMSNorm to the last bit, and carries the mark that sequence parallelism needs."""
+
+import pytest
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
+
+from megatron_remit.specs.norm import RMSNorm
+
+
+def _config(**overrides):
+    return TransformerConfig(num_layers=1, hidden_size=48, num_attention_heads=2, **overrides)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_forward_and_gradients_are_bit_equal_to_transformers(dtype):
+    torch.manual_seed(0)
+    ours, theirs = RMSNorm(_config(), 48, 1e-5).to(dtype), Olmo2RMSNorm(48, 1e-5).to(dtype)
+    weight = torch.rand(48).to(dtype) + 0.5
+    x = torch.randn(7, 3, 48, dtype=dtype)
+    results = []
+    for norm in (ours, theirs):
+        with torch.no_grad():
+            norm.weight.copy_(weight)
+        leaf = x.clone().requires_grad_()
+        output = norm(leaf)
+        (output.float() ** 3).sum().backward()
+        results.append((output, leaf.grad, norm.weight.grad))
+    for mine, truth in zip(*results, strict=True):
+        assert mine.dtype == truth.dtype and torch.equal(mine, truth)
+
+
+def test_weight_is_marked_for_sequence_parallel_reduction():
+    parallel = _config(tensor_model_parallel_size=2, sequence_parallel=True)
+    assert RMSNorm(parallel, 48, 1e-5).weight.sequence_parallel is True
+    assert RMSNorm(_config(), 48, 1e-5).weight.sequence_parallel is False
