@@ -40,6 +40,10 @@ def install() -> None:
     if _installed or has_cuda():
         return
     _installed = True
+    # Megatron warms up its torch.compile'd fusions at start; on a CPU that compiles C++ for seconds and gains nothing.
+    os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+    # Megatron insists on it for tensor parallelism, where it orders kernels on a GPU.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     for name in _METHODS:

@@ -36,7 +36,7 @@ def ntp_loss(mask_BS: Tensor, nll_BS: Tensor) -> LossResult:
 def remit_loss(mask_BS: Tensor, reference_nll_BS: Tensor, nll_BS: Tensor) -> LossResult:
     """ReMiT (equation 6): the sum of ``w_t * NLL_t`` over unmasked tokens, with the unweighted NTP loss beside it.
 
-    The report adds the weight's first two moments; :mod:`megatron_remit.report.metrics` turns them into its standard
+    The report adds the weight's first two moments; :mod:`megatron_remit.step_metrics` turns them into its standard
     deviation after the reduction over ranks.
     """
     args = get_args()

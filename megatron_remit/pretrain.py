@@ -1,4 +1,4 @@
-"""The training program: ``torchrun -m megatron_remit.pretrain <Megatron flags> --objective remit --reference-load DIR``.
+"""The program: ``torchrun -m megatron_remit.pretrain <Megatron flags> --objective remit --reference-load DIR``.
 
 Megatron's own loop trains. This file only puts its parts together: arguments, datasets, the forward step, and the
 reference that scores ahead of each step.

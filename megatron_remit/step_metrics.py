@@ -50,8 +50,8 @@ def with_negative_means(training_log: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap Megatron's ``training_log``, whose line on stdout leaves out negative values: print the mean delta then."""
 
     @functools.wraps(training_log)
-    def call(loss_dict: dict[str, Tensor], total: Any, learning_rate: Any, iteration: int, *rest: Any, **kw: Any) -> Any:
-        result = training_log(loss_dict, total, learning_rate, iteration, *rest, **kw)
+    def call(loss_dict: dict[str, Tensor], total: Any, rate: Any, iteration: int, *rest: Any, **kwargs: Any) -> Any:
+        result = training_log(loss_dict, total, rate, iteration, *rest, **kwargs)
         delta = loss_dict.get("delta mean")
         if delta is not None and iteration % get_args().log_interval == 0 and delta.item() < 0:
             print_rank_last(f" iteration {iteration:8d} | delta mean: {delta.item():.6E} |")

@@ -20,7 +20,8 @@ def run_ranks(world_size, function, *args):
 
 def _rank(rank, world_size, port, function, args):
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size))
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    os.environ.update(WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size))
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
     )
@@ -43,6 +44,13 @@ class Run:
     returncode: int
     output: str
 
+    def failure(self):
+        """The first traceback, or the end of the output."""
+        lines = self.output.splitlines()
+        starts = [number for number, line in enumerate(lines) if "Traceback" in line or "error: " in line]
+        first = starts[0] if starts else -40
+        return "\n".join(lines[first : first + 60] if starts else lines[first:])
+
     def series(self, name):
         """The values of one logged figure, one for each iteration."""
         pattern = re.compile(rf"iteration +\d+/.*\| {re.escape(name)}: ([-+.\dEe]+|nan|inf) \|")
@@ -51,17 +59,18 @@ class Run:
 
 def pretrain(ranks, *flags, cwd=None, check=True, timeout=420):
     """``torchrun -m megatron_remit.pretrain`` with ``ranks`` processes of one thread each."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+    command = ["python", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
                "-m", "megatron_remit.pretrain", *map(str, flags)]
     run = run_command(command, cwd=cwd, timeout=timeout)
     if check:
-        assert run.returncode == 0, run.output[-6000:]
+        assert run.returncode == 0, run.failure()
     return run
 
 
 def run_command(command, cwd=None, timeout=420):
     """Run a program with one thread, its standard output and error in one text."""
     environment = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
-    done = subprocess.run([str(part) for part in command], cwd=cwd or ROOT, env=environment, timeout=timeout,
+    words = [sys.executable if part == "python" else str(part) for part in command]
+    done = subprocess.run(words, cwd=cwd or ROOT, env=environment, timeout=timeout,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return Run(done.returncode, done.stdout)

@@ -10,9 +10,9 @@ import torch
 from megatron.core import dist_checkpointing, mpu, tensor_parallel
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.utils import unwrap_model
 from megatron.training import print_rank_0
 from megatron.training.argument_utils import gpt_config_from_args
-from megatron.core.utils import unwrap_model
 from torch.nn import Module
 
 from megatron_remit.errors import UserError

@@ -38,8 +38,8 @@ class ScoreAhead:
 
     def __call__(self, *, data_iterator: Any, forward_only: bool, **kwargs: Any) -> list[dict[str, Tensor]]:
         """Megatron's schedule signature; returns what the policy's schedule returns."""
-        if forward_only:
-            return self._schedule(data_iterator=data_iterator, forward_only=True, **kwargs)
+        if forward_only or get_args().objective == "ntp":
+            return self._schedule(data_iterator=data_iterator, forward_only=forward_only, **kwargs)
         chunked = isinstance(data_iterator, list)
         iterators = data_iterator if chunked else [data_iterator]
         clock.start_reference()

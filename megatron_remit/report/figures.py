@@ -17,7 +17,7 @@ from megatron_remit.report.score import ScoredText
 MINUS = "\N{MINUS SIGN}"
 COLOURS = {
     "base": "#777777",
-    "mid": "#777777",
+    "mid": "#CC79A7",
     "rl_reference": "#009E73",
     "ntp": "#222222",
     "remit": "#D55E00",
@@ -112,7 +112,7 @@ def difference_figure(curves: dict[str, Curves]) -> str:
             ax.plot(tokens, gap, color=COLOURS[arm], alpha=0.22, linewidth=0.8)
             ax.plot(tokens, smooth(gap), DASHES[arm], color=COLOURS[arm], linewidth=2, label=ARM_NAMES[arm])
         ax.axhline(0, color="#222222", linewidth=1)
-        _finish(ax, f"loss {MINUS} NTP loss on the same tokens, nats/token")
+        _finish(ax, f"loss {MINUS} NTP loss, nats/token")
     return svg[0]
 
 
@@ -121,7 +121,9 @@ def weight_figure(curves: dict[str, Curves], epsilon: float | None) -> str:
     with _figure("weights") as (_, (ax,), svg):
         for arm in CURVE_ARMS[1:]:
             mean, std = (smooth(curves[arm].series[tag]) for tag in ("weight mean", "weight std"))
-            ax.fill_between(curves[arm].tokens, mean - std, mean + std, color=COLOURS[arm], alpha=0.16, linewidth=0)
+            ax.fill_between(curves[arm].tokens, mean - std, mean + std, color=COLOURS[arm], alpha=0.13, linewidth=0)
+            for edge in (mean - std, mean + std):
+                ax.plot(curves[arm].tokens, edge, DASHES[arm], color=COLOURS[arm], linewidth=0.8)
             ax.plot(curves[arm].tokens, mean, DASHES[arm], color=COLOURS[arm], linewidth=2, label=ARM_NAMES[arm])
         for bound in (1 - epsilon, 1 + epsilon) if epsilon is not None else ():
             ax.axhline(bound, color="#666666", linewidth=1, linestyle=":")
@@ -159,6 +161,10 @@ def gradient_figure(curves: dict[str, Curves]) -> str:
         for arm in CURVE_ARMS:
             _curve(ax, curves[arm], "grad-norm", arm)
         ax.set_yscale("log")
+        # Often less than a decade is shown: ticks at 1, 2, 5 have labels then, where whole decades would leave none.
+        ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         _finish(ax, "gradient norm (log scale)")
     return svg[0]
 

@@ -34,12 +34,13 @@ def heatmap(texts: list[ScoredText], full: float, threshold: float) -> str:
     return "\n".join(blocks)
 
 
-def legend(full: float) -> str:
-    """The colour scale, as an element with its end values."""
+def legend(full: float, threshold: float) -> str:
+    """The colour scale with its end values, and the underline that marks margins below ``-threshold`` nats."""
     stops = ", ".join(colour(full * i / 4, full) for i in range(5))
     return (
         f'<span class="scale">≤ 0<span class="bar" style="background:linear-gradient(to right, {stops})"></span>'
-        f'≥ {full:g} nats</span><span class="scale"><span class="worse">token</span> base clearly better</span>'
+        f'≥ {full:g} nats</span><span class="scale"><span class="worse">token</span> base better by more than '
+        f"{threshold:.2f} nats</span>"
     )
 
 

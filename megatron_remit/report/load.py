@@ -52,6 +52,7 @@ class Curves:
 
     tokens: np.ndarray
     series: dict[str, np.ndarray]
+    first_step: int
 
     def seconds(self) -> float:
         """Seconds of the logged steps (start-up and checkpoints not counted), from their tokens per second."""
@@ -191,7 +192,9 @@ def _curves(folder: Path, sequence_length: int) -> Curves:
         for tag, values in scalars.items()
         if not tag.endswith("vs samples")
     }
-    return Curves(np.array(samples, dtype=np.int64) * sequence_length, series)
+    if not np.isfinite(series[LOSS]).any():
+        raise UserError(f"{folder}: {LOSS!r} is not a number at any step: training diverged; lower the learning rate")
+    return Curves(np.array(samples, dtype=np.int64) * sequence_length, series, steps[0])
 
 
 def _heldout(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 from megatron_remit.report import figures
 from megatron_remit.report.heatmap import choose, heatmap, legend, scale
 from megatron_remit.report.load import ARM_NAMES, CURVE_ARMS, Run
-from megatron_remit.report.reading import reading
+from megatron_remit.report.reading import reading, same_start
 from megatron_remit.report.score import ScoredText
 
 MISSING = "&ndash;"
@@ -22,13 +22,14 @@ def page(run: Run, texts: list[ScoredText], results: dict[str, Any]) -> str:
     files = resources.files("megatron_remit.report")
     shown = choose(texts)
     full = scale(texts)
-    threshold = figures.clip_threshold(run.epsilon) if run.epsilon else 0.5
+    threshold = figures.clip_threshold(run.epsilon) if run.epsilon and run.epsilon < 1 else 0.5
     return Template((files / "page.html").read_text(encoding="utf-8")).substitute(
         style=(files / "page.css").read_text(encoding="utf-8"),
         meta=_meta(run, results),
         reading=reading(run),
         accuracy_table=accuracy_table(run, results),
         accuracy_figure=figures.accuracy_figure(run),
+        same_start=same_start(run),
         loss_figure=figures.loss_figure(run.curves),
         difference_figure=figures.difference_figure(run.curves),
         weight_figure=figures.weight_figure(run.curves, run.epsilon),
@@ -38,8 +39,8 @@ def page(run: Run, texts: list[ScoredText], results: dict[str, Any]) -> str:
         delta_figure=figures.delta_figure(texts, run.epsilon),
         delta_note=_delta_note(results["delta"], run.epsilon),
         heatmap=heatmap(shown, full, threshold),
-        heatmap_note=f"These texts come first in the file ({_per_task(shown)}); none was picked by its result.",
-        legend=legend(full),
+        heatmap_note=f"The texts come first in the file ({_per_task(shown)}); none was picked by its result.",
+        legend=legend(full, threshold),
         timing_table=_pairs({stage: duration(seconds) for stage, seconds in run.timings.items()}
                             | {"all stages": duration(sum(run.timings.values()))}),
         settings_table=_pairs(flatten(run.settings)),
@@ -51,10 +52,11 @@ def accuracy_table(run: Run, results: dict[str, Any]) -> str:
     """One row an arm, one column a task, and what its mid-training took."""
     sizes = {task: sorted({scores[task].n for scores in run.scores.values()}) for task in run.tasks}
     head = "".join(
-        f'<th class="n">{escape(task.replace("_", "-"))}, %<br><small>n = {" / ".join(map(str, sizes[task]))}</small></th>'
+        f'<th class="n task-head">{escape(task.replace("_", "-"))}<br>'
+        f"<small>%, n = {' / '.join(map(str, sizes[task]))}</small></th>"
         for task in run.tasks
     )
-    columns = ("mid-training tokens", "seconds", "tokens/s", "reference share of a step", "evaluation, s")
+    columns = ("mid-training tokens", "seconds", "tokens/s", "reference share of a step", "evaluation seconds")
     head += "".join(f'<th class="n">{column}</th>' for column in columns)
     rows = []
     for arm in run.scores:
@@ -98,7 +100,7 @@ def duration(seconds: float) -> str:
 def _meta(run: Run, results: dict[str, Any]) -> str:
     host = results["machine"]
     when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    commit = results["versions"]["git commit"] or "not in a git repository"
+    commit = results["versions"]["git commit"] or "unknown"
     tokens = ", ".join(f"{ARM_NAMES[arm]} {run.curves[arm].tokens[-1]:,}" for arm in CURVE_ARMS)
     return escape(
         f"{when} · {host['device']} ({host['processor']}, {host['cores']} cores) · commit {commit} · "

@@ -6,11 +6,12 @@ from html import escape
 import numpy as np
 
 from megatron_remit.report.figures import smooth
-from megatron_remit.report.load import LOSS, Run
+from megatron_remit.report.load import CURVE_ARMS, LOSS, Run
 
-MINUS = "&minus;"
 # Differences below two standard errors are not told apart from zero.
 DISTINCT = 2.0
+# Nats. Equal models on equal tokens agree far better than this, in bf16 and in any parallel layout.
+SAME_LOSS = 1e-3
 
 
 def gain(run: Run, arm: str, than: str, task: str) -> tuple[float, float]:
@@ -26,7 +27,8 @@ def gain(run: Run, arm: str, than: str, task: str) -> tuple[float, float]:
 def tokens_to_reach_ntp(run: Run, arm: str) -> int | None:
     """Tokens after which the averaged loss of ``arm`` stays at or below the final one of NTP, None if it does not."""
     target = smooth(run.curves["ntp"].series[LOSS])[-1]
-    above = np.flatnonzero(smooth(run.curves[arm].series[LOSS]) > target)
+    # Written so that a loss that is not a number counts as not reached.
+    above = np.flatnonzero(~(smooth(run.curves[arm].series[LOSS]) <= target))
     first = above[-1] + 1 if above.size else 0
     tokens = run.curves[arm].tokens
     return int(tokens[first]) if first < len(tokens) else None
@@ -37,23 +39,34 @@ def reading(run: Run) -> str:
     return "\n".join(f"<p>{text}</p>" for text in (_accuracies(run), _losses(run), _limits(run)))
 
 
+def same_start(run: Run) -> str:
+    """Whether the arms began with the same model on the same batch: their unweighted losses at the first step tell."""
+    first = [float(run.curves[arm].series[LOSS][0]) for arm in CURVE_ARMS]
+    if any(run.curves[arm].first_step != 1 for arm in CURVE_ARMS):
+        return "The logs do not begin at step 1, so that the arms started alike could not be checked from their losses."
+    apart = max(first) - min(first)
+    if apart <= SAME_LOSS:
+        return (
+            f"NTP and both ReMiT arms have the same unweighted loss at the first step ({first[0]:.4f} nats), as they "
+            "must when they start from one base model and read the same tokens in the same order."
+        )
+    return (
+        f"<b>The arms do not compare:</b> their unweighted losses at the first logged step differ by {apart:.4f} nats, "
+        "so they did not start from the same model on the same tokens."
+    )
+
+
 def _accuracies(run: Run) -> str:
     parts = []
     for task in run.tasks:
         name = escape(task.replace("_", "-"))
         remit, remit_error = gain(run, "remit", "ntp", task)
-        control, _ = gain(run, "remit_nonrl", "ntp", task)
+        control = gain(run, "remit_nonrl", "ntp", task)[0]
         between, between_error = gain(run, "remit", "remit_nonrl", task)
-        text = (
-            f"On {name} problems ReMiT ends {_signed(remit)} ± {remit_error:.1f} points from NTP on the same tokens"
-            f"{_told(remit, remit_error)}; with a reference that saw no RL the same weights give {_signed(control)}"
-        )
-        if remit > DISTINCT * remit_error and control > 0:
-            text += f", which is {100 * control / remit:.0f} % of that gain"
-        text += (
-            f". RL reference against non-RL reference: {_signed(between)} ± {between_error:.1f} points"
-            f"{_told(between, between_error)}."
-        )
+        text = f"On {name} problems ReMiT ends {_apart(remit, remit_error, 'NTP on the same tokens')}"
+        if control > 0 and remit > DISTINCT * remit_error:
+            text += f"; with a reference that saw no RL the same objective gives {100 * control / remit:.0f} % of that"
+        text += f". It ends {_apart(between, between_error, 'the run with the non-RL reference')}."
         parts.append(text)
     return "<b>Accuracy.</b> " + " ".join(parts)
 
@@ -84,17 +97,16 @@ def _limits(run: Run) -> str:
     return (
         "<b>What this can and cannot show.</b> It shows that every stage works, from corpus to verified answers. It is "
         "<b>one seed</b>: the ± above covers which problems were drawn, not other training runs. At this size learning "
-        "is a sharp phase transition; the weights make it come earlier, so the gap depends on where training is "
-        "stopped, and in the prototype of this flywheel a third more NTP tokens caught up, and NTP alone varied by 14 "
-        "points over three seeds. Most of the effect came there from any better model of the same data rather than "
-        f"from RL{more}. Nothing here says what a 1B model would gain: that takes several seeds, whole curves, and the "
+        "is a sharp phase transition, so a gap depends on where training is stopped. In the prototype of this flywheel "
+        "(three seeds) the weights made the transition come earlier and a third more NTP tokens caught up; NTP alone "
+        "varied by 14 points between seeds; most of the effect came from any better model of the same data, not from "
+        f"RL{more}. Nothing here says what a 1B model would gain: that takes several seeds, whole curves, and the "
         "controls (non-RL reference, permuted weights, NTP at equal compute)."
     )
 
 
-def _signed(points: float) -> str:
-    return f"{'+' if points >= 0 else MINUS}{abs(points):.1f}"
-
-
-def _told(points: float, error: float) -> str:
-    return "" if abs(points) > DISTINCT * error else " (not told apart from 0)"
+def _apart(points: float, error: float, other: str) -> str:
+    if abs(points) <= DISTINCT * error:
+        sign = "+" if points >= 0 else "&minus;"
+        return f"level with {other} ({sign}{abs(points):.1f} ± {error:.1f} points: not told apart from 0)"
+    return f"{abs(points):.1f} ± {error:.1f} points {'above' if points > 0 else 'below'} {other}"

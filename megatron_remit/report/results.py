@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_remit.report.figures import clip_threshold
+from megatron_remit.report.figures import clip_threshold, smooth
 from megatron_remit.report.load import ARM_NAMES, LOSS, Run
 from megatron_remit.report.reading import tokens_to_reach_ntp
 from megatron_remit.report.score import ScoredText
@@ -76,9 +76,10 @@ def _arm(run: Run, arm: str) -> dict[str, Any]:
     }
     if arm in run.curves:
         curves = run.curves[arm]
+        last = smooth(curves.series[LOSS])[-1]
         content["mid_training"] |= {
             "steps": len(curves.tokens),
-            "final_loss": float(np.nanmean(curves.series[LOSS][-max(1, len(curves.tokens) // 30) :])),
+            "final_loss": float(last) if np.isfinite(last) else None,
             "tokens_per_second_median": curves.median("tokens per second"),
             "reference_share_median": curves.median("reference share"),
         }

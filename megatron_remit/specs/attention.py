@@ -25,7 +25,8 @@ _NEEDED = (
 class SDPACoreAttention(MegatronModule):
     """Drop-in for Megatron's ``DotProductAttention``: query [S, B, N, D], key and value [S, B, G, D] -> [S, B, N*D].
 
-    The causal mask is implied by the mask type, as in ``TEDotProductAttention``: the mask tensor is not read.
+    ``attention_mask`` [B or 1, 1, S, S] (True = hidden; it includes causality) is needed only for document masks
+    (--reset-attention-mask); without it the mask type decides, and torch's causal kernel runs.
     Raises :class:`UserError` for attention dropout, context parallelism and the other features it does not have.
     """
 
@@ -65,12 +66,13 @@ class SDPACoreAttention(MegatronModule):
         mask_type = attn_mask_type or self.attn_mask_type
         if mask_type not in (AttnMaskType.causal, AttnMaskType.no_mask):
             raise UserError(f"the local attention is causal or unmasked, not {mask_type.name}: use Transformer Engine")
+        # A CPU without bf16 instructions runs torch's bf16 attention about five times slower than its fp32 one.
+        compute_dtype = query.dtype if query.is_cuda else torch.promote_types(query.dtype, torch.float32)
         context_BNSD = torch.nn.functional.scaled_dot_product_attention(
-            query.permute(1, 2, 0, 3),
-            key.permute(1, 2, 0, 3),
-            value.permute(1, 2, 0, 3),
-            is_causal=mask_type == AttnMaskType.causal,
+            *(x.to(compute_dtype).permute(1, 2, 0, 3) for x in (query, key, value)),
+            attn_mask=None if attention_mask is None else ~attention_mask,
+            is_causal=attention_mask is None and mask_type == AttnMaskType.causal,
             scale=self.softmax_scale,
             enable_gqa=query.size(2) != key.size(2),
         )
-        return context_BNSD.permute(2, 0, 1, 3).reshape(*query.shape[:2], -1)
+        return context_BNSD.permute(2, 0, 1, 3).reshape(*query.shape[:2], -1).to(query.dtype)

@@ -6,6 +6,7 @@ Shapes: S sequence, B micro-batch, H hidden, W the whole projection width, w its
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
@@ -13,6 +14,7 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+from megatron.core.utils import get_tensor_model_parallel_group_if_none
 
 
 class RMSNorm(torch.nn.Module):
@@ -32,6 +34,17 @@ class RMSNorm(torch.nn.Module):
         wide = x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (wide * scale * self.weight.float()).to(x.dtype)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> dict[str, Any]:
+        """Megatron's checkpoint protocol: one copy for all ranks of the TP group.
+
+        Spelled out because ``MLP.sharded_state_dict`` asks its children without naming the TP group, and Megatron's
+        default then takes every TP rank for the owner.
+        """
+        tp_group = get_tensor_model_parallel_group_if_none(None)
+        return _sharded(self, {}, tp_group, prefix, sharded_offsets, metadata)
 
 
 class ShardedNormWeight(torch.nn.Module):
@@ -53,14 +66,24 @@ class ShardedNormWeight(torch.nn.Module):
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
     ) -> dict[str, Any]:
         """Megatron's checkpoint protocol: the weight is split along its only axis over the TP group."""
-        return make_sharded_tensors_for_checkpoint(
-            self.state_dict(prefix="", keep_vars=True),
-            prefix,
-            {"weight": 0},
-            sharded_offsets,
-            tp_group=self.tp_group,
-            dp_cp_group=(metadata or {}).get("dp_cp_group"),
-        )
+        return _sharded(self, {"weight": 0}, self.tp_group, prefix, sharded_offsets, metadata)
+
+
+def _sharded(
+    module: torch.nn.Module,
+    tp_axes: dict[str, int],
+    tp_group: torch.distributed.ProcessGroup,
+    prefix: str,
+    sharded_offsets: tuple,
+    metadata: dict | None,
+) -> dict[str, Any]:
+    dp_cp_group = (metadata or {}).get("dp_cp_group")
+    if dp_cp_group is None:
+        dp_cp_group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    state = module.state_dict(prefix="", keep_vars=True)
+    return make_sharded_tensors_for_checkpoint(
+        state, prefix, tp_axes, sharded_offsets, tp_group=tp_group, dp_cp_group=dp_cp_group
+    )
 
 
 def rms_norm_pair_over_tp(

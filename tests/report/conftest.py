@@ -3,9 +3,9 @@
 import shutil
 
 import pytest
-from synthetic import make_run
 
 from megatron_remit.report.build import build_report
+from tests.report.synthetic import make_run
 
 
 @pytest.fixture(scope="session")

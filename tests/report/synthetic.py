@@ -80,9 +80,10 @@ def write_log(folder: Path, arm: str, steps: int, transition: float) -> None:
         own_noise = random.Random(arm)
         for step in range(1, steps + 1):
             done = step / steps
-            fall = 1 / (1 + math.exp(-18 * (done - transition)))
+            fall = (step > 1) / (1 + math.exp(-18 * (done - transition)))
             loss = 1.9 * math.exp(-60 * done) + 1.35 - 0.1 * done - 0.25 * fall + batch_noise.gauss(0, 0.05)
-            loss += own_noise.gauss(0, 0.004)
+            if step > 1:  # before the first update all arms are the same model
+                loss += own_noise.gauss(0, 0.004)
             values = {
                 "lm loss": loss,
                 "grad-norm": math.exp(own_noise.gauss(-0.3 - 0.5 * done, 0.2)),

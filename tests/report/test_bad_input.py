@@ -4,10 +4,11 @@ import json
 import shutil
 
 import pytest
-from synthetic import write_log
+from torch.utils.tensorboard import SummaryWriter
 
 from megatron_remit.errors import UserError
 from megatron_remit.report.build import build_report
+from tests.report.synthetic import write_log
 
 
 def refused(folder, *words):
@@ -75,6 +76,14 @@ def test_ntp_log_in_the_place_of_remit(broken):
     shutil.rmtree(broken / "tb" / "remit")
     write_log(broken / "tb" / "remit", "ntp", 10, 0.5)
     refused(broken, "tb/remit", "--objective remit")
+
+
+def test_diverged_run(broken):
+    shutil.rmtree(broken / "tb" / "ntp")
+    with SummaryWriter(str(broken / "tb" / "ntp")) as writer:
+        for tag in ("lm loss", "lm loss vs samples", "grad-norm", "tokens per second"):
+            writer.add_scalar(tag, float("nan"), 1)
+    refused(broken, "tb/ntp", "diverged")
 
 
 def test_broken_heldout_line_is_named(broken):

@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from synthetic import ACCURACY, BATCH, SEQUENCE, make_run, write_log
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_remit.report.build import build_report
 from megatron_remit.report.figures import clip_threshold, smooth
 from megatron_remit.report.heatmap import colour
 from megatron_remit.report.load import ARM_NAMES, Score, load_run
-from megatron_remit.report.reading import tokens_to_reach_ntp
+from megatron_remit.report.reading import reading, same_start, tokens_to_reach_ntp
+from megatron_remit.report.score import spread
+from tests.report.synthetic import ACCURACY, BATCH, SEQUENCE, make_run, write_log
 
 TOOL = Path(__file__).parents[2] / "tools" / "report.py"
 
@@ -181,11 +182,10 @@ def test_heatmap_tokens_spell_the_text(run_dir, html):
     assert re.sub(r"<[^>]*>", "", block).replace("↵", "") == text
 
 
-def test_report_is_the_same_when_built_again(run_dir, html, tmp_path):
-    again = build_report(run_dir, tmp_path / "again.html").read_text(encoding="utf-8")
-    clock = re.compile(r'<p class="meta">[^·]*·')
-    assert clock.sub("", again) == clock.sub("", html)
-    assert [path.name for path in tmp_path.iterdir()] == ["again.html"]  # no temporary file stays
+def test_scored_texts_are_spread_over_the_file():
+    rows = [{"text": str(i)} for i in range(10)]
+    assert [row["text"] for row in spread(rows, 5)] == ["0", "2", "4", "6", "8"]
+    assert spread(rows, 99) == rows
 
 
 def test_texts_with_markup_and_other_scripts_are_escaped(broken):
@@ -197,16 +197,12 @@ def test_texts_with_markup_and_other_scripts_are_escaped(broken):
     assert "東" in block and "€" in block
 
 
-def test_mid_arm_is_optional(broken):
+def test_mid_arm_is_optional_and_so_is_clipping(broken):
     (broken / "eval" / "mid.json").unlink()
-    html = build_report(broken).read_text(encoding="utf-8")
-    assert 'id="arm-mid"' not in html and 'id="arm-remit"' in html
-
-
-def test_no_clipping_is_reported_without_thresholds(broken):
     settings = json.loads((broken / "settings.json").read_text())
     (broken / "settings.json").write_text(json.dumps(settings | {"epsilon": None}))
-    build_report(broken)
+    html = build_report(broken).read_text(encoding="utf-8")
+    assert 'id="arm-mid"' not in html and 'id="arm-remit"' in html
     assert "clip_threshold" not in json.loads((broken / "results.json").read_text())["delta"]
 
 
@@ -228,6 +224,22 @@ def test_wilson_interval_against_a_published_value():
 def test_tokens_to_reach_the_final_loss_of_ntp(run_dir):
     run = load_run(run_dir)
     assert tokens_to_reach_ntp(run, "remit") < tokens_to_reach_ntp(run, "ntp") == run.curves["ntp"].tokens[-1]
+
+
+def test_arms_that_started_apart_are_called_so(run_dir, html):
+    assert "same unweighted loss at the first step" in html
+    run = load_run(run_dir)
+    run.curves["ntp"].series["lm loss"][0] += 0.01
+    assert "do not compare" in same_start(run) and "0.0100 nats" in same_start(run)
+
+
+def test_reading_claims_no_more_than_two_standard_errors_allow(run_dir, html):
+    assert "44.0 ± 1.9 points above NTP" in html and "one seed" in html
+    run = load_run(run_dir)
+    run.scores["remit"] = run.scores["ntp"]
+    text = reading(run)
+    assert "level with NTP on the same tokens (+0.0 ± 2.2 points: not told apart from 0)" in text
+    assert "points below the run with the non-RL reference" in text
 
 
 def test_smoothing_keeps_constants_and_skips_gaps():
@@ -253,11 +265,13 @@ def command(monkeypatch, *arguments):
     runpy.run_path(str(TOOL), run_name="__main__")
 
 
-def test_command_line_writes_where_it_is_told(run_dir, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "x.html"
-    command(monkeypatch, "--run-dir", run_dir, "--out", out, "--max-texts", 2)
-    assert out.is_file() and "x.html" in capsys.readouterr().out
-    assert json.loads((run_dir / "results.json").read_text())["delta"]["texts"] == 2
+def test_command_line_gives_the_same_report_where_it_is_told(run_dir, html, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "again.html"
+    command(monkeypatch, "--run-dir", run_dir, "--out", out, "--max-texts", 12)
+    assert "again.html" in capsys.readouterr().out
+    clock = re.compile(r'<p class="meta">[^·]*·')
+    assert clock.sub("", out.read_text(encoding="utf-8")) == clock.sub("", html)
+    assert [path.name for path in tmp_path.iterdir()] == ["again.html"]  # no temporary file stays
 
 
 def test_command_line_ends_with_one_line_for_a_wrong_folder(tmp_path, monkeypatch, capsys):

@@ -1,7 +1,5 @@
 """What each gloo rank does in test_olmo2_parallel: build, load, run and compare at every layout, in one start-up."""
 
-import datetime
-import os
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +23,6 @@ LAYOUTS = {
     "pp2": (1, 2, None, False),
     "pp2_vpp2": (1, 2, 2, False),
 }
-
-
-def start_rank(rank: int, world_size: int, folder: Path) -> None:
-    """Join the gloo group of a spawned test."""
-    host.install()
-    torch.set_num_threads(1)
-    os.environ["LOCAL_WORLD_SIZE"] = str(world_size)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=world_size,
-        timeout=datetime.timedelta(seconds=120),
-    )
 
 
 def model_config(stored: Any, layout: tuple[int, int, int | None, bool], **overrides: Any) -> GPTModelConfig:
@@ -133,9 +117,9 @@ def forward(chunks: list[torch.nn.Module], ids_BS: torch.Tensor) -> torch.Tensor
     return output
 
 
-def compare_layouts(rank: int, world_size: int, folder: Path, cases: list[str]) -> None:
+def compare_layouts(rank: int, folder: Path, cases: list[str]) -> None:
     """For each case folder and layout: the largest difference of logits and of each gradient from HF, saved by rank."""
-    start_rank(rank, world_size, folder)
+    host.install()
     report: dict[tuple[str, str], dict[str, float]] = {}
     for case in cases:
         truth = torch.load(folder / case / "truth.pt")
@@ -146,7 +130,6 @@ def compare_layouts(rank: int, world_size: int, folder: Path, cases: list[str]) 
                 chunk.load_state_dict(state)
             report[case, name] = _differences(chunks, truth, layout, folder / case / "gradients")
     torch.save(report, folder / f"report{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def _differences(chunks: list[torch.nn.Module], truth: dict, layout: tuple, gradients: Path) -> dict[str, float]:

@@ -28,6 +28,16 @@ def test_is_softmax_attention_over_the_past(groups):
     torch.testing.assert_close(found, expected)
 
 
+def test_a_mask_tensor_separates_documents():
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(6, 1, 4, 8, dtype=torch.float64) for _ in range(3))
+    hidden = torch.ones(6, 6).triu(1).bool()
+    hidden[3:, :3] = True
+    found = _attention()(query, key, value, hidden.expand(1, 1, 6, 6))
+    apart = [_attention()(query[part], key[part], value[part], None) for part in (slice(0, 3), slice(3, 6))]
+    torch.testing.assert_close(found, torch.cat(apart))
+
+
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from hf_models import make_olmo2
-from olmo2_ranks import LAYOUTS, compare_layouts
 
 from megatron_remit.convert.hf_to_megatron import import_hf
+from tests.hf_models import make_olmo2
+from tests.ranks import run_ranks
+from tests.specs.olmo2_ranks import LAYOUTS, compare_layouts
 
 CASES = {
     "grouped_query": {"num_key_value_heads": 2},
@@ -36,7 +37,7 @@ def reports(tmp_path_factory):
     for case, overrides in CASES.items():
         (folder / case).mkdir()
         _store_truth(folder / case, overrides)
-    torch.multiprocessing.spawn(compare_layouts, args=(2, folder, list(CASES)), nprocs=2)
+    run_ranks(2, compare_layouts, folder, list(CASES))
     return [torch.load(folder / f"report{rank}.pt") for rank in range(2)]
 
 

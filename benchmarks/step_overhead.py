@@ -1,0 +1,140 @@
+"""What the reference costs: NTP and ReMiT steps alternate in one run of the real training loop.
+
+    python benchmarks/step_overhead.py --csv benchmarks/results/step_overhead_cpu.csv
+
+In theory a ReMiT step takes 8/6 of the floating-point operations of an NTP step (forward 2, backward 4, the
+reference's forward 2, in units of parameters times tokens), a throughput ratio of 0.75. The ratio is taken over pairs
+of neighbouring steps, so that slow changes of the machine's speed cancel; printed are its 20th, 50th and 80th
+percentiles.
+"""
+
+import argparse
+import csv
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+WARM_UP_STEPS = 6
+
+
+def main() -> None:
+    """Make a reference checkpoint, train with alternating objectives, print the ratio and append it to a CSV."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=30, help="pairs of an NTP and a ReMiT step that are counted")
+    parser.add_argument("--hidden-size", type=int, default=512)
+    parser.add_argument("--num-layers", type=int, default=4)
+    parser.add_argument("--seq-length", type=int, default=256)
+    parser.add_argument("--micro-batch-size", type=int, default=4)
+    parser.add_argument("--global-batch-size", type=int, default=8)
+    parser.add_argument("--vocab-size", type=int, default=4096)
+    parser.add_argument("--csv", type=Path, help="append the result to this file")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        flags = megatron_flags(options)
+        subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1",
+             "-m", "megatron_remit.pretrain", *flags, "--train-iters", "1", "--save", folder, "--save-interval", "1"],
+            check=True, stdout=subprocess.DEVNULL,
+        )
+        seconds = alternate(options, flags, folder)
+    report(options, seconds)
+
+
+def megatron_flags(options: argparse.Namespace) -> list[str]:
+    """A decoder of Llama's shape on Megatron's mock data."""
+    return (
+        f"--num-layers {options.num_layers} --hidden-size {options.hidden_size} --num-attention-heads 8 "
+        f"--ffn-hidden-size {options.hidden_size * 8 // 3 // 8 * 8} --swiglu --normalization RMSNorm --disable-bias-linear "
+        "--position-embedding-type rope --untie-embeddings-and-output-weights --attention-dropout 0 --hidden-dropout 0 "
+        f"--seq-length {options.seq_length} --max-position-embeddings {options.seq_length} --mock-data "
+        f"--tokenizer-type NullTokenizer --vocab-size {options.vocab_size} --split 100,0,0 --eval-iters 0 "
+        f"--micro-batch-size {options.micro_batch_size} --global-batch-size {options.global_batch_size} "
+        "--lr 1e-4 --lr-decay-style constant --log-interval 10"
+    ).split()
+
+
+def alternate(options: argparse.Namespace, flags: list[str], reference: str) -> dict[str, list[float]]:
+    """Seconds of the counted steps and of the reference within them: keys ``ntp``, ``remit``, ``reference``."""
+    steps = WARM_UP_STEPS + 2 * options.pairs
+    sys.argv = ["pretrain", *flags, "--train-iters", str(steps), "--objective", "remit", "--reference-load", reference]
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1",
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT=os.environ.get("MASTER_PORT", "29511"))
+    from megatron_remit import host, pretrain
+
+    host.install()
+    from megatron.training import get_args, training
+
+    from megatron_remit import patches
+    from megatron_remit.reference.score_ahead import clock
+
+    patches.apply()
+    seconds: dict[str, list[float]] = {"ntp": [], "remit": [], "reference": []}
+    train_step, count = training.train_step, 0
+
+    def timed(*args: Any, **kwargs: Any) -> tuple:
+        nonlocal count
+        objective = get_args().objective = ("ntp", "remit")[count % 2]
+        start = time.perf_counter()
+        result = train_step(*args, **kwargs)
+        elapsed = time.perf_counter() - start
+        if count >= WARM_UP_STEPS:
+            seconds[objective].append(elapsed)
+            if objective == "remit":
+                seconds["reference"].append(clock.reference_seconds())
+        count += 1
+        return result
+
+    training.train_step = timed
+    pretrain.main()
+    return seconds
+
+
+def report(options: argparse.Namespace, seconds: dict[str, list[float]]) -> None:
+    """Print the percentiles and append one row to the CSV."""
+    import torch
+
+    pairs = zip(seconds["ntp"], seconds["remit"], strict=True)
+    p20, p50, p80 = percentiles([ntp / remit for ntp, remit in pairs])
+    rest = [(remit - reference) / ntp for ntp, remit, reference in
+            zip(seconds["ntp"], seconds["remit"], seconds["reference"], strict=True)]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    row = {
+        "commit": commit.stdout.strip(), "device": device, "python": platform.python_version(),
+        "torch": torch.__version__, "megatron_core": version("megatron-core"), "threads": torch.get_num_threads(),
+        **{name: getattr(options, name) for name in (
+            "hidden_size", "num_layers", "seq_length", "micro_batch_size", "global_batch_size", "vocab_size", "pairs")},
+        "ntp_ms_p50": round(statistics.median(seconds["ntp"]) * 1e3, 2),
+        "remit_ms_p50": round(statistics.median(seconds["remit"]) * 1e3, 2),
+        "reference_ms_p50": round(statistics.median(seconds["reference"]) * 1e3, 2),
+        "step_without_reference_over_ntp_p50": round(statistics.median(rest), 4),
+        "throughput_ratio_p20": round(p20, 4), "throughput_ratio_p50": round(p50, 4),
+        "throughput_ratio_p80": round(p80, 4),
+    }
+    for name, value in row.items():
+        print(f"{name:>38}: {value}")
+    if options.csv:
+        options.csv.parent.mkdir(parents=True, exist_ok=True)
+        new = not options.csv.exists()
+        with options.csv.open("a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+def percentiles(values: list[float]) -> tuple[float, float, float]:
+    """20th, 50th and 80th percentile."""
+    cuts = statistics.quantiles(values, n=10, method="inclusive")
+    return cuts[1], cuts[4], cuts[7]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Each bad input is refused by name, before work starts, and leaves no folder behind."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_remit.convert.hf_to_megatron import import_hf
+from megatron_remit.convert.megatron_to_hf import export_hf
+from megatron_remit.errors import UserError
+from tests.hf_models import make_olmo2
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+@pytest.fixture
+def hf(tmp_path):
+    make_olmo2(tmp_path / "hf", num_hidden_layers=1, tokenizer=False)
+    return tmp_path / "hf"
+
+
+@pytest.fixture
+def megatron(hf, tmp_path):
+    import_hf(hf, tmp_path / "megatron")
+    return tmp_path / "megatron"
+
+
+def _refused(pattern, call, *arguments, **keywords):
+    out = arguments[-1]
+    with pytest.raises(UserError, match=pattern):
+        call(*arguments, **keywords)
+    assert [entry.name for entry in out.parent.iterdir() if entry.name.startswith(out.name)] == []
+
+
+def _edit_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def _edit_tensors(folder, edit):
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_unknown_architecture_lists_the_known_ones(hf, tmp_path):
+    _edit_config(hf, architectures=["GPT2LMHeadModel"])
+    _refused("GPT2LMHeadModel.*Olmo2ForCausalLM", import_hf, hf, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"attention_bias": True}, "attention_bias"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"attention_dropout": 0.1}, "attention_dropout"),
+        ({"sliding_window": 4096}, "sliding_window"),
+        ({"layer_types": ["sliding_attention"]}, "layer_types"),
+        ({"rope_parameters": {"rope_theta": 5000.0, "rope_type": "yarn", "factor": 8.0}}, "rope_type.*yarn"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type.*linear"),
+        ({"rope_parameters": {"rope_theta": 5000.5, "rope_type": "default"}}, "rope_theta"),
+        ({"hidden_size": "32"}, "hidden_size"),
+    ],
+)
+def test_unsupported_config_is_named(hf, tmp_path, change, named):
+    _edit_config(hf, **change)
+    _refused(named, import_hf, hf, tmp_path / "out")
+
+
+def test_missing_config(tmp_path):
+    _refused("config.json: no such file", import_hf, tmp_path / "nothing", tmp_path / "out")
+
+
+def test_broken_config(hf, tmp_path):
+    (hf / "config.json").write_text("{")
+    _refused("config.json: not valid JSON", import_hf, hf, tmp_path / "out")
+
+
+def test_missing_tensor(hf, tmp_path):
+    _edit_tensors(hf, lambda tensors: tensors.pop("model.layers.0.self_attn.q_norm.weight"))
+    _refused("model.layers.0.self_attn.q_norm.weight.*missing", import_hf, hf, tmp_path / "out")
+
+
+def test_unexpected_tensor(hf, tmp_path):
+    _edit_tensors(hf, lambda tensors: tensors.update({"model.layers.0.extra": torch.zeros(2)}))
+    _refused("unexpected tensor model.layers.0.extra", import_hf, hf, tmp_path / "out")
+
+
+def test_wrong_shape(hf, tmp_path):
+    _edit_tensors(hf, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(31)}))
+    _refused(r"model.norm.weight has shape \[31\], expected \[32\]", import_hf, hf, tmp_path / "out")
+
+
+def test_several_dtypes(hf, tmp_path):
+    _edit_tensors(hf, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(32, dtype=torch.bfloat16)}))
+    _refused("several dtypes.*bfloat16", import_hf, hf, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 200, -1])
+def test_truncated_safetensors(hf, tmp_path, kept):
+    whole = (hf / "model.safetensors").read_bytes()
+    (hf / "model.safetensors").write_bytes(whole[:kept])
+    _refused("model.safetensors: damaged or truncated", import_hf, hf, tmp_path / "out")
+
+
+def test_no_weights(hf, tmp_path):
+    (hf / "model.safetensors").unlink()
+    _refused("neither model.safetensors nor", import_hf, hf, tmp_path / "out")
+
+
+def test_missing_shard(tmp_path):
+    make_olmo2(tmp_path / "hf", max_shard_size="60KB", tokenizer=False)
+    lost = sorted((tmp_path / "hf").glob("*.safetensors"))[1]
+    lost.unlink()
+    _refused(f"{lost.name}: no such file", import_hf, tmp_path / "hf", tmp_path / "out")
+
+
+def test_existing_output_is_kept_unless_asked(hf, megatron, tmp_path):
+    with pytest.raises(UserError, match="--overwrite"):
+        import_hf(hf, megatron)
+    import_hf(hf, megatron, overwrite=True)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="leaves it alone"):
+        import_hf(hf, tmp_path / "home", overwrite=True)
+    assert (tmp_path / "home" / "thesis.txt").read_text() == "precious"
+
+
+def test_export_refuses_a_folder_without_checkpoint(hf, tmp_path):
+    _refused("latest_checkpointed_iteration.txt: no such file", export_hf, tmp_path, hf, tmp_path / "out")
+
+
+def test_export_refuses_a_missing_iteration(hf, megatron, tmp_path):
+    _refused("iter_0000007: no such checkpoint", export_hf, megatron, hf, tmp_path / "out", iteration=7)
+
+
+def test_export_refuses_a_half_written_checkpoint(hf, megatron, tmp_path):
+    (megatron / "release" / "metadata.json").unlink()
+    _refused("not a complete torch_dist checkpoint", export_hf, megatron, hf, tmp_path / "out")
+
+
+def test_export_refuses_a_truncated_shard(hf, megatron, tmp_path):
+    shard = next((megatron / "release").glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    _refused(f"{shard.name}: truncated", export_hf, megatron, hf, tmp_path / "out")
+
+
+def test_export_refuses_a_missing_shard(hf, megatron, tmp_path):
+    shard = next((megatron / "release").glob("*.distcp"))
+    shard.unlink()
+    _refused(f"{shard.name}: no such file", export_hf, megatron, hf, tmp_path / "out")
+
+
+def test_export_refuses_damaged_metadata(hf, megatron, tmp_path):
+    (megatron / "release" / ".metadata").write_bytes(b"nonsense")
+    _refused(".metadata: missing or damaged", export_hf, megatron, hf, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"num_hidden_layers": 2}, "num_layers"),
+        ({"rms_norm_eps": 1e-6}, "norm_epsilon"),
+        ({"vocab_size": 1000}, "640 rows, fewer than vocab_size 1000"),
+    ],
+)
+def test_export_refuses_the_template_of_another_model(hf, megatron, tmp_path, change, named):
+    _edit_config(hf, **change)
+    _refused(named, export_hf, megatron, hf, tmp_path / "out")
+
+
+def test_the_program_prints_one_line_and_exits_with_2(tmp_path):
+    command = [sys.executable, TOOLS / "import_hf.py", "--hf", tmp_path, "--out", tmp_path / "out"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in result.stderr
