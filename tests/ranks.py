@@ -1,14 +1,15 @@
 """Run a function on several gloo ranks, or the training program under torchrun."""
 
 import os
-import re
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,6 +44,8 @@ class Run:
 
     returncode: int
     output: str
+    scalars: dict[str, list[float]] = field(default_factory=dict)
+    """TensorBoard's values by tag, one for each step. (Megatron's line on stdout averages the first two steps.)"""
 
     def failure(self):
         """The first traceback, or the end of the output."""
@@ -52,16 +55,20 @@ class Run:
         return "\n".join(lines[first : first + 60] if starts else lines[first:])
 
     def series(self, name):
-        """The values of one logged figure, one for each iteration."""
-        pattern = re.compile(rf"iteration +\d+/.*\| {re.escape(name)}: ([-+.\dEe]+|nan|inf) \|")
-        return [float(match[1]) for match in pattern.finditer(self.output)]
+        """One logged figure's values, one for each step."""
+        return self.scalars[name]
 
 
-def pretrain(ranks, *flags, cwd=None, check=True, timeout=420):
+def pretrain(ranks, *flags, cwd=None, check=True, timeout=420, module="megatron_remit.pretrain"):
     """``torchrun -m megatron_remit.pretrain`` with ``ranks`` processes of one thread each."""
     command = ["python", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
-               "-m", "megatron_remit.pretrain", *map(str, flags)]
-    run = run_command(command, cwd=cwd, timeout=timeout)
+               "-m", module, *map(str, flags)]
+    with tempfile.TemporaryDirectory() as logs:
+        command += ["--tensorboard-dir", logs, "--tensorboard-log-interval", "1"]
+        run = run_command(command, cwd=cwd, timeout=timeout)
+        events = EventAccumulator(logs)
+        events.Reload()
+        run.scalars = {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     if check:
         assert run.returncode == 0, run.failure()
     return run

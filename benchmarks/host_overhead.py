@@ -1,0 +1,130 @@
+"""What standing in for CUDA costs on a CPU: host.py's wrapped functions against a global TorchFunctionMode.
+
+    python benchmarks/host_overhead.py --csv benchmarks/results/host_overhead_cpu.csv
+
+Three ways take turns in every repeat, so that slow changes of the machine's speed hit all of them alike:
+``plain`` calls torch as it is, ``wrapped`` is what megatron_remit.host installs, and ``mode`` reaches the same calls
+through a TorchFunctionMode. A ``device`` is "cpu" in plain calls and "cuda", as in Megatron's code, in the other two.
+Printed and written: microseconds of CPU time a call (so that other programs on the machine do not count), and what a
+way adds to the plain call of the same repeat; 20th, 50th and 80th percentile over the repeats.
+"""
+
+import argparse
+import csv
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+# Before torch counts devices: with CUDA there is nothing to stand in for.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from megatron_remit import host
+
+WAYS = ("plain", "wrapped", "mode")
+
+
+class CudaToCpu(TorchFunctionMode):
+    """Sends every call that names a CUDA device to the CPU. Python sees every torch function while it is active."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        device = kwargs.get("device")
+        if device is not None and str(device).startswith("cuda"):
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)
+
+
+def cases(threads: int) -> dict[str, tuple[int, dict[str, Callable[[], Any]]]]:
+    """Name -> (calls in a repeat, what each way calls). Shapes of the block are those of the tiny flywheel."""
+    torch.set_num_threads(threads)
+    host.install()
+    small = torch.ones(8)
+    square = torch.rand(8, 8)
+    zeros, to = torch.zeros, torch.Tensor.to
+    plain_zeros, plain_to = zeros.__wrapped__, to.__wrapped__
+    up, down = torch.nn.Linear(128, 344, bias=False), torch.nn.Linear(344, 128, bias=False)
+    gain, x = torch.ones(128, requires_grad=True), torch.randn(1536, 128)
+
+    def block() -> None:
+        normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * gain
+        (x + down(torch.nn.functional.silu(up(normed)))).sum().backward()
+
+    same = {
+        "x + y, 8 elements": (2000, lambda: small + small),
+        "x @ y, 8 x 8": (2000, lambda: square @ square),
+        "MLP block, forward and backward, 1536 x 128": (3, block),
+    }
+    named = {
+        "zeros(8, device=...)": (2000, {
+            "plain": lambda: plain_zeros(8, device="cpu"),
+            "wrapped": lambda: zeros(8, device="cuda"),
+            "mode": lambda: plain_zeros(8, device="cuda"),
+        }),
+        "x.to(dtype), 8 elements": (2000, {
+            "plain": lambda: plain_to(small, torch.float64),
+            "wrapped": lambda: to(small, torch.float64),
+            "mode": lambda: plain_to(small, torch.float64),
+        }),
+    }
+    return named | {name: (calls, dict.fromkeys(WAYS, call)) for name, (calls, call) in same.items()}
+
+
+def microseconds(call: Callable[[], Any], calls: int, way: str) -> float:
+    """Mean CPU time of one call."""
+    with CudaToCpu() if way == "mode" else nullcontext():
+        start = time.process_time()
+        for _ in range(calls):
+            call()
+        return (time.process_time() - start) / calls * 1e6
+
+
+def main() -> None:
+    """Measure, print, and write the CSV."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--csv", type=Path, help="write the figures to this file")
+    options = parser.parse_args()
+    cpu = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").open() if "model name" in line), "?")
+    conditions = {"threads": options.threads, "device": f"CPU, {os.cpu_count()} cores, {cpu}",
+                  "python": platform.python_version(), "torch": torch.__version__}
+    rows = []
+    for name, (calls, ways) in cases(options.threads).items():
+        times: dict[str, list[float]] = {way: [] for way in WAYS}
+        for repeat in range(options.repeats + 1):
+            for way in WAYS:
+                value = microseconds(ways[way], calls, way)
+                if repeat:  # the first one warms up
+                    times[way].append(value)
+        for way in WAYS:
+            added = [value - plain for value, plain in zip(times[way], times["plain"], strict=True)]
+            row = {"case": name, "way": way, "calls": calls, "repeats": options.repeats}
+            row |= percentiles("us", times[way]) | percentiles("added_us", added)
+            print(" ".join(f"{value:>12}" if key != "case" else f"{value:<44}" for key, value in row.items()))
+            rows.append(row | conditions)
+    if options.csv:
+        options.csv.parent.mkdir(parents=True, exist_ok=True)
+        temporary = options.csv.with_name(options.csv.name + ".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, options.csv)
+
+
+def percentiles(name: str, values: list[float]) -> dict[str, float]:
+    """20th, 50th and 80th percentile under ``NAME_p20`` and so on."""
+    cuts = statistics.quantiles(values, n=10, method="inclusive")
+    return {f"{name}_p{10 * i + 10}": round(cuts[i], 3) for i in (1, 4, 7)}
+
+
+if __name__ == "__main__":
+    main()

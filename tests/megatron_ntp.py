@@ -1,0 +1,42 @@
+"""Megatron's own next-token pretraining, put together as its documentation shows, with nothing of the objective's code.
+
+Run under torchrun by tests/test_exactness.py: the yardstick for "weights equal to 1 reproduce Megatron's NTP run".
+"""
+
+from functools import partial
+
+from megatron_remit import host
+
+host.install()
+
+import torch  # noqa: E402
+from megatron.core.enums import ModelType  # noqa: E402
+from megatron.training import get_args, pretrain  # noqa: E402
+from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args  # noqa: E402
+from megatron.training.arguments import parse_and_validate_args  # noqa: E402
+
+from megatron_remit import patches  # noqa: E402
+from megatron_remit.arguments import add_remit_arguments  # noqa: E402
+from megatron_remit.data import train_valid_test_datasets  # noqa: E402
+
+
+def loss_func(loss_mask, output_tensor):
+    mask = loss_mask.view(-1).float()
+    loss = torch.sum(output_tensor.view(-1).float() * mask)
+    num_tokens = mask.sum().clone().detach().to(torch.int)
+    return loss, num_tokens, {"lm loss": torch.stack([loss.clone().detach(), num_tokens.float()])}
+
+
+def forward_step(data_iterator, model):
+    data = next(data_iterator)
+    output = model(data["tokens"], data["position_ids"], None, labels=data["labels"])
+    return output, partial(loss_func, data["loss_mask"])
+
+
+if __name__ == "__main__":
+    patches.apply()
+    args = parse_and_validate_args(extra_args_provider=add_remit_arguments)
+    assert args.remit_vocab_size == args.padded_vocab_size, "the yardstick has no padding rows to mask"
+    assert get_args().calculate_per_token_loss
+    container = pretrain_cfg_container_from_args(args, gpt_config_from_args(args))
+    pretrain(container, train_valid_test_datasets, ModelType.encoder_or_decoder, forward_step)

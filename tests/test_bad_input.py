@@ -1,0 +1,168 @@
+"""Bad input ends before step 1 with an error that names the flag or file, what was found and what to do."""
+
+import argparse
+import shutil
+
+import numpy
+import pytest
+
+from megatron_remit import host
+
+host.install()
+
+from megatron.training.arguments import add_megatron_arguments  # noqa: E402
+
+from megatron_remit import patches  # noqa: E402
+from megatron_remit.arguments import add_remit_arguments, check_arguments  # noqa: E402
+from megatron_remit.data import check_corpora  # noqa: E402
+from megatron_remit.errors import UserError  # noqa: E402
+from megatron_remit.reference.checkpoint import reference_arguments  # noqa: E402
+from megatron_remit.tokenizer import folder_fingerprint  # noqa: E402
+from tests.conftest import VOCABULARY, write_corpus  # noqa: E402
+from tests.ranks import pretrain  # noqa: E402
+
+patches.apply()
+
+
+def parsed(flags):
+    """Arguments as the program has them after Megatron's validation, so far as the checks look at them."""
+    parser = add_remit_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)))
+    args = parser.parse_args([str(flag) for flag in flags])
+    args.rank, args.world_size, args.data_parallel_size = 0, 1, 1
+    args.virtual_pipeline_model_parallel_size = None
+    args.remit_vocab_size = VOCABULARY
+    return args
+
+
+@pytest.fixture
+def remit(material):
+    args = parsed(material.remit())
+    args.remit_tokenizer_fingerprint = folder_fingerprint(material.policy / "hf")
+    return args
+
+
+def test_the_reference_of_the_fixtures_is_accepted(remit):
+    check_arguments(remit)
+    own = reference_arguments(remit)
+    assert own.num_layers == 4 and own.norm_epsilon == 1e-5
+    assert remit.num_layers is None, "the run's own arguments stay as they were"
+
+
+def test_remit_without_a_reference(material):
+    args = parsed(material.flags(objective="remit"))
+    with pytest.raises(UserError, match="--reference-load"):
+        check_arguments(args)
+
+
+@pytest.mark.parametrize("value", ["-0.1", "1.5", "much"])
+def test_epsilon_outside_the_unit_interval(value, material, capsys):
+    with pytest.raises(SystemExit):
+        parsed([*material.remit(), f"--remit-epsilon={value}"])
+    assert "--remit-epsilon" in capsys.readouterr().err
+
+
+def test_epsilon_none_turns_clipping_off(material):
+    assert parsed([*material.remit(), "--remit-epsilon", "none"]).remit_epsilon is None
+
+
+def test_reference_micro_batch_that_does_not_divide_the_step(material):
+    with pytest.raises(UserError, match=r"--reference-micro-batch-size 3 .* 8 sequences"):
+        check_arguments(parsed(material.remit(reference_micro_batch_size=3)))
+
+
+@pytest.mark.parametrize(("flags", "named"), [
+    ({"cuda_graph_impl": "full_iteration"}, "--cuda-graph-impl full_iteration"),
+    ({"context_parallel_size": 2}, "--context-parallel-size 2"),
+    ({"reset_attention_mask": True, "pipeline_model_parallel_size": 3}, "--reset-attention-mask"),
+])
+def test_flags_that_cannot_work_together(flags, named, material):
+    with pytest.raises(UserError, match=named):
+        check_arguments(parsed(material.remit(**flags)))
+
+
+def test_growing_batches(material):
+    with pytest.raises(UserError, match="--rampup-batch-size"):
+        check_arguments(parsed([*material.remit(), "--rampup-batch-size", "4", "4", "100"]))
+
+
+def test_missing_reference_folder(remit, tmp_path):
+    remit.reference_load = tmp_path / "nothing"
+    with pytest.raises(UserError, match="nothing: no such folder"):
+        reference_arguments(remit)
+
+
+def test_folder_that_is_no_checkpoint(remit, tmp_path):
+    remit.reference_load = tmp_path
+    with pytest.raises(UserError, match=r"latest_checkpointed_iteration\.txt"):
+        reference_arguments(remit)
+
+
+@pytest.mark.parametrize("damage", ["half a shard", "no shard", "no index", "no arguments file"])
+def test_half_written_checkpoint(damage, remit, material, tmp_path):
+    folder = tmp_path / "reference"
+    shutil.copytree(material.reference, folder)
+    shard = next((folder / "release").glob("*.distcp"))
+    if damage == "half a shard":
+        shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    elif damage == "no shard":
+        shard.unlink()
+    elif damage == "no index":
+        (folder / "release" / ".metadata").unlink()
+    else:
+        (folder / "release" / "metadata.json").unlink()
+    remit.reference_load = folder
+    with pytest.raises(UserError, match=str(folder)):
+        reference_arguments(remit)
+
+
+def test_reference_of_another_vocabulary(remit):
+    remit.remit_vocab_size = VOCABULARY + 1
+    with pytest.raises(UserError, match=r"515 tokens, the policy's 516"):
+        reference_arguments(remit)
+
+
+def test_reference_of_another_tokenizer_of_the_same_size(remit):
+    remit.remit_tokenizer_fingerprint = "0" * 64
+    with pytest.raises(UserError, match="tokenizer"):
+        reference_arguments(remit)
+
+
+def test_reference_with_a_shorter_context(remit):
+    remit.seq_length = 65
+    with pytest.raises(UserError, match=r"at most 64 tokens, --seq-length is 65"):
+        reference_arguments(remit)
+
+
+def test_corpora_that_cannot_be_trained_on(material, tmp_path):
+    def check(prefix, vocabulary=VOCABULARY):
+        check_corpora(parsed(material.flags(data_path=prefix)), vocabulary)
+
+    check(material.corpus)
+    with pytest.raises(UserError, match=r"missing.idx: no such file"):
+        check(tmp_path / "missing")
+    write_corpus(tmp_path / "empty", VOCABULARY, documents=0)
+    with pytest.raises(UserError, match=r"empty.*no tokens"):
+        check(tmp_path / "empty")
+    largest = int(numpy.fromfile(f"{material.corpus}.bin", dtype=numpy.uint16).max())
+    with pytest.raises(UserError, match=rf"corpus.bin: token id {largest} is beyond .* {largest} tokens"):
+        check(material.corpus, largest)
+    write_corpus(tmp_path / "short", VOCABULARY)
+    whole = (tmp_path / "short.bin").read_bytes()
+    (tmp_path / "short.bin").write_bytes(whole[:-100])
+    with pytest.raises(UserError, match=r"short.bin has \d+ bytes, its index expects \d+: the file is cut short"):
+        check(tmp_path / "short")
+
+
+def test_no_corpus_at_all(material):
+    with pytest.raises(UserError, match="--data-path"):
+        check_corpora(parsed(material.flags(data_path=None)), VOCABULARY)
+
+
+@pytest.mark.slow
+def test_the_program_ends_with_the_message_and_no_step(material, tmp_path):
+    flags = material.remit()
+    flags[flags.index("--reference-load") + 1] = str(tmp_path)
+    run = pretrain(1, *flags, check=False)
+    assert run.returncode != 0
+    assert f"error: {tmp_path}: it has no latest_checkpointed_iteration.txt" in run.output
+    assert not run.scalars.get("lm loss")
