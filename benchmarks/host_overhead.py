@@ -14,14 +14,14 @@ import csv
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-# Before torch counts devices: with CUDA there is nothing to stand in for.
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch counts devices: with CUDA nothing stands in for it
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -32,12 +32,11 @@ WAYS = ("plain", "wrapped", "mode")
 
 
 class CudaToCpu(TorchFunctionMode):
-    """Sends every call that names a CUDA device to the CPU. Python sees every torch function while it is active."""
+    """Sends every call that names a CUDA device to the CPU; while it is active Python sees every torch function."""
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        device = kwargs.get("device")
-        if device is not None and str(device).startswith("cuda"):
+        if str(kwargs.get("device", "")).startswith("cuda"):
             kwargs["device"] = "cpu"
         return func(*args, **kwargs)
 
@@ -46,8 +45,7 @@ def cases(threads: int) -> dict[str, tuple[int, dict[str, Callable[[], Any]]]]:
     """Name -> (calls in a repeat, what each way calls). Shapes of the block are those of the tiny flywheel."""
     torch.set_num_threads(threads)
     host.install()
-    small = torch.ones(8)
-    square = torch.rand(8, 8)
+    small, square = torch.ones(8), torch.rand(8, 8)
     zeros, to = torch.zeros, torch.Tensor.to
     plain_zeros, plain_to = zeros.__wrapped__, to.__wrapped__
     up, down = torch.nn.Linear(128, 344, bias=False), torch.nn.Linear(344, 128, bias=False)
@@ -57,24 +55,16 @@ def cases(threads: int) -> dict[str, tuple[int, dict[str, Callable[[], Any]]]]:
         normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * gain
         (x + down(torch.nn.functional.silu(up(normed)))).sum().backward()
 
-    same = {
-        "x + y, 8 elements": (2000, lambda: small + small),
-        "x @ y, 8 x 8": (2000, lambda: square @ square),
-        "MLP block, forward and backward, 1536 x 128": (3, block),
-    }
-    named = {
+    return {
         "zeros(8, device=...)": (2000, {
-            "plain": lambda: plain_zeros(8, device="cpu"),
-            "wrapped": lambda: zeros(8, device="cuda"),
-            "mode": lambda: plain_zeros(8, device="cuda"),
-        }),
-        "x.to(dtype), 8 elements": (2000, {
-            "plain": lambda: plain_to(small, torch.float64),
-            "wrapped": lambda: to(small, torch.float64),
-            "mode": lambda: plain_to(small, torch.float64),
-        }),
+            "plain": lambda: plain_zeros(8, device="cpu"), "wrapped": lambda: zeros(8, device="cuda"),
+            "mode": lambda: plain_zeros(8, device="cuda")}),
+        "x.to(dtype), 8 elements": (2000, dict.fromkeys(WAYS, lambda: plain_to(small, torch.float64)) | {
+            "wrapped": lambda: to(small, torch.float64)}),
+        "x + y, 8 elements": (2000, dict.fromkeys(WAYS, lambda: small + small)),
+        "x @ y, 8 x 8": (2000, dict.fromkeys(WAYS, lambda: square @ square)),
+        "MLP block, forward and backward, 1536 x 128": (3, dict.fromkeys(WAYS, block)),
     }
-    return named | {name: (calls, dict.fromkeys(WAYS, call)) for name, (calls, call) in same.items()}
 
 
 def microseconds(call: Callable[[], Any], calls: int, way: str) -> float:
@@ -83,37 +73,37 @@ def microseconds(call: Callable[[], Any], calls: int, way: str) -> float:
         start = time.process_time()
         for _ in range(calls):
             call()
-        return (time.process_time() - start) / calls * 1e6
+    return (time.process_time() - start) / calls * 1e6
 
 
 def main() -> None:
-    """Measure, print, and write the CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--csv", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     cpu = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").open() if "model name" in line), "?")
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     conditions = {"threads": options.threads, "device": f"CPU, {os.cpu_count()} cores, {cpu}",
-                  "python": platform.python_version(), "torch": torch.__version__}
+                  "python": platform.python_version(), "torch": torch.__version__, "commit": commit.stdout.strip()}
     rows = []
     for name, (calls, ways) in cases(options.threads).items():
         times: dict[str, list[float]] = {way: [] for way in WAYS}
         for repeat in range(options.repeats + 1):
-            for way in WAYS:
+            for turn in range(3):  # who goes first changes, as the first pays for cold caches
+                way = WAYS[(repeat + turn) % 3]
                 value = microseconds(ways[way], calls, way)
-                if repeat:  # the first one warms up
+                if repeat:  # the first repeat warms up
                     times[way].append(value)
         for way in WAYS:
             added = [value - plain for value, plain in zip(times[way], times["plain"], strict=True)]
-            row = {"case": name, "way": way, "calls": calls, "repeats": options.repeats}
-            row |= percentiles("us", times[way]) | percentiles("added_us", added)
+            row = {"case": name, "way": way, "calls": calls, "repeats": options.repeats,
+                   **percentiles("us", times[way]), **percentiles("added_us", added)}
             print(" ".join(f"{value:>12}" if key != "case" else f"{value:<44}" for key, value in row.items()))
             rows.append(row | conditions)
     if options.csv:
         options.csv.parent.mkdir(parents=True, exist_ok=True)
-        temporary = options.csv.with_name(options.csv.name + ".tmp")
-        with temporary.open("w", newline="") as file:
+        with (temporary := options.csv.with_suffix(".tmp")).open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)

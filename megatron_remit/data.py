@@ -95,7 +95,7 @@ def check_corpora(args: Any, vocabulary_size: int) -> None:
         return
     prefixes = list(_prefixes(args))
     if not prefixes:
-        raise UserError("--data-path (or --train-data-path, --data-args-path) is not set: it names the .bin/.idx corpus")
+        raise UserError("--data-path (or --train-data-path, --data-args-path) is not set; give the prefix of a corpus")
     for prefix in prefixes:
         _check_corpus(prefix, vocabulary_size)
 

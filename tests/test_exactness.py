@@ -1,5 +1,7 @@
 """Equalities that hold bit for bit, on the real program with one rank."""
 
+import re
+
 import pytest
 import torch
 
@@ -72,9 +74,9 @@ def test_a_resumed_run_equals_the_uninterrupted_one(material, tmp_path):
 
 @pytest.mark.slow
 def test_the_rerun_state_machine_scores_a_repeated_step_again(material):
-    """Megatron repeats every step to compare the results: the reference scores the same microbatches twice."""
-    plain = pretrain(1, *material.remit(train_iters=2))
-    repeated = pretrain(1, *material.remit(train_iters=2, rerun_mode="report_stats"))
-    for name in ("lm loss", "remit loss", "weight std"):
-        assert len(repeated.series(name)) == 2
-        assert repeated.series(name) == plain.series(name), name
+    """Megatron's error injector has it repeat step 1 to see whether a suspect loss comes out again: the reference
+    scores the replayed microbatches too, so the repeated loss has the same digits. (It then exits, as designed.)"""
+    run = pretrain(1, *material.remit(error_injection_rate=1, error_injection_type="transient_error"), check=False)
+    repeated = re.search(r"First rerun: .* \(([\d.]+) != ([\d.]+)\)", run.output)
+    assert repeated, run.failure()
+    assert repeated[1] == repeated[2]

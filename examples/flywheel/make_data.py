@@ -26,7 +26,9 @@ THINGS = "pens books coins apples cards shells nuts stamps beads keys cups figs"
 GAINS = ("finds", "buys", "gets", "wins")
 LOSSES = ("loses", "sells", "drops", "eats")
 FILLER = (
-    "{a} walks to the {place} with {b}.", "The {place} is quiet in the {time}.", "{a} likes {thing} more than {b} does.",
+    "{a} walks to the {place} with {b}.",
+    "The {place} is quiet in the {time}.",
+    "{a} likes {thing} more than {b} does.",
     "In the {time}, {a} and {b} talk about {thing}.", "There is a box of {thing} at the {place}.",
     "{b} reads near the {place} while {a} sleeps.", "Nobody at the {place} sells {thing} in the {time}.",
 )
@@ -71,7 +73,9 @@ def filler(draw: random.Random) -> str:
     return " ".join(one() for _ in range(draw.randint(2, 4)))
 
 
-def documents(draw: random.Random, shares: tuple[float, float], steps: tuple[int, ...], held: set[str]) -> Iterator[str]:
+def documents(
+    draw: random.Random, shares: tuple[float, float], steps: tuple[int, ...], held: set[str]
+) -> Iterator[str]:
     """Endless documents: filler and equations with the given shares, else problems that are not held out."""
     while True:
         kind = draw.random()
@@ -139,7 +143,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     draw = random.Random(options.seed)
-    tasks = {2: unique_problems(draw, options.heldout, (2,), set()), 3: unique_problems(draw, options.heldout, (3,), set())}
+    tasks = {steps: unique_problems(draw, options.heldout, (steps,), set()) for steps in (2, 3)}
     held = {one["text"] for rows in tasks.values() for one in rows}
     write_lines(options.out / "two_step.jsonl", tasks[2])
     write_lines(options.out / "three_step.jsonl", tasks[3])

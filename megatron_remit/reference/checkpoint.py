@@ -9,6 +9,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.training import checkpointing
 
+from megatron_remit.convert.megatron_io import check_shards, iteration_folder
 from megatron_remit.errors import UserError
 from megatron_remit.tokenizer import folder_fingerprint
 
@@ -20,42 +21,20 @@ _SHAPE_IF_UNSET = (
 
 
 def checkpoint_folder(root: Path) -> Path:
-    """The iteration's folder that ``root``'s tracker file names (Megatron's checkpoint layout).
+    """The folder of ``root``'s latest iteration, once it is seen to be whole.
 
     Raises:
-        UserError: ``root`` is no checkpoint, or one whose writing did not end.
+        UserError: ``root`` is no checkpoint, or one that is cut short or whose writing did not end.
     """
-    advice = "give --reference-load a finished torch_dist checkpoint (tools/import_hf.py or a training run writes one)"
-    tracker = root / "latest_checkpointed_iteration.txt"
-    if not tracker.is_file():
-        found = "no such folder" if not root.exists() else f"it has no {tracker.name}"
-        raise UserError(f"{root}: {found}; {advice}")
-    name = tracker.read_text().strip()
-    if name != "release" and not name.isdigit():
-        raise UserError(f"{tracker}: found {name!r}, expected an iteration number or 'release'")
-    folder = root / (name if name == "release" else f"iter_{int(name):07d}")
-    for required in ("metadata.json", ".metadata"):
-        if not (folder / required).is_file():
-            raise UserError(f"{folder}: {required} is missing, so the checkpoint is not whole; {advice}")
-    _check_shards(folder, advice)
-    return folder
-
-
-def _check_shards(folder: Path, advice: str) -> None:
-    """Every byte range that the checkpoint's index names must lie inside its shard file."""
     try:
-        index = pickle.loads((folder / ".metadata").read_bytes())
-    except Exception as error:
-        raise UserError(f"{folder / '.metadata'} cannot be read ({error}); {advice}") from error
-    ends: dict[str, int] = {}
-    for storage in index.storage_data.values():
-        ends[storage.relative_path] = max(ends.get(storage.relative_path, 0), storage.offset + storage.length)
-    for name, end in ends.items():
-        shard = folder / name
-        if not shard.is_file():
-            raise UserError(f"{shard} is missing, although the checkpoint's index names it; {advice}")
-        if shard.stat().st_size < end:
-            raise UserError(f"{shard} has {shard.stat().st_size} bytes, the index expects {end}: cut short; {advice}")
+        folder = iteration_folder(root)
+        check_shards(folder)
+    except UserError as error:
+        raise UserError(
+            f"--reference-load {root}: {error}; give a finished torch_dist checkpoint "
+            "(tools/import_hf.py or a training run writes one)"
+        ) from None
+    return folder
 
 
 def reference_arguments(args: argparse.Namespace) -> argparse.Namespace:
