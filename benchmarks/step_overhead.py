@@ -51,7 +51,8 @@ def megatron_flags(options: argparse.Namespace) -> list[str]:
     """A decoder of Llama's shape on Megatron's mock data."""
     return (
         f"--num-layers {options.num_layers} --hidden-size {options.hidden_size} --num-attention-heads 8 "
-        f"--ffn-hidden-size {options.hidden_size * 8 // 3 // 8 * 8} --swiglu --normalization RMSNorm --disable-bias-linear "
+        f"--ffn-hidden-size {options.hidden_size * 8 // 3 // 8 * 8} --swiglu --normalization RMSNorm "
+        "--disable-bias-linear "
         "--position-embedding-type rope --untie-embeddings-and-output-weights --attention-dropout 0 --hidden-dropout 0 "
         f"--seq-length {options.seq_length} --max-position-embeddings {options.seq_length} --mock-data "
         f"--tokenizer-type NullTokenizer --vocab-size {options.vocab_size} --split 100,0,0 --eval-iters 0 "

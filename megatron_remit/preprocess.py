@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from megatron_remit.errors import UserError
@@ -70,12 +72,20 @@ def load_encoder(tokenizer_type: str, tokenizer_model: Path) -> Encoder:
         raise UserError(f"--tokenizer-model {tokenizer_model} holds no Hugging Face tokenizer ({error})") from error
     vocabulary = tokenizer.get_vocab()
 
-    def encode(text: str) -> list[int]:
+    if tokenizer.is_fast:
+        encode = _fast(tokenizer.backend_tokenizer)
+    else:
         # verbose would warn of every document longer than the model's context.
-        return tokenizer.encode(text, add_special_tokens=False, verbose=False)
-
+        encode = partial(tokenizer.encode, add_special_tokens=False, verbose=False)
     size = min(max(vocabulary.values()) + 1, _embedding_rows(tokenizer_model))
     return Encoder(encode, size, tokenizer.eos_token_id, fingerprint(vocabulary))
+
+
+def _fast(backend: Tokenizer) -> Callable[[str], list[int]]:
+    """The encoding without character offsets, which ``encode`` computes as well: half as fast again, the same ids."""
+    backend.no_truncation()
+    backend.no_padding()
+    return lambda text: backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
 
 def _sentencepiece(model: Path) -> Encoder:
