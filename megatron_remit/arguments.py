@@ -63,11 +63,6 @@ def check_arguments(args: argparse.Namespace) -> None:
                 f"--reset-attention-mask with --pipeline-model-parallel-size {args.pipeline_model_parallel_size}: "
                 "middle stages read no data and so know no document borders; use at most 2 stages"
             )
-    if args.context_parallel_size > 1 and args.transformer_impl == "local":
-        raise UserError(
-            f"--context-parallel-size {args.context_parallel_size} needs Transformer Engine's attention "
-            "(--transformer-impl transformer_engine); the local layers see only their own part of the sequence"
-        )
     if args.objective == "ntp":
         return
     if args.reference_load is None:
