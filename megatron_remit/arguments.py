@@ -23,8 +23,9 @@ def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
                             "in a policy microbatch. Default: --micro-batch-size.")
     group.add_argument("--remit-epsilon", type=_epsilon, default=0.2, metavar="E",
                        help="Clip width of the weights, in [0, 1] (equation 5); 'none' turns clipping off.")
-    group.add_argument("--remit-centering", choices=("sequence", "none"), default="sequence",
-                       help="Subtract each sequence's mean delta before the sigmoid (equation 4), or not.")
+    group.add_argument("--remit-centering", choices=("sequence", "document", "none"), default="sequence",
+                       help="Subtract the mean delta of each sequence before the sigmoid (equation 4), that of each "
+                            "document inside it, or nothing.")
     # The divisor of equations 2 and 6 is the token count of the global batch.
     parser.set_defaults(calculate_per_token_loss=True, ckpt_format="torch_dist")
     # A dense [s, s] mask is only needed for document masking; attention is causal without it.
@@ -58,6 +59,11 @@ def check_arguments(args: argparse.Namespace) -> None:
     """
     if args.reset_attention_mask:
         args.create_attention_mask_in_dataloader = True
+        if args.transformer_impl == "transformer_engine":
+            raise UserError(
+                "--reset-attention-mask with --transformer-impl transformer_engine: Megatron asks Transformer Engine "
+                "for causal attention, which ignores the mask; use --transformer-impl local"
+            )
         if args.pipeline_model_parallel_size > 2:
             raise UserError(
                 f"--reset-attention-mask with --pipeline-model-parallel-size {args.pipeline_model_parallel_size}: "
