@@ -97,7 +97,7 @@ def test_wrong_shape(hf, tmp_path):
 
 def test_several_dtypes(hf, tmp_path):
     _edit_tensors(hf, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(32, dtype=torch.bfloat16)}))
-    _refused("several dtypes.*bfloat16", import_hf, hf, tmp_path / "out")
+    _refused("several dtypes.*BF16", import_hf, hf, tmp_path / "out")
 
 
 @pytest.mark.parametrize("kept", [0, 4, 200, -1])
