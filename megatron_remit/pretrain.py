@@ -19,20 +19,21 @@ def main() -> None:
     host.install()
     from megatron.core.enums import ModelType
     from megatron.training import pretrain
-    from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+    from megatron.training.argument_utils import pretrain_cfg_container_from_args
     from megatron.training.arguments import parse_and_validate_args
 
     from megatron_remit import patches
     from megatron_remit.arguments import add_remit_arguments, check_arguments
     from megatron_remit.data import check_corpora, train_valid_test_datasets
     from megatron_remit.forward import forward_step
+    from megatron_remit.specs.native import gpt_config
 
     patches.apply()
     args = parse_and_validate_args(extra_args_provider=add_remit_arguments)
     check_arguments(args)
     set_vocabulary(args)
     check_corpora(args, args.remit_vocab_size)
-    config = gpt_config_from_args(args)
+    config = gpt_config(args)
     if args.objective != "ntp" and not args.skip_train:
         from megatron_remit.reference.checkpoint import reference_arguments
 

@@ -1,6 +1,7 @@
 """Causal core attention on torch's own scaled_dot_product_attention: no Transformer Engine, no [S, S] matrix in memory.
 
-Shapes: S sequence, B micro-batch, N query heads on this rank, G key/value heads on this rank, D head width.
+Shapes: S sequence, B micro-batch, N query heads on this rank, G key/value heads on this rank, D head width
+(E that of the values where it is another).
 """
 
 from typing import Any
@@ -23,8 +24,10 @@ _NEEDED = (
 
 
 class SDPACoreAttention(MegatronModule):
-    """Drop-in for Megatron's ``DotProductAttention``: query [S, B, N, D], key and value [S, B, G, D] -> [S, B, N*D].
+    """Drop-in for Megatron's ``DotProductAttention``: [S, B, N, D] x [S, B, G, D] x [S, B, G, E] -> [S, B, N*E].
 
+    The value's head width E is D but in multi-latent attention, which passes the widths as ``k_channels`` and
+    ``v_channels``; the tensors say the same, so they are not needed here.
     ``attention_mask`` [B or 1, 1, S, S] (True = hidden; it includes causality) is needed only for document masks
     (--reset-attention-mask); without it the mask type decides, and torch's causal kernel runs.
     Raises :class:`UserError` for attention dropout, context parallelism and the other features it does not have.
@@ -40,6 +43,8 @@ class SDPACoreAttention(MegatronModule):
         softmax_scale: float | None = None,
         cp_comm_type: str | None = None,
         pg_collection: Any = None,
+        k_channels: int | None = None,
+        v_channels: int | None = None,
     ) -> None:
         super().__init__(config=config)
         for field, needed, remedy in _NEEDED:
