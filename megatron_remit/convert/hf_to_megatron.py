@@ -81,6 +81,5 @@ def _bookkeeping(family: Family, config: Config, dtype: torch.dtype) -> dict[str
         "skipped_train_samples": 0,
         "consumed_valid_samples": 0,
         "squared_relu": False,
-        "apply_layernorm_1p": False,
         "apply_query_key_layer_scaling": False,
     }

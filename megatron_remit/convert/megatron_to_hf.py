@@ -24,7 +24,7 @@ _SAME_ARGUMENTS = (
     "kv_channels",
     "rotary_base",
     "rotary_percent",
-    "norm_epsilon",
+    "layernorm_epsilon",
     "untie_embeddings_and_output_weights",
     "no_rope_freq",
     "qk_layernorm",

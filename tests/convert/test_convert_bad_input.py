@@ -164,7 +164,7 @@ def test_export_refuses_damaged_metadata(hf, megatron, tmp_path):
     ("change", "named"),
     [
         ({"num_hidden_layers": 2}, "num_layers"),
-        ({"rms_norm_eps": 1e-6}, "norm_epsilon"),
+        ({"rms_norm_eps": 1e-6}, "layernorm_epsilon"),
         ({"vocab_size": 1000}, "640 rows, fewer than vocab_size 1000"),
     ],
 )

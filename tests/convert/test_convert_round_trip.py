@@ -77,7 +77,7 @@ def test_padding_rows_are_zero_and_the_shape_is_in_the_checkpoint(tmp_path):
         "num_query_groups": 2,
         "group_query_attention": True,
         "rotary_base": 5000,
-        "norm_epsilon": 1e-5,
+        "layernorm_epsilon": 1e-5,
         "normalization": "RMSNorm",
         "spec": ["megatron_remit.specs.olmo2", "olmo2_layer_spec"],
         "remit_vocab_size": 515,
