@@ -47,7 +47,7 @@ def _completed(family: Family, raw: Config, where: Path) -> dict[str, Any]:
     model_class = getattr(transformers, family.architecture)
     try:
         return model_class.config_class.from_dict(dict(raw)).to_dict()
-    except (StrictDataclassError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (StrictDataclassError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{where}: transformers cannot read it as a config of {family.name} ({error})") from None
 
 
