@@ -3,12 +3,29 @@
 import argparse
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from megatron_remit import host
 from megatron_remit.errors import UserError
 
-# Shape arguments that Megatron's load_args_from_checkpoint leaves out although the forward pass depends on them.
-EXTRA_CHECKPOINT_ARGS = ("norm_epsilon", "qk_layernorm", "no_rope_freq")
+# What Megatron's load_args_from_checkpoint leaves out, or leaves as it is where the checkpoint has None, although the
+# forward pass depends on it: argument -> its value in a model without that feature (Megatron's default).
+EXTRA_CHECKPOINT_ARGS: dict[str, Any] = {
+    "layernorm_epsilon": 1e-5,
+    "layernorm_zero_centered_gamma": False,
+    "spec": None,
+    "qk_layernorm": False,
+    "no_rope_freq": None,
+    "use_rope_scaling": False,
+    "rope_scaling_factor": 8.0,
+    "multi_latent_attention": False,
+    "rope_type": None,
+    "q_lora_rank": None,
+    "kv_lora_rank": 32,
+    "qk_head_dim": 128,
+    "qk_pos_emb_head_dim": 64,
+    "v_head_dim": 128,
+}
 
 
 def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

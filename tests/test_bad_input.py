@@ -44,7 +44,7 @@ def remit(material):
 def test_the_reference_of_the_fixtures_is_accepted(remit):
     check_arguments(remit)
     own = reference_arguments(remit)
-    assert own.num_layers == 4 and own.norm_epsilon == 1e-5
+    assert own.num_layers == 4 and own.layernorm_epsilon == 1e-5
     assert remit.num_layers is None, "the run's own arguments stay as they were"
 
 

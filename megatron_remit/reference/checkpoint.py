@@ -9,6 +9,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.training import checkpointing
 
+from megatron_remit.arguments import EXTRA_CHECKPOINT_ARGS
 from megatron_remit.convert.megatron_io import check_shards, iteration_folder
 from megatron_remit.errors import UserError
 from megatron_remit.tokenizer import folder_fingerprint
@@ -55,6 +56,9 @@ def reference_arguments(args: argparse.Namespace) -> argparse.Namespace:
     own = copy.copy(args)
     for name in _SHAPE_IF_UNSET:
         setattr(own, name, None)
+    # A checkpoint that says None here, or nothing, must not end up with what the policy has.
+    for name, without in EXTRA_CHECKPOINT_ARGS.items():
+        setattr(own, name, without)
     own.load, own.ckpt_step = str(root), None
     checkpointing.load_args_from_checkpoint(own)
     _check_fit(args, own, saved, root)

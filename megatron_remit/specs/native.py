@@ -47,6 +47,8 @@ _NORMS = {"RMSNorm": CastFirstRMSNorm, "LayerNorm": LayerNorm}
 def gpt_config(args: argparse.Namespace) -> GPTModelConfig:
     """Megatron's model config of ``args``, of policy and reference alike, with these layers where they apply."""
     config = gpt_config_from_args(args)
+    # Megatron takes the switch of RoPE scaling from the arguments, but not the factor.
+    config.rope_scaling_factor = args.rope_scaling_factor
     if config.transformer_layer_spec is None and config.transformer.transformer_impl == "local":
         config.transformer_layer_spec = native_layer_spec
     return config
