@@ -27,6 +27,8 @@ def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
                        help="Subtract each sequence's mean delta before the sigmoid (equation 4), or not.")
     # The divisor of equations 2 and 6 is the token count of the global batch.
     parser.set_defaults(calculate_per_token_loss=True, ckpt_format="torch_dist")
+    # Megatron leaves it unset and then divides by it.
+    parser.set_defaults(eval_interval=1000)
     # A dense [s, s] mask is only needed for document masking; attention is causal without it.
     parser.set_defaults(create_attention_mask_in_dataloader=False)
     # Known once the checkpoint's arguments and the tokenizer are read; stored in the run's own checkpoints.
