@@ -1,0 +1,85 @@
+"""Peak host memory of import and export, beside the sizes that it should depend on.
+
+    python benchmarks/convert_memory.py --layers 24 --hidden 768 --vocabulary 32000
+
+Makes a random Llama of that shape in a temporary folder, converts it there and back, and prints one line of JSON. A
+peak is the largest resident memory (VmHWM) that Linux saw during the conversion, minus what was resident at its start:
+the libraries, warmed up by a conversion of a tiny model. All sizes are in bytes.
+"""
+
+import argparse
+import json
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from megatron_remit.convert.hf_io import write_json, write_tensors
+from megatron_remit.convert.hf_to_megatron import import_hf
+from megatron_remit.convert.llama import FAMILY
+from megatron_remit.convert.megatron_to_hf import export_hf
+from megatron_remit.convert.rules import in_layer_order
+
+
+def write_model(folder: Path, layers: int, hidden: int, vocabulary: int, shard_bytes: int) -> list[int]:
+    """A random bf16 Llama (ff = 4 hidden, heads of 64, a fourth of them with keys); its tensors' sizes."""
+    folder.mkdir()
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocabulary, "hidden_size": hidden,
+        "intermediate_size": 4 * hidden, "num_hidden_layers": layers, "num_attention_heads": hidden // 64,
+        "num_key_value_heads": hidden // 256, "tie_word_embeddings": False,
+    }
+    write_json(folder / "config.json", config)
+    dims = FAMILY.dims(config)
+    shapes = {}
+    for rule, layer in in_layer_order(FAMILY.rules, layers):
+        shapes |= rule.hf_shapes(dims, layer or 0)
+    write_tensors(folder, ((name, torch.randn(shape).bfloat16()) for name, shape in shapes.items()), shard_bytes)
+    return [2 * torch.Size(shape).numel() for shape in shapes.values()]
+
+
+def peak_of(work: Callable[[], None]) -> int:
+    """Bytes that ``work`` adds to the resident memory at its highest."""
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now
+    before = _status("VmHWM")
+    work()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found.group(1)) * 1024
+
+
+def measure(layers: int, hidden: int, vocabulary: int, shard_bytes: int, folder: Path) -> dict[str, int]:
+    """Sizes of the model and peaks of both directions, bytes."""
+    write_model(folder / "warm", 1, 256, 256, shard_bytes)
+    import_hf(folder / "warm", folder / "warm_megatron")
+    export_hf(folder / "warm_megatron", folder / "warm", folder / "warm_back")
+    sizes = write_model(folder / "hf", layers, hidden, vocabulary, shard_bytes)
+    import_peak = peak_of(lambda: import_hf(folder / "hf", folder / "megatron"))
+    export_peak = peak_of(
+        lambda: export_hf(folder / "megatron", folder / "hf", folder / "back", shard_bytes=shard_bytes)
+    )
+    return {
+        "model": sum(sizes), "largest tensor": max(sizes), "shard": shard_bytes,
+        "import peak": import_peak, "export peak": export_peak,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--vocabulary", type=int, default=32000)
+    parser.add_argument("--shard-bytes", type=int, default=64_000_000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(options.layers, options.hidden, options.vocabulary, options.shard_bytes, Path(folder))
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
