@@ -57,7 +57,7 @@ def megatron_flags(options: argparse.Namespace) -> list[str]:
         f"--seq-length {options.seq_length} --max-position-embeddings {options.seq_length} --mock-data "
         f"--tokenizer-type NullTokenizer --vocab-size {options.vocab_size} --split 100,0,0 --eval-iters 0 "
         f"--micro-batch-size {options.micro_batch_size} --global-batch-size {options.global_batch_size} "
-        "--eval-interval 1000 --lr 1e-4 --lr-decay-style constant --log-interval 10"
+        "--lr 1e-4 --lr-decay-style constant --log-interval 10"
     ).split()
 
 

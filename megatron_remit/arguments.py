@@ -40,16 +40,22 @@ def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
                             "in a policy microbatch. Default: --micro-batch-size.")
     group.add_argument("--remit-epsilon", type=_epsilon, default=0.2, metavar="E",
                        help="Clip width of the weights, in [0, 1] (equation 5); 'none' turns clipping off.")
-    group.add_argument("--remit-centering", choices=("sequence", "none"), default="sequence",
-                       help="Subtract each sequence's mean delta before the sigmoid (equation 4), or not.")
+    group.add_argument("--remit-centering", choices=("sequence", "document", "none"), default="sequence",
+                       help="Subtract the mean delta of each sequence before the sigmoid (equation 4), that of each "
+                            "document inside it, or nothing.")
     # The divisor of equations 2 and 6 is the token count of the global batch.
     parser.set_defaults(calculate_per_token_loss=True, ckpt_format="torch_dist")
+    # Megatron leaves it unset and then divides by it.
+    parser.set_defaults(eval_interval=1000)
     # A dense [s, s] mask is only needed for document masking; attention is causal without it.
     parser.set_defaults(create_attention_mask_in_dataloader=False)
     # Known once the checkpoint's arguments and the tokenizer are read; stored in the run's own checkpoints.
     parser.set_defaults(remit_vocab_size=None, remit_tokenizer_fingerprint=None)
     if importlib.util.find_spec("transformer_engine") is None:
-        parser.set_defaults(transformer_impl="local")
+        parser.set_defaults(transformer_impl="local", apply_rope_fusion=False)
+        # The extension that apex builds, by the name that Megatron imports.
+        if importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is None:
+            parser.set_defaults(gradient_accumulation_fusion=False)
     if not host.has_cuda():
         parser.set_defaults(**host.default_arguments())
     return parser
@@ -75,16 +81,16 @@ def check_arguments(args: argparse.Namespace) -> None:
     """
     if args.reset_attention_mask:
         args.create_attention_mask_in_dataloader = True
+        if args.transformer_impl == "transformer_engine":
+            raise UserError(
+                "--reset-attention-mask with --transformer-impl transformer_engine: Megatron asks Transformer Engine "
+                "for causal attention, which ignores the mask; use --transformer-impl local"
+            )
         if args.pipeline_model_parallel_size > 2:
             raise UserError(
                 f"--reset-attention-mask with --pipeline-model-parallel-size {args.pipeline_model_parallel_size}: "
                 "middle stages read no data and so know no document borders; use at most 2 stages"
             )
-    if args.context_parallel_size > 1 and args.transformer_impl == "local":
-        raise UserError(
-            f"--context-parallel-size {args.context_parallel_size} needs Transformer Engine's attention "
-            "(--transformer-impl transformer_engine); the local layers see only their own part of the sequence"
-        )
     if args.objective == "ntp":
         return
     if args.reference_load is None:

@@ -53,11 +53,12 @@ def set_vocabulary(args: argparse.Namespace) -> None:
     have more rows than its tokenizer has tokens), else the tokenizer's.
 
     Raises:
-        UserError: the tokenizer has more tokens than the checkpoint has rows.
+        UserError: the tokenizer has more tokens than the checkpoint has rows, or does not mark where documents end
+            although ``--remit-centering document`` needs it.
     """
     from megatron.training import get_tokenizer
 
-    from megatron_remit.tokenizer import megatron_fingerprint
+    from megatron_remit.tokenizer import check_end_of_document, megatron_fingerprint
 
     tokenizer = get_tokenizer()
     if args.remit_vocab_size is None:
@@ -67,6 +68,8 @@ def set_vocabulary(args: argparse.Namespace) -> None:
             f"--tokenizer-model {args.tokenizer_model} has {tokenizer.vocab_size} tokens, but the checkpoint in "
             f"--load {args.load} has {args.remit_vocab_size} embedding rows; use the tokenizer of that checkpoint"
         )
+    if args.objective == "remit" and args.remit_centering == "document":
+        check_end_of_document(tokenizer, args.tokenizer_model)
     args.remit_tokenizer_fingerprint = megatron_fingerprint(tokenizer)
 
 

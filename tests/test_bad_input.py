@@ -17,7 +17,7 @@ from megatron_remit.arguments import add_remit_arguments, check_arguments  # noq
 from megatron_remit.data import check_corpora  # noqa: E402
 from megatron_remit.errors import UserError  # noqa: E402
 from megatron_remit.reference.checkpoint import reference_arguments  # noqa: E402
-from megatron_remit.tokenizer import folder_fingerprint  # noqa: E402
+from megatron_remit.tokenizer import check_end_of_document, folder_fingerprint  # noqa: E402
 from tests.conftest import VOCABULARY, write_corpus  # noqa: E402
 from tests.ranks import pretrain  # noqa: E402
 
@@ -72,12 +72,21 @@ def test_reference_micro_batch_that_does_not_divide_the_step(material):
 
 @pytest.mark.parametrize(("flags", "named"), [
     ({"cuda_graph_impl": "full_iteration"}, "--cuda-graph-impl full_iteration"),
-    ({"context_parallel_size": 2}, "--context-parallel-size 2"),
     ({"reset_attention_mask": True, "pipeline_model_parallel_size": 3}, "--reset-attention-mask"),
+    ({"reset_attention_mask": True, "transformer_impl": "transformer_engine"}, "--transformer-impl local"),
 ])
 def test_flags_that_cannot_work_together(flags, named, material):
     with pytest.raises(UserError, match=named):
         check_arguments(parsed(material.remit(**flags)))
+
+
+@pytest.mark.parametrize(("end", "pad", "found"), [
+    (None, 1, "no end-of-document token"), (7, 7, "token 7 both ends a document and pads"),
+])
+def test_document_centering_without_a_mark_between_documents(end, pad, found):
+    check_end_of_document(argparse.Namespace(eod=0, pad=1), "hf")
+    with pytest.raises(UserError, match=f"--remit-centering document.* hf .*{found}"):
+        check_end_of_document(argparse.Namespace(eod=end, pad=pad), "hf")
 
 
 def test_growing_batches(material):

@@ -10,9 +10,11 @@ from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_para
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
+from megatron.core.utils import get_batch_on_this_cp_rank
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig, default_layer_spec
 
 from megatron_remit import host
+from megatron_remit.specs.attention import gather_zigzag
 from megatron_remit.specs.native import native_layer_spec
 
 VOCABULARY, LENGTH = 64, 16
@@ -33,24 +35,27 @@ CASES = {
     "latent_without_norms": (LATENT | {"qk_layernorm": False}, {}),
     "latent_without_query_rank": (LATENT | {"q_lora_rank": None, "qk_layernorm": False}, {}),
 }
-LAYOUTS = {"tp2": (2, False), "tp2_sequence_parallel": (2, True)}
+# name -> tensor parallel, context parallel, sequence parallel
+LAYOUTS = {"tp2": (2, 1, False), "tp2_sequence_parallel": (2, 1, True), "cp2": (1, 2, False)}
 
 
-def build(case, spec, tp=1, sequence_parallel=False):
+def build(case, spec, tp=1, cp=1, sequence_parallel=False):
     """A GPTModel of the case on one pipeline stage, its process groups made."""
     transformer, model = CASES[case]
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(tp)
+    parallel_state.initialize_model_parallel(tp, context_parallel_size=cp)
     model_parallel_cuda_manual_seed(1, force_reset_rng=True)
     kind = MLATransformerConfig if transformer.get("multi_latent_attention") else TransformerConfig
     fields = {
         "num_layers": 2, "hidden_size": 32, "ffn_hidden_size": 48, "num_attention_heads": 4, "num_query_groups": 2,
         "normalization": "RMSNorm", "layernorm_epsilon": 1e-5, "add_bias_linear": False, "gated_linear_unit": True,
         "activation_func": torch.nn.functional.silu, "attention_dropout": 0.0, "hidden_dropout": 0.0,
-        "tensor_model_parallel_size": tp, "sequence_parallel": sequence_parallel, "transformer_impl": "local",
+        "tensor_model_parallel_size": tp, "context_parallel_size": cp, "sequence_parallel": sequence_parallel,
+        "transformer_impl": "local",
         "use_cpu_initialization": True, "perform_initialization": False, "bias_dropout_fusion": False,
-        "masked_softmax_fusion": False, "persist_layer_norm": False, "apply_rope_fusion": False,
+        "masked_softmax_fusion": False, "gradient_accumulation_fusion": False, "persist_layer_norm": False,
+        "apply_rope_fusion": False,
     } | transformer
     config = GPTModelConfig(
         transformer=kind(**fields), transformer_layer_spec=spec, vocab_size=VOCABULARY, seq_length=LENGTH,
@@ -83,20 +88,35 @@ def megatron_name(name):
     return name
 
 
-def forward_backward(model):
-    """Whole logits [B, S, V] and the parameters' gradients as Megatron leaves them after its reduction over TP."""
+def forward_backward(model, mask):
+    """Whole logits [S, B, V] and the parameters' gradients as Megatron leaves them after its reductions over CP and TP.
+
+    ``mask``: "none" (the layers' own causality), "causal" or "documents" (a tensor; documents end at uneven places).
+    """
     draw = torch.Generator().manual_seed(3)
-    ids_BS = torch.randint(0, VOCABULARY, (2, LENGTH), generator=draw)
-    direction_BSV = torch.randn(2, LENGTH, VOCABULARY, generator=draw)
-    hidden = torch.ones(LENGTH, LENGTH).triu(1).bool().view(1, 1, LENGTH, LENGTH)
-    positions_BS = torch.arange(LENGTH).expand(2, -1)
-    logits_BSv = model(ids_BS, positions_BS, hidden)
-    width = logits_BSv.size(-1)
+    hidden = torch.ones(2, 1, LENGTH, LENGTH).triu(1).bool()
+    if mask == "documents":
+        for row, ends in enumerate(((3, 4, 11), (9,))):
+            for end in ends:
+                hidden[row, 0, end:, :end] = True
+    batch = get_batch_on_this_cp_rank({
+        "ids": torch.randint(0, VOCABULARY, (2, LENGTH), generator=draw),
+        "direction": torch.randn(2, LENGTH, VOCABULARY, generator=draw),
+        "positions": torch.arange(LENGTH).expand(2, -1),
+        "attention_mask": None if mask == "none" else hidden,
+    }, is_hybrid_cp=False, cp_group=parallel_state.get_context_parallel_group())
+    for parameter in model.parameters():
+        parameter.grad = None
+    logits_Bsv = model(batch["ids"], batch["positions"], batch["attention_mask"])
+    width = logits_Bsv.size(-1)
     start = parallel_state.get_tensor_model_parallel_rank() * width
-    (logits_BSv * direction_BSV[..., start : start + width]).sum().backward()
+    (logits_Bsv * batch["direction"][..., start : start + width]).sum().backward()
+    for parameter in model.parameters():
+        torch.distributed.all_reduce(parameter.grad, group=parallel_state.get_context_parallel_group())
     _allreduce_non_tensor_model_parallel_grads([model], model.config)
-    logits_BSV = gather_from_tensor_model_parallel_region(logits_BSv.detach())
-    return logits_BSV, {name: parameter.grad for name, parameter in model.named_parameters()}
+    logits_sBV = gather_from_tensor_model_parallel_region(logits_Bsv.detach()).transpose(0, 1)
+    logits_SBV = gather_zigzag(logits_sBV.contiguous(), parallel_state.get_context_parallel_group())
+    return logits_SBV, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
 def sharded(model):
@@ -136,39 +156,49 @@ def difference(found, expected):
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
+def random_weights(model):
+    draw = torch.Generator().manual_seed(5)
+    return {
+        name: torch.rand(parameter.shape, generator=draw) + 0.5 if parameter.ndim == 1 and "bias" not in name
+        else torch.randn(parameter.shape, generator=draw) * 0.1
+        for name, parameter in model.named_parameters()
+    }
+
+
+def differences(found, expected):
+    """Of logits and of each gradient, relative to the largest entry."""
+    (logits, gradients), (expected_logits, expected_gradients) = found, expected
+    return {"logits": difference(logits, expected_logits)} | {
+        name: difference(gradient, expected_gradients[name]) for name, gradient in gradients.items()
+    }
+
+
 def compare(rank, folder):
-    """For each case: differences of logits and gradients, native at TP1 against Megatron's, at TP2 against TP1."""
+    """For each case and mask: native at one rank against Megatron's own layers, at two ranks against one."""
     host.install()
     report = {}
     for case in CASES:
         native = build(case, native_layer_spec)
-        draw = torch.Generator().manual_seed(5)
-        values = {
-            name: torch.rand(p.shape, generator=draw) + 0.5 if p.ndim == 1 and "bias" not in name
-            else torch.randn(p.shape, generator=draw) * 0.1
-            for name, p in native.named_parameters()
-        }
+        values = random_weights(native)
         fill(native, values)
-        logits, gradients = forward_backward(native)
+        one = {mask: forward_backward(native, mask) for mask in ("none", "documents")}
         report[case, "names"] = stored_names(native)
         store(native, folder / f"{case}_weights")
-        fill(native, gradients)
-        store(native, folder / f"{case}_gradients")
+        for mask, (_, gradients) in one.items():
+            fill(native, gradients)
+            store(native, folder / f"{case}_{mask}")
         if case != "latent_narrow_values":
             theirs = build(case, megatron_layer_spec)
             fill(theirs, {megatron_name(name): value for name, value in values.items()})
-            their_logits, their_gradients = forward_backward(theirs)
-            report[case, "megatron"] = {"logits": difference(logits, their_logits)} | {
-                name: difference(gradient, their_gradients[megatron_name(name)])
-                for name, gradient in gradients.items()
-            }
             report[case, "megatron names"] = stored_names(theirs)
-        for layout, (tp, sequence_parallel) in LAYOUTS.items():
-            split = build(case, native_layer_spec, tp, sequence_parallel)
+            for mask in one:
+                logits, gradients = forward_backward(theirs, "causal" if mask == "none" else mask)
+                named = {name: gradients[megatron_name(name)] for name in values}
+                report[case, "megatron", mask] = differences(one[mask], (logits, named))
+        for layout, (tp, cp, sequence_parallel) in LAYOUTS.items():
+            split = build(case, native_layer_spec, tp, cp, sequence_parallel)
             fill(split, restore(split, folder / f"{case}_weights"))
-            split_logits, split_gradients = forward_backward(split)
-            expected = restore(split, folder / f"{case}_gradients")
-            report[case, layout] = {"logits": difference(split_logits, logits)} | {
-                name: difference(gradient, expected[name]) for name, gradient in split_gradients.items()
-            }
+            for mask in one:
+                expected = one[mask][0], restore(split, folder / f"{case}_{mask}")
+                report[case, layout, mask] = differences(forward_backward(split, mask), expected)
     torch.save(report, folder / f"report{rank}.pt")

@@ -44,19 +44,21 @@ def reports(tmp_path_factory):
     return [torch.load(folder / f"report{rank}.pt") for rank in range(2)]
 
 
+@pytest.mark.parametrize("mask", ["none", "documents"])
 @pytest.mark.parametrize("case", [case for case in CASES if case != "latent_narrow_values"])
-def test_logits_and_gradients_are_those_of_megatrons_own_layers(reports, case):
-    found = reports[0][case, "megatron"]
+def test_logits_and_gradients_are_those_of_megatrons_own_layers(reports, case, mask):
+    found = reports[0][case, "megatron", mask]
     assert found["logits"] < 1e-5
     assert max(found.values()) < 1e-4, found
 
 
+@pytest.mark.parametrize("mask", ["none", "documents"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", CASES)
-def test_logits_and_gradients_of_two_ranks_are_those_of_one(reports, case, layout):
+def test_logits_and_gradients_of_two_ranks_are_those_of_one(reports, case, layout, mask):
     for report in reports:
-        assert report[case, layout]["logits"] < 1e-5
-        assert max(report[case, layout].values()) < 1e-4, report[case, layout]
+        assert report[case, layout, mask]["logits"] < 1e-5
+        assert max(report[case, layout, mask].values()) < 1e-4, report[case, layout, mask]
 
 
 @pytest.mark.parametrize("case", ["llama", "qwen3", "smollm3", "bias_and_layernorm"])
