@@ -27,7 +27,8 @@ EVERYTHING = {
 def test_the_reference_takes_nothing_from_the_policy(family, material, tmp_path):
     make_model(family, tmp_path / "hf", tokenizer=False)
     import_hf(tmp_path / "hf", tmp_path / "reference")
-    args = parsed(material.remit(reference_load=tmp_path / "reference"))
+    args = parsed(material.remit())
+    args.reference_load = tmp_path / "reference"
     assert EXTRA_CHECKPOINT_ARGS.keys() <= EVERYTHING.keys()
     vars(args).update(EVERYTHING)
     args.remit_tokenizer_fingerprint = None
