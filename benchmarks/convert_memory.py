@@ -1,21 +1,26 @@
 """Peak host memory of import and export, beside the sizes that it should depend on.
 
-    python benchmarks/convert_memory.py --layers 24 --hidden 768 --vocabulary 32000
+    python -m benchmarks.convert_memory --layers 24 --hidden 768 --vocabulary 32000
 
-Makes a random Llama of that shape in a temporary folder, converts it there and back, and prints one line of JSON. A
-peak is the largest resident memory (VmHWM) that Linux saw during the conversion, minus what was resident at its start:
-the libraries, warmed up by a conversion of a tiny model. All sizes are in bytes.
+Makes a random bf16 Llama of that shape in a temporary folder, converts it there and back, several times, and prints one
+line of JSON. A peak is the largest resident memory (VmHWM) that Linux saw during the conversion, minus what was
+resident at its start: the libraries, warmed up by a conversion of a tiny model. All sizes are in bytes.
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from benchmarks.common import conditions, percentiles, write_csv
 from megatron_remit.convert.hf_io import write_json, write_tensors
 from megatron_remit.convert.hf_to_megatron import import_hf
 from megatron_remit.convert.llama import FAMILY
@@ -42,6 +47,8 @@ def write_model(folder: Path, layers: int, hidden: int, vocabulary: int, shard_b
 
 def peak_of(work: Callable[[], None]) -> int:
     """Bytes that ``work`` adds to the resident memory at its highest."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory that the process kept would hide what is used again
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now
     before = _status("VmHWM")
     work()
@@ -53,20 +60,22 @@ def _status(field: str) -> int:
     return int(found.group(1)) * 1024
 
 
-def measure(layers: int, hidden: int, vocabulary: int, shard_bytes: int, folder: Path) -> dict[str, int]:
-    """Sizes of the model and peaks of both directions, bytes."""
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Sizes of the model, and the peaks of each repeat in both directions, bytes."""
+    shard_bytes = options.shard_bytes
     write_model(folder / "warm", 1, 256, 256, shard_bytes)
     import_hf(folder / "warm", folder / "warm_megatron")
     export_hf(folder / "warm_megatron", folder / "warm", folder / "warm_back")
-    sizes = write_model(folder / "hf", layers, hidden, vocabulary, shard_bytes)
-    import_peak = peak_of(lambda: import_hf(folder / "hf", folder / "megatron"))
-    export_peak = peak_of(
-        lambda: export_hf(folder / "megatron", folder / "hf", folder / "back", shard_bytes=shard_bytes)
-    )
-    return {
-        "model": sum(sizes), "largest tensor": max(sizes), "shard": shard_bytes,
-        "import peak": import_peak, "export peak": export_peak,
-    }
+    sizes = write_model(folder / "hf", options.layers, options.hidden, options.vocabulary, shard_bytes)
+    peaks: dict[str, list[int]] = {"import": [], "export": []}
+    for _ in range(options.repeats):
+        peaks["import"].append(peak_of(lambda: import_hf(folder / "hf", folder / "megatron")))
+        peaks["export"].append(
+            peak_of(lambda: export_hf(folder / "megatron", folder / "hf", folder / "back", shard_bytes=shard_bytes))
+        )
+        shutil.rmtree(folder / "megatron")
+        shutil.rmtree(folder / "back")
+    return {"model": sum(sizes), "largest_tensor": max(sizes), "shard": shard_bytes, **peaks}
 
 
 def main() -> None:
@@ -75,10 +84,17 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--vocabulary", type=int, default=32000)
     parser.add_argument("--shard-bytes", type=int, default=64_000_000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--csv", type=Path, help="also write the percentiles there")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(options.layers, options.hidden, options.vocabulary, options.shard_bytes, Path(folder))
+        figures = measure(options, Path(folder))
     print(json.dumps(figures))
+    if options.csv:
+        spread = {name: percentiles(f"{name}_peak", figures.pop(name), 0) for name in ("import", "export")}
+        row = {name: getattr(options, name) for name in ("layers", "hidden", "vocabulary", "repeats")}
+        packages = conditions("torch", "safetensors", "megatron-core")
+        write_csv(options.csv, [row | figures | spread["import"] | spread["export"] | packages])
 
 
 if __name__ == "__main__":
