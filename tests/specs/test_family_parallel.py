@@ -13,7 +13,7 @@ from tests.specs.family_ranks import LAYOUTS, compare_layouts
 
 # 515 tokens need padding at every tensor-parallel size, 640 are padded by TP2 alone (to a multiple of 2 x 128).
 CASES = {family: (family, {}) for family in SHAPES} | {
-    "olmo2_every_head_its_own_key": ("olmo2", {"num_key_value_heads": 4, "vocab_size": 640}),
+    "olmo2_every_head_its_own_key": ("olmo2", {"num_key_value_heads": 4, "vocab_size": 640, "rms_norm_eps": 1e-6}),
     "llama_rope_scaling": ("llama", LLAMA3_ROPE | {"tie_word_embeddings": True}),
     "llama_every_head_its_own_key": ("llama", {"num_key_value_heads": 8, "vocab_size": 640}),
     "qwen3_untied": ("qwen3", {"tie_word_embeddings": False}),
