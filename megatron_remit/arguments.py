@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import os
 from pathlib import Path
 
 from megatron_remit import host
@@ -25,6 +26,9 @@ def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
                        help="Clip width of the weights, in [0, 1] (equation 5); 'none' turns clipping off.")
     group.add_argument("--remit-centering", choices=("sequence", "none"), default="sequence",
                        help="Subtract each sequence's mean delta before the sigmoid (equation 4), or not.")
+    group.add_argument("--cross-entropy-impl", choices=("auto", "triton", "torch", "megatron"), default="auto",
+                       help="What computes the NLL of policy and reference. auto: triton on CUDA, torch on a CPU. "
+                            "megatron: Megatron's own cross-entropy with the full logits of both models.")
     # The divisor of equations 2 and 6 is the token count of the global batch.
     parser.set_defaults(calculate_per_token_loss=True, ckpt_format="torch_dist")
     # A dense [s, s] mask is only needed for document masking; attention is causal without it.
@@ -67,6 +71,11 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(
             f"--context-parallel-size {args.context_parallel_size} needs Transformer Engine's attention "
             "(--transformer-impl transformer_engine); the local layers see only their own part of the sequence"
+        )
+    if args.cross_entropy_impl == "triton" and not host.has_cuda() and os.environ.get("TRITON_INTERPRET") != "1":
+        raise UserError(
+            "--cross-entropy-impl triton needs CUDA, and there is none; use 'auto' or 'torch' "
+            "(the environment variable TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, to test them)"
         )
     if args.objective == "ntp":
         return
