@@ -26,11 +26,10 @@ def row_statistics(logits_SBV: Tensor, targets_N: Tensor, first: int, columns: i
     values_SBV = _compute(logits_SBV)
     kept_SBV = values_SBV[..., :columns]
     row_max_SB = kept_SBV.max(-1)[0] if columns else values_SBV.new_full(values_SBV.shape[:-1], float("-inf"))
-    local_N, here_N = _local(targets_N, first, columns)
-    rows = torch.arange(targets_N.numel(), device=targets_N.device)
-    target_N = values_SBV.flatten(0, 1)[rows, local_N].masked_fill(~here_N, float("-inf"))
+    local_SB1, here_SB1 = _local(targets_N.view(*logits_SBV.shape[:-1], 1), first, columns)
+    target_SB1 = values_SBV.gather(-1, local_SB1).masked_fill(~here_SB1, float("-inf"))
     sum_SB = _exponentials(values_SBV, row_max_SB, columns).sum(-1)
-    return torch.stack([row_max_SB.flatten(), sum_SB.flatten(), target_N])[None]
+    return torch.stack([row_max_SB.flatten(), sum_SB.flatten(), target_SB1.flatten()])[None]
 
 
 def merge(statistics_K3N: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,9 +60,8 @@ def gradient(
     shape = logits_SBV.shape[:-1]
     gradient_SBV = _exponentials(_compute(logits_SBV), normalizer_2N[0].view(shape), columns)
     gradient_SBV.div_(normalizer_2N[1].view(*shape, 1))
-    local_N, here_N = _local(targets_N, first, columns)
-    rows = torch.arange(targets_N.numel(), device=targets_N.device)
-    gradient_SBV.flatten(0, 1)[rows, local_N] -= here_N.to(gradient_SBV.dtype)
+    local_SB1, here_SB1 = _local(targets_N.view(*shape, 1), first, columns)
+    gradient_SBV.scatter_add_(-1, local_SB1, -here_SB1.to(gradient_SBV.dtype))
     gradient_SBV.mul_(grad_output_SB[..., None])
     gradient_SBV[(targets_N == IGNORED).view(shape)] = 0.0
     out_SBV.copy_(gradient_SBV)
@@ -86,8 +84,8 @@ def _finite(row_max: Tensor) -> Tensor:
     return row_max.masked_fill(row_max == float("-inf"), 0.0)
 
 
-def _local(targets_N: Tensor, first: int, columns: int) -> tuple[Tensor, Tensor]:
+def _local(targets: Tensor, first: int, columns: int) -> tuple[Tensor, Tensor]:
     """Column of each target on this rank (0 where it is elsewhere), and whether it is here."""
-    local_N = targets_N - first
-    here_N = (local_N >= 0) & (local_N < columns)
-    return local_N.masked_fill(~here_N, 0), here_N
+    local = targets - first
+    here = (local >= 0) & (local < columns)
+    return local.masked_fill(~here, 0), here

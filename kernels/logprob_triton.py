@@ -34,10 +34,10 @@ _IGNORED = tl.constexpr(IGNORED)
 class Configuration:
     """How a program is cut. Every field changes the speed and the order of summation."""
 
-    num_warps: int = 8
-    unroll: int = 4
+    num_warps: int
+    unroll: int
     """16-byte loads that a thread has in flight."""
-    tiles: int = 4
+    tiles: int
     """Tiles of a segment."""
 
     def constants(self, dtype: torch.dtype) -> dict[str, int]:
@@ -52,8 +52,10 @@ class Configuration:
         return triton.cdiv(max(width, 1), constants["LANES"] * constants["VECTOR"] * self.unroll * self.tiles)
 
 
-# 8192 bf16 columns a tile, 32768 a segment: 64 KiB for a program to read, 64 bytes in flight a thread.
-configuration = Configuration()
+# A segment is 32768 columns in 16 bits: 64 KiB for a program to read. The gradient needs more registers for each column, so
+# it takes fewer at a time and leaves room for more programs.
+statistics_configuration = Configuration(num_warps=8, unroll=4, tiles=4)
+gradient_configuration = Configuration(num_warps=8, unroll=2, tiles=8)
 MERGE_BLOCK = 128
 
 
@@ -208,7 +210,7 @@ def gradient_kernel(
 def row_statistics(logits_SBV: Tensor, targets_N: Tensor, first: int, columns: int) -> Tensor:
     """As in :mod:`logprob_torch`, with one part for each segment of a row: [K, 3, N] fp32."""
     sequence, batch, width = logits_SBV.shape
-    rows, chosen = sequence * batch, configuration
+    rows, chosen = sequence * batch, statistics_configuration
     segments = chosen.segments(width, logits_SBV.dtype)
     statistics_K3N = torch.empty(segments, 3, rows, dtype=torch.float32, device=logits_SBV.device)
     if rows:
@@ -241,7 +243,7 @@ def gradient(
 ) -> None:
     """As in :mod:`logprob_torch`: write the gradient of the logits into ``out_SBV``, which may be the logits."""
     sequence, batch, width = logits_SBV.shape
-    rows, chosen = sequence * batch, configuration
+    rows, chosen = sequence * batch, gradient_configuration
     segments = chosen.segments(width, logits_SBV.dtype)
     if rows:
         gradient_kernel[(rows * segments,)](
