@@ -5,11 +5,12 @@ tiles are small, so that small rows have whole tiles, a masked tail and several 
 """
 
 import os
-import warnings
 from functools import partial
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from megatron_remit.kernels import logprob_torch, logprob_triton
 from megatron_remit.kernels.chunked_head_logprob import chunked_head_nll
@@ -18,6 +19,7 @@ from tests.kernels.cases import (
     DTYPES, ROUNDING, adversarial, adversarial_targets, computed, draw, float64_truth,
 )
 from tests.kernels.cases import assert_close as assert_close_after
+from tests.ranks import run_ranks
 
 # The interpreter cuts a bf16 off where a GPU rounds it: a whole unit in the last place and not half of one.
 assert_close = partial(assert_close_after, rounding=ROUNDING | {torch.bfloat16: 2.0**-7})
@@ -116,16 +118,28 @@ def test_the_chunked_head_gives_the_bits_of_the_whole_logits():
     assert torch.equal(found, whole)
 
 
+def test_two_ranks_give_what_one_gives():
+    run_ranks(2, one_of_two_ranks)
+
+
+def one_of_two_ranks(rank):
+    logits, targets, grad_output = draw(3, 2, 600, 590)
+    half = slice(300 * rank, 300 * rank + 300)
+    for case in (logits, logits.clone().index_fill(-1, torch.arange(300), float("-inf"))):
+        inside = targets.clamp(min=300) if case is not logits else targets
+        alone = computed("torch", case, inside, grad_output, 590)
+        nll, gradient = computed("triton", case[..., half], inside, grad_output, 590, torch.distributed.group.WORLD)
+        torch.testing.assert_close(nll, alone[0], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(gradient, alone[1][..., half], rtol=1e-5, atol=1e-6)
+
+
 def test_row_offsets_are_64_bits_wide():
-    """3 * 2^30 elements: in 32 bits the offset would be negative. The rows share memory, so nothing large is allocated."""
-    warnings.simplefilter("ignore")
-    import triton
-    import triton.language as tl
-
-    @triton.jit
-    def offset_kernel(out_ptr, row, batch, stride_s, stride_b):
-        tl.store(out_ptr, logprob_triton._row_offset(tl.program_id(0) + row, batch, stride_s, stride_b))
-
+    """Row 7 of [S, 2, 2^29] begins beyond 2^31 elements; in 32 bits its offset would be negative."""
     out = torch.zeros(1, dtype=torch.int64)
     offset_kernel[(1,)](out, 7, 2, 2**30, 2**29)
     assert out.item() == 3 * 2**30 + 2**29
+
+
+@triton.jit
+def offset_kernel(out_ptr, row, batch, stride_s, stride_b):
+    tl.store(out_ptr, logprob_triton._row_offset(tl.program_id(0) + row, batch, stride_s, stride_b))
