@@ -2,16 +2,16 @@
 
     python benchmarks/compile_kernels.py --csv benchmarks/results/kernels_sm90.csv
 
-Registers and shared memory are those of the cubin (cuobjdump), spills those that ptxas reports; loads and stores are counted
-in the PTX by their width. ``strides`` says how a kernel is called:
+Registers and shared memory are those of the cubin (cuobjdump), spills those that ptxas reports; loads and stores are
+counted in the PTX by their width. ``strides`` says how a kernel is called:
 
 * aligned: strides and widths divide by 16 elements, as in every vocabulary that Megatron pads;
 * one sequence: aligned, and a microbatch of one, which Triton compiles as a constant;
 * long: aligned, strides beyond 2^31 elements;
 * any: nothing is known, so no load can be wider than an element.
 
-``programs_per_sm`` is how many programs the registers and the 2048 threads of a multiprocessor allow. Exit status 1 if a
-kernel spills or an aligned one reads or writes logits in less than 16 bytes at a time.
+``programs_per_sm`` is how many programs the registers and the 2048 threads of a multiprocessor allow. Exit status 1 if
+a kernel spills or an aligned one reads or writes logits in less than 16 bytes at a time.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def measure(kernel: JITFunction, constants: dict[str, int], num_warps: int, dtyp
 
 
 def is_bad(row: dict[str, Any]) -> bool:
-    """Whether a kernel spills, or an aligned one touches logits in pieces. What else it loads are a few numbers a row."""
+    """Whether a kernel spills, or an aligned one touches logits in pieces (what else it loads is a few numbers)."""
     spills = row["stack_bytes"] or row["spill_store_bytes"] or row["spill_load_bytes"]
     if row["kernel"] == "merge_kernel" or row["strides"] == "any":
         return bool(spills)

@@ -79,8 +79,8 @@ def chunked_head_nll(
 
     Args:
         hidden_sBH: final hidden states; this rank's positions under sequence parallelism, else all of them.
-        weight_VH: this rank's rows of the output weight, or of the embedding where the two are tied. The layer has no bias
-            (Megatron's ``GPTModel``).
+        weight_VH: this rank's rows of the output weight, or of the embedding where the two are tied. The output layer of
+            Megatron's ``GPTModel`` has no bias.
         targets_SB: int64 ids of all positions, -100 for those to leave out.
         vocabulary_size, group, implementation: as in ``vocab_parallel_nll``.
         sequence_parallel: gather the hidden states first, as Megatron's output layer does.

@@ -1,6 +1,6 @@
 """Vocabulary-parallel NLL in plain torch: the truth that the Triton kernels are tested against, and the CPU's path.
 
-The arithmetic and its order are those of Megatron's ``vocab_parallel_cross_entropy``, so one rank gives Megatron's bits.
+The arithmetic and its order are those of Megatron's ``vocab_parallel_cross_entropy``: one rank gives Megatron's bits.
 Logits of 16 or 32 bits are computed in fp32, float64 logits in float64.
 
 Shape suffixes: S sequence, B microbatch, V vocabulary columns of this rank, N = S * B rows, K parts of a row.

@@ -58,8 +58,8 @@ def vocab_parallel_nll(
         vocabulary_size: number of tokens; columns beyond it are padding and take no probability.
         group: tensor-parallel group; None or a group of one rank when the vocabulary is whole.
         implementation: one of ``IMPLEMENTATIONS``.
-        in_place: the backward pass writes the gradient into the logits' memory. Only for a caller that nobody else shares
-            the logits with, and for one backward pass. The forward pass never changes them.
+        in_place: the backward pass writes the gradient into the logits' memory. Only where nobody else uses the logits,
+            and for one backward pass. The forward pass never changes them.
 
     Raises:
         ValueError: unknown implementation, or shapes or dtypes that do not fit.

@@ -42,8 +42,8 @@ def token_nll(
     """NLL of the labels, [B, S] in nats, over the logical vocabulary; without labels the logits, [B, S, V].
 
     Megatron pads the vocabulary so that it divides by the tensor-parallel size. The padding rows are no tokens: they
-    take no probability from the others, whatever the padding (a Hugging Face model has none, and the NLL must be the same
-    at every TP size).
+    take no probability from the others, whatever the padding (a Hugging Face model has none, and the NLL must be the
+    same at every TP size).
 
     With gradients the output layer gives the logits, and the backward pass writes theirs into the same memory: nobody
     else has them. Without gradients (the reference, and evaluation) the logits are made and used in chunks.
@@ -72,8 +72,10 @@ def token_nll(
 
 
 def mask_padded_vocabulary(logits_SBV: Tensor, vocabulary_size: int) -> Tensor:
-    """Set the logits of padding rows to -inf, in place, on the ranks that hold such rows: Megatron's cross-entropy and a
-    caller that wants logits know no padding."""
+    """Set the logits of padding rows to -inf, in place, on the ranks that hold such rows.
+
+    For Megatron's cross-entropy and for callers that want logits: neither knows of the padding.
+    """
     rows = logits_SBV.size(-1)
     first_padded = vocabulary_size - mpu.get_tensor_model_parallel_rank() * rows
     if first_padded < rows:

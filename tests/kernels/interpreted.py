@@ -1,7 +1,7 @@
 """The Triton kernels under Triton's interpreter against float64 and the torch path.
 
-Run by test_triton_interpreter.py in a process of its own, since TRITON_INTERPRET must be set before Triton is imported. The
-tiles are small, so that small rows have whole tiles, a masked tail and several segments.
+Run by test_triton_interpreter.py in a process of its own, since TRITON_INTERPRET must be set before Triton is imported.
+The tiles are small, so that small rows have whole tiles, a masked tail and several segments.
 """
 
 import os
@@ -16,7 +16,13 @@ from megatron_remit.kernels import logprob_torch, logprob_triton
 from megatron_remit.kernels.chunked_head_logprob import chunked_head_nll
 from megatron_remit.kernels.vocab_parallel_logprob import vocab_parallel_nll
 from tests.kernels.cases import (
-    DTYPES, ROUNDING, adversarial, adversarial_targets, computed, draw, float64_truth,
+    DTYPES,
+    ROUNDING,
+    adversarial,
+    adversarial_targets,
+    computed,
+    draw,
+    float64_truth,
 )
 from tests.kernels.cases import assert_close as assert_close_after
 from tests.ranks import run_ranks

@@ -12,10 +12,18 @@ host.install()
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy  # noqa: E402
 
 from megatron_remit.kernels.vocab_parallel_logprob import (  # noqa: E402
-    Shard, choose_implementation, vocab_parallel_nll,
+    Shard,
+    choose_implementation,
+    vocab_parallel_nll,
 )
 from tests.kernels.cases import (  # noqa: E402
-    DTYPES, adversarial, adversarial_targets, assert_close, computed, draw, float64_truth,
+    DTYPES,
+    adversarial,
+    adversarial_targets,
+    assert_close,
+    computed,
+    draw,
+    float64_truth,
 )
 from tests.ranks import free_port  # noqa: E402
 
