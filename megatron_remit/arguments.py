@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,9 @@ def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
     group.add_argument("--remit-centering", choices=("sequence", "document", "none"), default="sequence",
                        help="Subtract the mean delta of each sequence before the sigmoid (equation 4), that of each "
                             "document inside it, or nothing.")
+    group.add_argument("--cross-entropy-impl", choices=("auto", "triton", "torch", "megatron"), default="auto",
+                       help="What computes the NLL of policy and reference. auto: triton on CUDA, torch on a CPU. "
+                            "megatron: Megatron's own cross-entropy with the full logits of both models.")
     # The divisor of equations 2 and 6 is the token count of the global batch.
     parser.set_defaults(calculate_per_token_loss=True, ckpt_format="torch_dist")
     # Megatron leaves it unset and then divides by it.
@@ -102,6 +106,11 @@ def check_arguments(args: argparse.Namespace) -> None:
                 f"--reset-attention-mask with --pipeline-model-parallel-size {args.pipeline_model_parallel_size}: "
                 "middle stages read no data and so know no document borders; use at most 2 stages"
             )
+    if args.cross_entropy_impl == "triton" and not host.has_cuda() and os.environ.get("TRITON_INTERPRET") != "1":
+        raise UserError(
+            "--cross-entropy-impl triton needs CUDA, and there is none; use 'auto' or 'torch' "
+            "(the environment variable TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, to test them)"
+        )
     if args.objective == "ntp":
         return
     if args.reference_load is None:

@@ -35,6 +35,7 @@ def forward_step(
 
 def model_nll(batch: Batch, model: Module) -> Tensor:
     """Per-token NLL [B, S] in nats on the last pipeline stage, the stage's hidden states elsewhere."""
+    args = get_args()
     return model(
         batch["tokens"],
         batch["position_ids"],
@@ -42,6 +43,6 @@ def model_nll(batch: Batch, model: Module) -> Tensor:
         labels=batch["labels"],
         loss_mask=batch["loss_mask"],
         output_processor=token_nll,
-        output_processor_context=Vocabulary(get_args().remit_vocab_size),
+        output_processor_context=Vocabulary(args.remit_vocab_size, args.cross_entropy_impl),
     )
 

@@ -107,6 +107,7 @@ def test_reference_micro_batch_that_does_not_divide_the_step(material):
     ({"cuda_graph_impl": "full_iteration"}, "--cuda-graph-impl full_iteration"),
     ({"reset_attention_mask": True, "pipeline_model_parallel_size": 3}, "--reset-attention-mask"),
     ({"reset_attention_mask": True, "transformer_impl": "transformer_engine"}, "--transformer-impl local"),
+    ({"cross_entropy_impl": "triton"}, "--cross-entropy-impl triton needs CUDA"),
 ])
 def test_flags_that_cannot_work_together(flags, named, material):
     with pytest.raises(UserError, match=named):
