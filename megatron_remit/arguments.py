@@ -6,6 +6,7 @@ from pathlib import Path
 
 from megatron_remit import host
 from megatron_remit.errors import UserError
+from megatron_remit.score_store.arguments import add_score_store_arguments, check_score_store, scores_ahead
 
 # Shape arguments that Megatron's load_args_from_checkpoint leaves out although the forward pass depends on them.
 EXTRA_CHECKPOINT_ARGS = ("norm_epsilon", "qk_layernorm", "no_rope_freq")
@@ -25,6 +26,7 @@ def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
                        help="Clip width of the weights, in [0, 1] (equation 5); 'none' turns clipping off.")
     group.add_argument("--remit-centering", choices=("sequence", "none"), default="sequence",
                        help="Subtract each sequence's mean delta before the sigmoid (equation 4), or not.")
+    add_score_store_arguments(group)
     # The divisor of equations 2 and 6 is the token count of the global batch.
     parser.set_defaults(calculate_per_token_loss=True, ckpt_format="torch_dist")
     # A dense [s, s] mask is only needed for document masking; attention is causal without it.
@@ -68,7 +70,8 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"--context-parallel-size {args.context_parallel_size} needs Transformer Engine's attention "
             "(--transformer-impl transformer_engine); the local layers see only their own part of the sequence"
         )
-    if args.objective == "ntp":
+    check_score_store(args)
+    if not scores_ahead(args):
         return
     if args.reference_load is None:
         raise UserError("--objective remit needs a reference: give --reference-load DIR (tools/import_hf.py makes one)")
