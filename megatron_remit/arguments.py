@@ -26,6 +26,9 @@ def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
                        help="Clip width of the weights, in [0, 1] (equation 5); 'none' turns clipping off.")
     group.add_argument("--remit-centering", choices=("sequence", "none"), default="sequence",
                        help="Subtract each sequence's mean delta before the sigmoid (equation 4), or not.")
+    group.add_argument("--row-seed", type=int, metavar="N",
+                       help="Cut the corpus into rows in a document order drawn from N: the same rows in every epoch "
+                            "and for every --seed, which then only orders them. Default: as Megatron does.")
     add_score_store_arguments(group)
     # The divisor of equations 2 and 6 is the token count of the global batch.
     parser.set_defaults(calculate_per_token_loss=True, ckpt_format="torch_dist")
@@ -70,6 +73,8 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"--context-parallel-size {args.context_parallel_size} needs Transformer Engine's attention "
             "(--transformer-impl transformer_engine); the local layers see only their own part of the sequence"
         )
+    if args.row_seed is not None and args.mock_data:
+        raise UserError("--row-seed cuts a corpus into rows, and --mock-data has none; leave one of them out")
     check_score_store(args)
     if not scores_ahead(args):
         return

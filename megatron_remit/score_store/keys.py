@@ -1,10 +1,12 @@
 """The key of a row: what the reference reads, and nothing that depends on where or when it is read."""
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
-from torch import Tensor
+
+if TYPE_CHECKING:  # a writer without a model need not wait for torch
+    from torch import Tensor
 
 Key = tuple[int, int]
 """A 128-bit hash as two unsigned 64-bit numbers, the high one first."""
@@ -34,6 +36,6 @@ def key_bytes(key: Key) -> bytes:
     return key[0].to_bytes(8, "little") + key[1].to_bytes(8, "little")
 
 
-def _borders(attention_mask_1SS: Tensor) -> numpy.ndarray:
+def _borders(attention_mask_1SS: "Tensor") -> numpy.ndarray:
     """True where a position does not see the one before it (Megatron's masks are True where attention is cut)."""
     return attention_mask_1SS[0].diagonal(-1).numpy()

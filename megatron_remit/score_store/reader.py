@@ -11,7 +11,7 @@ import numpy
 
 from megatron_remit.errors import UserError
 from megatron_remit.score_store.files import DamagedFile, UnwritableFile, locked
-from megatron_remit.score_store.index import Index, empty_run, read_index, run_of_shards, write_index
+from megatron_remit.score_store.index import Index, Run, empty_run, read_index, run_of_shards, write_index
 from megatron_remit.score_store.keys import Key
 from megatron_remit.score_store.manifest import Identity, read_manifest
 from megatron_remit.score_store.shard import PATTERN, Shard
@@ -146,6 +146,10 @@ class ScoreStore:
         self._open[number] = descriptor
         return descriptor
 
+    def run(self) -> Run:
+        """All rows in one sorted table."""
+        return run_of_shards(dict(enumerate(self._shards))) if len(self._private) else self._indexed
+
     def save_index(self) -> None:
         """Write the index file for all shards that are there now, and map it.
 
@@ -179,3 +183,9 @@ def index_shards(folder: Path, identity: Identity, names: set[str]) -> None:
     shards = [Shard(folder / name, identity) for name in sorted(names)]
     run = run_of_shards(dict(enumerate(shards)))
     write_index(folder, identity, run, [(shard.path.name, shard.header.size) for shard in shards])
+
+
+def indexed_names(folder: Path, identity: Identity) -> set[str] | None:
+    """The shards that the index file lists; None without a sound index."""
+    index = read_index(folder, identity)
+    return None if index is None else {name for name, _ in index.shards}
