@@ -40,5 +40,6 @@ def assert_rows(folder, numbers):
     """Every row is there with its own values."""
     store = ScoreStore(folder)
     for number in numbers:
-        numpy.testing.assert_array_equal(store.read(key(number)), nll(number).astype(numpy.float16), err_msg=str(number))
+        expected = nll(number).astype(numpy.float16)
+        numpy.testing.assert_array_equal(store.read(key(number)), expected, err_msg=str(number))
     store.close()

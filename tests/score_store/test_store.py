@@ -63,7 +63,7 @@ def test_the_safetensors_package_reads_a_shard(folder):
 
 
 def test_float16_moves_a_weight_by_less_than_half_the_nll_error_twice():
-    """|dw| <= 1/2 |d(delta - mean)| <= max |dNLL| <= 2^-11 of the row's largest NLL: the bound in docs/score-store.md."""
+    """|dw| <= 1/2 |d(delta - mean)| <= max |dNLL| <= 2^-11 of the row's largest NLL (docs/score-store.md)."""
     draw = torch.Generator().manual_seed(0)
     reference = torch.empty(200, 64, dtype=torch.float64).exponential_(0.2, generator=draw)
     policy = (reference + torch.randn(200, 64, generator=draw, dtype=torch.float64)).clamp(min=0)
