@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_remit import host
 from megatron_remit.errors import UserError
+from megatron_remit.score_store.arguments import add_score_store_arguments, check_score_store, scores_ahead
 
 # What Megatron's load_args_from_checkpoint leaves out, or leaves as it is where the checkpoint has None, although the
 # forward pass depends on it: argument -> its value in a model without that feature (Megatron's default).
@@ -58,6 +59,10 @@ def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
     group.add_argument("--cross-entropy-impl", choices=("auto", "triton", "torch", "megatron"), default="auto",
                        help="What computes the NLL of policy and reference. auto: triton on CUDA, torch on a CPU. "
                             "megatron: Megatron's own cross-entropy with the full logits of both models.")
+    group.add_argument("--row-seed", type=int, metavar="N",
+                       help="Cut the corpus into rows in a document order drawn from N: the same rows in every epoch "
+                            "and for every --seed, which then only orders them. Default: as Megatron does.")
+    add_score_store_arguments(group)
     # The divisor of equations 2 and 6 is the token count of the global batch.
     parser.set_defaults(calculate_per_token_loss=True, ckpt_format="torch_dist")
     # Megatron leaves it unset and then divides by it.
@@ -111,7 +116,10 @@ def check_arguments(args: argparse.Namespace) -> None:
             "--cross-entropy-impl triton needs CUDA, and there is none; use 'auto' or 'torch' "
             "(the environment variable TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, to test them)"
         )
-    if args.objective == "ntp":
+    if args.row_seed is not None and args.mock_data:
+        raise UserError("--row-seed cuts a corpus into rows, and --mock-data has none; leave one of them out")
+    check_score_store(args)
+    if not scores_ahead(args):
         return
     if args.reference_load is None:
         raise UserError("--objective remit needs a reference: give --reference-load DIR (tools/import_hf.py makes one)")

@@ -14,6 +14,7 @@ from torch.nn import Module
 from megatron_remit.batch import Batch, get_batch
 from megatron_remit.loss import training_loss
 from megatron_remit.model import Vocabulary, token_nll
+from megatron_remit.score_store.arguments import scores_ahead
 
 
 def forward_step(
@@ -22,14 +23,15 @@ def forward_step(
     """Megatron's forward-step contract for the policy: output tensor and loss function of the next microbatch.
 
     With a reference the iterator yields microbatches that score-ahead has read already; otherwise it is Megatron's
-    own data iterator.
+    own data iterator, whose samples bring the scores along where the run reads them from a store.
     """
     args = get_args()
-    if model.training and args.objective != "ntp":
+    if model.training and scores_ahead(args):
         batch: Batch = next(data_iterator)
     else:
         size = args.micro_batch_size if model.training else (args.eval_micro_batch_size or args.micro_batch_size)
-        batch = get_batch(data_iterator, size, get_attr_wrapped_model(model, "vp_stage"))
+        scored = model.training and args.objective != "ntp"
+        batch = get_batch(data_iterator, size, get_attr_wrapped_model(model, "vp_stage"), scored)
     return model_nll(batch, model), training_loss(batch)
 
 

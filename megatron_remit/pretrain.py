@@ -26,6 +26,8 @@ def main() -> None:
     from megatron_remit.arguments import add_remit_arguments, check_arguments
     from megatron_remit.data import check_corpora, train_valid_test_datasets
     from megatron_remit.forward import forward_step
+    from megatron_remit.score_store import run
+    from megatron_remit.score_store.arguments import scores_ahead
     from megatron_remit.specs.native import gpt_config
 
     patches.apply()
@@ -34,16 +36,21 @@ def main() -> None:
     set_vocabulary(args)
     check_corpora(args, args.remit_vocab_size)
     config = gpt_config(args)
-    if args.objective != "ntp" and not args.skip_train:
+    if args.score_store is not None and not args.skip_train:
+        run.open_store(args, create=args.score_store_write)
+    if scores_ahead(args) and not args.skip_train:
         from megatron_remit.reference.checkpoint import reference_arguments
 
         config.post_wrap_hooks.append(partial(_add_reference, reference_arguments(args)))
-    pretrain(
-        pretrain_cfg_container_from_args(args, config),
-        train_valid_test_datasets,
-        ModelType.encoder_or_decoder,
-        forward_step,
-    )
+    try:
+        pretrain(
+            pretrain_cfg_container_from_args(args, config),
+            train_valid_test_datasets,
+            ModelType.encoder_or_decoder,
+            forward_step,
+        )
+    finally:
+        run.close()
 
 
 def set_vocabulary(args: argparse.Namespace) -> None:

@@ -24,6 +24,8 @@ from torch.nn import Module
 
 from megatron_remit.batch import Batch, get_batch
 from megatron_remit.forward import model_nll
+from megatron_remit.score_store.arguments import scores_ahead
+from megatron_remit.score_store.online import filled, missing_groups
 
 Schedule = Callable[..., list[dict[str, Tensor]]]
 
@@ -38,7 +40,7 @@ class ScoreAhead:
 
     def __call__(self, *, data_iterator: Any, forward_only: bool, **kwargs: Any) -> list[dict[str, Tensor]]:
         """Megatron's schedule signature; returns what the policy's schedule returns."""
-        if forward_only or get_args().objective == "ntp":
+        if forward_only or not scores_ahead(get_args()):
             return self._schedule(data_iterator=data_iterator, forward_only=forward_only, **kwargs)
         chunked = isinstance(data_iterator, list)
         iterators = data_iterator if chunked else [data_iterator]
@@ -46,42 +48,62 @@ class ScoreAhead:
         batches = [
             read_step(iterator, vp_stage if chunked else None) for vp_stage, iterator in enumerate(iterators)
         ]
-        nlls = self._score(batches, kwargs)
-        if nlls:
-            # The last model chunk of the last stage computes the loss.
-            for batch, nll_BS in zip(batches[-1], nlls, strict=True):
-                batch["reference_nll"] = nll_BS
+        self._add_scores(batches, kwargs["seq_length"])
         clock.stop_reference()
         ready = [iter(chunk_batches) for chunk_batches in batches]
         return self._schedule(data_iterator=ready if chunked else ready[0], forward_only=False, **kwargs)
 
-    @torch.no_grad()
-    def _score(self, batches: list[list[Batch]], kwargs: dict[str, Any]) -> list[Tensor]:
-        """Reference NLL of each policy microbatch, [B, S] in nats, on the last pipeline stage; elsewhere nothing."""
+    def _add_scores(self, batches: list[list[Batch]], seq_length: int) -> None:
+        """Put the reference's NLL of each policy microbatch, [B, S] in nats, into the last model chunk's batches.
+
+        With a score store only the reference microbatches that hold a row it lacks are run.
+        """
         args = get_args()
-        size = args.reference_micro_batch_size
-        regrouped = [regroup(chunk_batches, size, args.micro_batch_size) for chunk_batches in batches]
-        iterators = [iter(chunk_batches) for chunk_batches in regrouped]
-        nlls = self._schedule(
-            forward_step_func=_reference_step,
-            data_iterator=iterators if len(iterators) > 1 else iterators[0],
-            model=self._reference,
-            num_microbatches=len(regrouped[0]),
-            seq_length=kwargs["seq_length"],
-            micro_batch_size=size,
-            decoder_seq_length=kwargs.get("decoder_seq_length"),
-            forward_only=True,
-            collect_non_loss_data=True,
-        )
-        if not nlls:
-            return []
-        return list(torch.cat(nlls).split(args.micro_batch_size))
+        groups = [regroup(chunk, args.reference_micro_batch_size, args.micro_batch_size) for chunk in batches]
+        if args.score_store is None:
+            nlls = score_microbatches(self._schedule, self._reference, groups, seq_length)
+        else:
+            wanted = missing_groups(groups[-1])
+            selected = [[chunk[number] for number in wanted] for chunk in groups]
+            scored = score_microbatches(self._schedule, self._reference, selected, seq_length) if wanted else []
+            nlls = filled(groups[-1], wanted, scored)
+        if nlls:
+            # The last model chunk of the last stage computes the loss.
+            for batch, nll_BS in zip(batches[-1], torch.cat(nlls).split(args.micro_batch_size), strict=True):
+                batch["reference_nll"] = nll_BS
+
+
+@torch.no_grad()
+def score_microbatches(
+    schedule: Schedule, reference: list[Module], batches: list[list[Batch]], seq_length: int
+) -> list[Tensor]:
+    """Run the reference over microbatches with Megatron's forward-only schedule.
+
+    Args:
+        reference: this rank's model chunks, one for each virtual pipeline stage.
+        batches: for each chunk its microbatches of ``--reference-micro-batch-size`` sequences.
+
+    Returns:
+        The NLL [B, S] in nats, float32, of each microbatch on the last pipeline stage; elsewhere nothing.
+    """
+    iterators = [iter(chunk_batches) for chunk_batches in batches]
+    return schedule(
+        forward_step_func=_reference_step,
+        data_iterator=iterators if len(iterators) > 1 else iterators[0],
+        model=reference,
+        num_microbatches=len(batches[0]),
+        seq_length=seq_length,
+        micro_batch_size=get_args().reference_micro_batch_size,
+        forward_only=True,
+        collect_non_loss_data=True,
+    )
 
 
 def read_step(data_iterator: Iterator[dict[str, Any]] | None, vp_stage: int | None) -> list[Batch]:
     """All microbatches of one training step on this rank."""
-    size = get_args().micro_batch_size
-    return [get_batch(data_iterator, size, vp_stage) for _ in range(get_num_microbatches())]
+    args = get_args()
+    scored = args.score_store is not None
+    return [get_batch(data_iterator, args.micro_batch_size, vp_stage, scored) for _ in range(get_num_microbatches())]
 
 
 def regroup(batches: list[Batch], size: int, micro_batch_size: int) -> list[Batch]:
