@@ -6,6 +6,7 @@ from pathlib import Path
 
 from megatron_remit import host
 from megatron_remit.errors import UserError
+from megatron_remit.methods import OBJECTIVES
 
 # Shape arguments that Megatron's load_args_from_checkpoint leaves out although the forward pass depends on them.
 EXTRA_CHECKPOINT_ARGS = ("norm_epsilon", "qk_layernorm", "no_rope_freq")
@@ -14,8 +15,8 @@ EXTRA_CHECKPOINT_ARGS = ("norm_epsilon", "qk_layernorm", "no_rope_freq")
 def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the ReMiT flags; on a machine without CUDA, also set the defaults of Megatron's flags that a CPU needs."""
     group = parser.add_argument_group("ReMiT")
-    group.add_argument("--objective", choices=("ntp", "remit"), default="ntp",
-                       help="ntp: every token weighs 1. remit: weights from a reference (paper, equations 3-6).")
+    group.add_argument("--objective", choices=tuple(OBJECTIVES), default="ntp",
+                       help="; ".join(f"{name}: {objective.summary}" for name, objective in OBJECTIVES.items()))
     group.add_argument("--reference-load", type=Path, metavar="DIR",
                        help="torch_dist checkpoint of the frozen RL model; tools/import_hf.py makes one.")
     group.add_argument("--reference-micro-batch-size", type=int, metavar="N",
@@ -25,6 +26,8 @@ def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
                        help="Clip width of the weights, in [0, 1] (equation 5); 'none' turns clipping off.")
     group.add_argument("--remit-centering", choices=("sequence", "none"), default="sequence",
                        help="Subtract each sequence's mean delta before the sigmoid (equation 4), or not.")
+    for objective in OBJECTIVES.values():
+        objective.add_arguments(group)
     # The divisor of equations 2 and 6 is the token count of the global batch.
     parser.set_defaults(calculate_per_token_loss=True, ckpt_format="torch_dist")
     # Megatron leaves it unset and then divides by it.
@@ -73,17 +76,21 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"--context-parallel-size {args.context_parallel_size} needs Transformer Engine's attention "
             "(--transformer-impl transformer_engine); the local layers see only their own part of the sequence"
         )
-    if args.objective == "ntp":
+    if not OBJECTIVES[args.objective].needs_reference:
         return
     if args.reference_load is None:
-        raise UserError("--objective remit needs a reference: give --reference-load DIR (tools/import_hf.py makes one)")
+        raise UserError(
+            f"--objective {args.objective} needs a reference: give --reference-load DIR (tools/import_hf.py makes one)"
+        )
     if args.cuda_graph_impl == "full_iteration":
         raise UserError(
             "--cuda-graph-impl full_iteration captures the whole step and would leave the reference out of it; "
             "use 'local' or 'transformer_engine', or no CUDA graph"
         )
     if args.rampup_batch_size is not None:
-        raise UserError("--rampup-batch-size is not supported with --objective remit; give one --global-batch-size")
+        raise UserError(
+            f"--rampup-batch-size is not supported with --objective {args.objective}; give one --global-batch-size"
+        )
     _check_reference_micro_batch(args)
 
 

@@ -26,6 +26,7 @@ def main() -> None:
     from megatron_remit.arguments import add_remit_arguments, check_arguments
     from megatron_remit.data import check_corpora, train_valid_test_datasets
     from megatron_remit.forward import forward_step
+    from megatron_remit.methods import OBJECTIVES
 
     patches.apply()
     args = parse_and_validate_args(extra_args_provider=add_remit_arguments)
@@ -33,7 +34,7 @@ def main() -> None:
     set_vocabulary(args)
     check_corpora(args, args.remit_vocab_size)
     config = gpt_config_from_args(args)
-    if args.objective != "ntp" and not args.skip_train:
+    if OBJECTIVES[args.objective].needs_reference and not args.skip_train:
         from megatron_remit.reference.checkpoint import reference_arguments
 
         config.post_wrap_hooks.append(partial(_add_reference, reference_arguments(args)))
