@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_remit import host
 from megatron_remit.errors import UserError
+from megatron_remit.methods import OBJECTIVES
 from megatron_remit.score_store.arguments import add_score_store_arguments, check_score_store, scores_ahead
 
 # What Megatron's load_args_from_checkpoint leaves out, or leaves as it is where the checkpoint has None, although the
@@ -44,8 +45,8 @@ EXTRA_CHECKPOINT_ARGS: dict[str, Any] = {
 def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the ReMiT flags; on a machine without CUDA, also set the defaults of Megatron's flags that a CPU needs."""
     group = parser.add_argument_group("ReMiT")
-    group.add_argument("--objective", choices=("ntp", "remit"), default="ntp",
-                       help="ntp: every token weighs 1. remit: weights from a reference (paper, equations 3-6).")
+    group.add_argument("--objective", choices=tuple(OBJECTIVES), default="ntp",
+                       help="; ".join(f"{name}: {objective.summary}" for name, objective in OBJECTIVES.items()))
     group.add_argument("--reference-load", type=Path, metavar="DIR",
                        help="torch_dist checkpoint of the frozen RL model; tools/import_hf.py makes one.")
     group.add_argument("--reference-micro-batch-size", type=int, metavar="N",
@@ -56,6 +57,8 @@ def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
     group.add_argument("--remit-centering", choices=("sequence", "document", "none"), default="sequence",
                        help="Subtract the mean delta of each sequence before the sigmoid (equation 4), that of each "
                             "document inside it, or nothing.")
+    for objective in OBJECTIVES.values():
+        objective.add_arguments(group)
     group.add_argument("--cross-entropy-impl", choices=("auto", "triton", "torch", "megatron"), default="auto",
                        help="What computes the NLL of policy and reference. auto: triton on CUDA, torch on a CPU. "
                             "megatron: Megatron's own cross-entropy with the full logits of both models.")
@@ -119,18 +122,23 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.row_seed is not None and args.mock_data:
         raise UserError("--row-seed cuts a corpus into rows, and --mock-data has none; leave one of them out")
     check_score_store(args)
-    if not scores_ahead(args):
+    if not OBJECTIVES[args.objective].needs_reference:
         return
-    if args.reference_load is None:
-        raise UserError("--objective remit needs a reference: give --reference-load DIR (tools/import_hf.py makes one)")
+    if scores_ahead(args) and args.reference_load is None:
+        raise UserError(
+            f"--objective {args.objective} needs a reference: give --reference-load DIR (tools/import_hf.py makes one)"
+        )
     if args.cuda_graph_impl == "full_iteration":
         raise UserError(
             "--cuda-graph-impl full_iteration captures the whole step and would leave the reference out of it; "
             "use 'local' or 'transformer_engine', or no CUDA graph"
         )
     if args.rampup_batch_size is not None:
-        raise UserError("--rampup-batch-size is not supported with --objective remit; give one --global-batch-size")
-    _check_reference_micro_batch(args)
+        raise UserError(
+            f"--rampup-batch-size is not supported with --objective {args.objective}; give one --global-batch-size"
+        )
+    if scores_ahead(args):
+        _check_reference_micro_batch(args)
 
 
 def _check_reference_micro_batch(args: argparse.Namespace) -> None:

@@ -26,6 +26,7 @@ def main() -> None:
     from megatron_remit.arguments import add_remit_arguments, check_arguments
     from megatron_remit.data import check_corpora, train_valid_test_datasets
     from megatron_remit.forward import forward_step
+    from megatron_remit.methods import OBJECTIVES
     from megatron_remit.score_store import run
     from megatron_remit.score_store.arguments import scores_ahead
     from megatron_remit.specs.native import gpt_config
@@ -36,12 +37,13 @@ def main() -> None:
     set_vocabulary(args)
     check_corpora(args, args.remit_vocab_size)
     config = gpt_config(args)
-    if args.score_store is not None and not args.skip_train:
-        run.open_store(args, create=args.score_store_write)
-    if scores_ahead(args) and not args.skip_train:
+    if OBJECTIVES[args.objective].needs_reference and not args.skip_train:
+        if args.score_store is not None:
+            run.open_store(args, create=args.score_store_write)
         from megatron_remit.reference.checkpoint import reference_arguments
 
-        config.post_wrap_hooks.append(partial(_add_reference, reference_arguments(args)))
+        own = reference_arguments(args) if scores_ahead(args) else None
+        config.post_wrap_hooks.append(partial(_add_reference, own))
     try:
         pretrain(
             pretrain_cfg_container_from_args(args, config),
@@ -80,12 +82,15 @@ def set_vocabulary(args: argparse.Namespace) -> None:
     args.remit_tokenizer_fingerprint = megatron_fingerprint(tokenizer)
 
 
-def _add_reference(reference_args: argparse.Namespace, policy: list[Module]) -> list[Module]:
-    """Post-wrap hook of the policy's model config: the first moment at which the process groups stand."""
+def _add_reference(reference_args: argparse.Namespace | None, policy: list[Module]) -> list[Module]:
+    """Post-wrap hook of the policy's model config: the first moment at which the process groups stand.
+
+    ``reference_args`` is None when every score comes from a store: no reference is built.
+    """
     from megatron_remit import patches
     from megatron_remit.reference.model import build_reference
 
-    patches.score_ahead_with(build_reference(reference_args))
+    patches.score_ahead_with([] if reference_args is None else build_reference(reference_args))
     return policy
 
 

@@ -98,6 +98,32 @@ def test_epsilon_none_turns_clipping_off(material):
     assert parsed([*material.remit(), "--remit-epsilon", "none"]).remit_epsilon is None
 
 
+@pytest.mark.parametrize("objective", ["rho1", "kd"])
+def test_other_objectives_without_a_reference(objective, material):
+    with pytest.raises(UserError, match=rf"--objective {objective} needs a reference: give --reference-load"):
+        check_arguments(parsed(material.flags(objective=objective)))
+
+
+@pytest.mark.parametrize(("flag", "value", "expected"), [
+    ("--objective", "rho2", "invalid choice: 'rho2'"),
+    ("--rho1-keep-ratio", "0", "(0, 1]"),
+    ("--rho1-keep-ratio", "1.2", "(0, 1]"),
+    ("--rho1-keep-ratio", "most", "(0, 1]"),
+    ("--rho1-scope", "batch", "invalid choice: 'batch'"),
+    ("--remit-control", "shuffle", "invalid choice: 'shuffle'"),
+    ("--kd-alpha", "-0.1", "[0, 1]"),
+    ("--kd-alpha", "nan", "[0, 1]"),
+    ("--kd-temperature", "0", "above 0"),
+    ("--kd-temperature", "inf", "above 0"),
+    ("--kd-temperature", "hot", "above 0"),
+])
+def test_values_that_an_objective_cannot_take(flag, value, expected, material, capsys):
+    with pytest.raises(SystemExit):
+        parsed([*material.remit(), f"{flag}={value}"])
+    error = capsys.readouterr().err
+    assert flag in error and expected in error
+
+
 def test_reference_micro_batch_that_does_not_divide_the_step(material):
     with pytest.raises(UserError, match=r"--reference-micro-batch-size 3 .* 8 sequences"):
         check_arguments(parsed(material.remit(reference_micro_batch_size=3)))
