@@ -15,6 +15,14 @@ EXTRA_CHECKPOINT_ARGS: dict[str, Any] = {
     "layernorm_zero_centered_gamma": False,
     "spec": None,
     "qk_layernorm": False,
+    "qk_l2_norm": False,
+    "attention_output_gate": False,
+    "num_experts": None,
+    "quick_geglu": False,
+    "window_size": None,
+    "window_attn_skip_freq": None,
+    "softmax_type": "vanilla",
+    "rotary_seq_len_interpolation_factor": None,
     "no_rope_freq": None,
     "use_rope_scaling": False,
     "rope_scaling_factor": 8.0,
@@ -25,6 +33,9 @@ EXTRA_CHECKPOINT_ARGS: dict[str, Any] = {
     "qk_head_dim": 128,
     "qk_pos_emb_head_dim": 64,
     "v_head_dim": 128,
+    "rotary_scaling_factor": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.0,
 }
 
 
