@@ -87,14 +87,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--csv", type=Path, help="also write the percentiles there")
     options = parser.parse_args()
+    found = conditions("torch", "safetensors", "megatron-core")  # before others change the folder
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(options, Path(folder))
     print(json.dumps(figures))
     if options.csv:
         spread = {name: percentiles(f"{name}_peak", figures.pop(name), 0) for name in ("import", "export")}
         row = {name: getattr(options, name) for name in ("layers", "hidden", "vocabulary", "repeats")}
-        packages = conditions("torch", "safetensors", "megatron-core")
-        write_csv(options.csv, [row | figures | spread["import"] | spread["export"] | packages])
+        write_csv(options.csv, [row | figures | spread["import"] | spread["export"] | found])
 
 
 if __name__ == "__main__":
