@@ -42,16 +42,17 @@ def logits_in_chunks(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield ``(rows, logits [C, V])`` for consecutive rows of ``hidden_NH``.
 
-    All chunks share one buffer: use a chunk's logits before asking for the next. If the whole logits fit into
+    All chunks share one buffer, so there are no gradients (call it under ``torch.no_grad``), and a chunk's logits are
+    gone when the next is asked for. If the whole logits fit into
     ``chunk_bytes``, they are one chunk and one matrix product, the same as that of Megatron's output layer.
     """
     rows, width = hidden_NH.size(0), weight_VH.size(0)
-    size = rows_of_a_chunk(rows, width * hidden_NH.element_size(), chunk_bytes)
+    size = min(rows_of_a_chunk(rows, width * hidden_NH.element_size(), chunk_bytes), rows)
     buffer_CV = hidden_NH.new_empty(size, width)
     for start in range(0, rows, size):
         stop = min(start + size, rows)
-        # A product of a few rows is another routine (of one row a vector's), whose sums differ in the last bit. So a small
-        # rest is computed together with rows that are already done.
+        # A product of a few rows is another routine (of one row a vector's), whose sums differ in the last bit. So a
+        # small rest is computed together with rows that are already done.
         first = max(min(start, stop - ROW_MULTIPLE), 0)
         logits_CV = torch.matmul(hidden_NH[first:stop], weight_VH.t(), out=buffer_CV[: stop - first])
         yield slice(start, stop), scale_logits(logits_CV[start - first :])

@@ -52,7 +52,7 @@ class Configuration:
         return triton.cdiv(max(width, 1), constants["LANES"] * constants["VECTOR"] * self.unroll * self.tiles)
 
 
-# A segment is 32768 columns of 16 bits: 64 KiB for a program to read. The gradient needs more registers for a column, so
+# A segment is 32768 columns of 16 bits: 64 KiB for a program to read. The gradient needs more registers for a column:
 # it takes fewer at a time and leaves room for more programs.
 statistics_configuration = Configuration(num_warps=8, unroll=4, tiles=4)
 gradient_configuration = Configuration(num_warps=8, unroll=2, tiles=8)
