@@ -43,8 +43,8 @@ def logits_in_chunks(
     """Yield ``(rows, logits [C, V])`` for consecutive rows of ``hidden_NH``.
 
     All chunks share one buffer, so there are no gradients (call it under ``torch.no_grad``), and a chunk's logits are
-    gone when the next is asked for. If the whole logits fit into
-    ``chunk_bytes``, they are one chunk and one matrix product, the same as that of Megatron's output layer.
+    gone when the next is asked for. If the whole logits fit into ``chunk_bytes``, they are one chunk and one matrix
+    product, the same as that of Megatron's output layer.
     """
     rows, width = hidden_NH.size(0), weight_VH.size(0)
     size = min(rows_of_a_chunk(rows, width * hidden_NH.element_size(), chunk_bytes), rows)
