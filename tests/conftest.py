@@ -42,7 +42,7 @@ class Material:
 
     def remit(self, **overrides):
         """The same with the ReMiT objective."""
-        return self.flags(objective="remit", reference_load=self.reference, **overrides)
+        return self.flags(**{"objective": "remit", "reference_load": self.reference} | overrides)
 
 
 @pytest.fixture(scope="session")

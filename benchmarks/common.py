@@ -1,0 +1,45 @@
+"""What each benchmark writes beside its figures: conditions, percentiles, and a CSV that is whole or not there."""
+
+import csv
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def conditions(*packages: str) -> dict[str, str]:
+    """Commit, device, Python and the versions of ``packages``, as columns of a result."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return {"commit": commit.stdout.strip(), "device": device(), "python": platform.python_version(),
+            **{name.replace("-", "_"): version(name) for name in packages}}
+
+
+def device() -> str:
+    """The GPU's name, or the processor's with the number of cores."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").open() if Path("/proc/cpuinfo").is_file() else []
+    name = next((line.partition(":")[2].strip() for line in lines if "model name" in line), "?")
+    return f"CPU, {os.cpu_count()} cores, {name}"
+
+
+def percentiles(name: str, values: Sequence[float], digits: int = 3) -> dict[str, float]:
+    """20th, 50th and 80th percentile under ``NAME_p20`` and so on."""
+    cuts = statistics.quantiles(values, n=10, method="inclusive")
+    return {f"{name}_p{10 * i + 10}": round(cuts[i], digits) for i in (1, 4, 7)}
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """``rows``, all of the same keys, as a CSV; written to a temporary name and renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (temporary := path.with_suffix(".tmp")).open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)
