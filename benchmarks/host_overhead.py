@@ -10,11 +10,7 @@ way adds to the plain call of the same repeat; 20th, 50th and 80th percentile ov
 """
 
 import argparse
-import csv
 import os
-import platform
-import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -24,6 +20,7 @@ from typing import Any
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch counts devices: with CUDA nothing stands in for it
 
 import torch
+from common import conditions, percentiles, write_csv
 from torch.overrides import TorchFunctionMode
 
 from megatron_remit import host
@@ -82,10 +79,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--csv", type=Path, help="write the figures to this file")
     options = parser.parse_args()
-    cpu = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").open() if "model name" in line), "?")
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    conditions = {"threads": options.threads, "device": f"CPU, {os.cpu_count()} cores, {cpu}",
-                  "python": platform.python_version(), "torch": torch.__version__, "commit": commit.stdout.strip()}
+    shared = {"threads": options.threads, **conditions("torch")}
     rows = []
     for name, (calls, ways) in cases(options.threads).items():
         times: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -100,20 +94,9 @@ def main() -> None:
             row = {"case": name, "way": way, "calls": calls, "repeats": options.repeats,
                    **percentiles("us", times[way]), **percentiles("added_us", added)}
             print(" ".join(f"{value:>12}" if key != "case" else f"{value:<44}" for key, value in row.items()))
-            rows.append(row | conditions)
+            rows.append(row | shared)
     if options.csv:
-        options.csv.parent.mkdir(parents=True, exist_ok=True)
-        with (temporary := options.csv.with_suffix(".tmp")).open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, options.csv)
-
-
-def percentiles(name: str, values: list[float]) -> dict[str, float]:
-    """20th, 50th and 80th percentile under ``NAME_p20`` and so on."""
-    cuts = statistics.quantiles(values, n=10, method="inclusive")
-    return {f"{name}_p{10 * i + 10}": round(cuts[i], 3) for i in (1, 4, 7)}
+        write_csv(options.csv, rows)
 
 
 if __name__ == "__main__":

@@ -32,12 +32,17 @@ def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
     add_score_store_arguments(group)
     # The divisor of equations 2 and 6 is the token count of the global batch.
     parser.set_defaults(calculate_per_token_loss=True, ckpt_format="torch_dist")
+    # Megatron leaves it unset and then divides by it.
+    parser.set_defaults(eval_interval=1000)
     # A dense [s, s] mask is only needed for document masking; attention is causal without it.
     parser.set_defaults(create_attention_mask_in_dataloader=False)
     # Known once the checkpoint's arguments and the tokenizer are read; stored in the run's own checkpoints.
     parser.set_defaults(remit_vocab_size=None, remit_tokenizer_fingerprint=None)
     if importlib.util.find_spec("transformer_engine") is None:
-        parser.set_defaults(transformer_impl="local")
+        parser.set_defaults(transformer_impl="local", apply_rope_fusion=False)
+        # The extension that apex builds, by the name that Megatron imports.
+        if importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is None:
+            parser.set_defaults(gradient_accumulation_fusion=False)
     if not host.has_cuda():
         parser.set_defaults(**host.default_arguments())
     return parser
