@@ -21,6 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from common import write_csv
+
 WARM_UP_STEPS = 6
 WAYS = ("ntp", "remit", "stored")
 
@@ -137,13 +139,10 @@ def report(options: argparse.Namespace, seconds: dict[str, list[float]]) -> None
     for name, value in row.items():
         print(f"{name:>38}: {value}")
     if options.csv:
-        options.csv.parent.mkdir(parents=True, exist_ok=True)
-        new = not options.csv.exists()
-        with options.csv.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        rows = list(csv.DictReader(options.csv.open(newline=""))) if options.csv.exists() else []
+        rows.append(row)
+        names = list(dict.fromkeys(name for one in rows for name in one))
+        write_csv(options.csv, [{name: one.get(name, "") for name in names} for one in rows])
 
 
 def percentiles(values: list[float]) -> tuple[float, float, float]:
