@@ -38,6 +38,17 @@ def checkpoint_folder(root: Path) -> Path:
     return folder
 
 
+def saved_arguments(folder: Path) -> argparse.Namespace:
+    """The arguments that the checkpoint iteration in ``folder`` was saved with; UserError if it has none to read."""
+    try:
+        saved = dist_checkpointing.load_common_state_dict(str(folder)).get("args")
+    except (CheckpointingException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{folder}: its arguments cannot be read ({error}); write the checkpoint again") from error
+    if saved is None:
+        raise UserError(f"{folder} holds no arguments, so the reference's shape is unknown; import it again")
+    return saved
+
+
 def reference_arguments(args: argparse.Namespace) -> argparse.Namespace:
     """The run's arguments with the reference's own shape, read from its checkpoint. ``args`` stays as it is.
 
@@ -46,13 +57,7 @@ def reference_arguments(args: argparse.Namespace) -> argparse.Namespace:
             not fit the run.
     """
     root = args.reference_load
-    folder = checkpoint_folder(root)
-    try:
-        saved = dist_checkpointing.load_common_state_dict(str(folder)).get("args")
-    except (CheckpointingException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{folder}: its arguments cannot be read ({error}); write the checkpoint again") from error
-    if saved is None:
-        raise UserError(f"{folder} holds no arguments, so the reference's shape is unknown; import it again")
+    saved = saved_arguments(checkpoint_folder(root))
     own = copy.copy(args)
     for name in _SHAPE_IF_UNSET:
         setattr(own, name, None)

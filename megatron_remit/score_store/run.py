@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing, mpu
+from megatron.core import mpu
 
 from megatron_remit.errors import UserError
-from megatron_remit.reference.checkpoint import checkpoint_folder
+from megatron_remit.reference.checkpoint import checkpoint_folder, saved_arguments
 from megatron_remit.reference.fingerprint import reference_fingerprint
 from megatron_remit.score_store.manifest import (
     MANIFEST,
@@ -65,8 +65,7 @@ def expected_identity(args: argparse.Namespace) -> dict[str, Any]:
         expected["dtype"] = args.score_dtype
     if args.reference_load is not None:
         folder = checkpoint_folder(args.reference_load)
-        saved = dist_checkpointing.load_common_state_dict(str(folder)).get("args")
-        expected["reference"] = reference_fingerprint(folder, saved)
+        expected["reference"] = reference_fingerprint(folder, saved_arguments(folder))
     return expected
 
 

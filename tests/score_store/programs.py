@@ -8,27 +8,25 @@ import numpy
 
 from megatron_remit.score_store.maintain import verify
 from megatron_remit.score_store.reader import ScoreStore
-from tests.ranks import ROOT, run_command
+from tests.ranks import ROOT, free_port, run_command
+
+SCORER = ROOT / "tools/score_corpus.py"
 
 
-def scorer_command(ranks, store, *flags):
-    return ["python", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
-            ROOT / "tools/score_corpus.py", *map(str, flags), "--score-store", store]
-
-
-def score(ranks, store, *flags, check=True):
+def score(ranks, store, *flags):
     """``torchrun tools/score_corpus.py``."""
-    run = run_command(scorer_command(ranks, store, *flags))
-    if check:
-        assert run.returncode == 0, run.failure()
+    run = run_command(["python", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", SCORER,
+                       *flags, "--score-store", store])
+    assert run.returncode == 0, run.failure()
     return run
 
 
-def start(command):
-    """Start a program as the leader of a process group of its own."""
-    environment = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
-    words = [sys.executable if part == "python" else str(part) for part in command]
-    return subprocess.Popen(words, cwd=ROOT, env=environment, start_new_session=True,
+def start(*command):
+    """Start a program with one rank, without torchrun between it and a signal."""
+    environment = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="", RANK="0",
+                       LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
+                       MASTER_PORT=str(free_port()))
+    return subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, env=environment,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

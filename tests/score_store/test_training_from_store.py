@@ -12,7 +12,7 @@ from megatron_remit.score_store.maintain import prune, verify
 from megatron_remit.score_store.shard import PATTERN
 from tests.conftest import VOCABULARY, write_corpus
 from tests.ranks import ROOT, pretrain, run_command
-from tests.score_store.programs import assert_same_rows, rows_of, score, scorer_command, start
+from tests.score_store.programs import SCORER, assert_same_rows, rows_of, score, start
 
 FIGURES = ("lm loss", "remit loss", "reference nll", "delta mean", "weight mean", "weight std", "clipped low",
            "clipped high")
@@ -152,10 +152,10 @@ def test_a_killed_scorer_goes_on_where_it_was(material, exact_store, tmp_path):
     folder = tmp_path / "store"
     flags = material.remit(row_seed=3, score_dtype="float32", score_shard_seconds=0)
     for shards in (3, 8):
-        job = start(scorer_command(1, folder, *flags))
+        job = start(SCORER, *flags, "--score-store", folder)
         while len(list(folder.glob(PATTERN))) < shards and job.poll() is None:
             time.sleep(0.02)
-        os.killpg(job.pid, signal.SIGKILL)
+        job.kill()
         assert job.wait() == -signal.SIGKILL
         job.stdout.close()
     left = verify(folder)
@@ -169,19 +169,19 @@ def test_a_killed_scorer_goes_on_where_it_was(material, exact_store, tmp_path):
 def test_training_follows_a_scorer_that_starts_after_it(material, online, tmp_path):
     folder = tmp_path / "store"
     scorer = None
-    trainer = start(["python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m",
-                     "megatron_remit.pretrain", *from_store(material, folder, row_seed=3, score_wait=120)])
+    trainer = start("-m", "megatron_remit.pretrain",
+                    *from_store(material, folder, row_seed=3, score_wait=120))
     try:
         waiting = next(line for line in trainer.stdout if "is not there yet: waiting at most 120 s" in line)
-        scorer = start(scorer_command(1, folder, *material.remit(
-            row_seed=3, score_dtype="float32", score_shard_seconds=0)))
+        scorer = start(SCORER, *material.remit(row_seed=3, score_dtype="float32", score_shard_seconds=0),
+                       "--score-store", folder)
         output = trainer.communicate(timeout=300)[0]
         assert trainer.returncode == 0, output
         assert scorer.wait(timeout=60) == 0
     finally:
         for job in (trainer, scorer):
             if job is not None and job.poll() is None:
-                os.killpg(job.pid, signal.SIGKILL)
+                job.kill()
     assert "manifest.json" in waiting
     assert f"reference nll: {online['reference nll'][2]:.6E}" in output
 
