@@ -120,16 +120,25 @@ train() {
   die "training ended with status $status at step $(saved_iteration); the first 'error:' or traceback above says why"
 }
 
-dry_run() {
-  echo "srun ${step_flags[*]} --nodes=$NODES --ntasks=$NODES \\"
-  printf '  %q' "${command[@]}"
+# print_command word...: as a shell would take it, a flag a line.
+print_command() {
+  local word quoted
+  for word in "$@"; do
+    quoted=$word
+    [[ $word =~ ^[A-Za-z0-9_./:=,+@-]+$ ]] || printf -v quoted %q "$word"
+    if [[ $word == -* ]]; then printf ' \\\n    %s' "$quoted"; else printf ' %s' "$quoted"; fi
+  done
   echo
+}
+
+dry_run() {
+  print_command srun "${step_flags[@]}" --nodes="$NODES" --ntasks="$NODES" "${command[@]}"
   if [[ -n ${CONTAINER_IMAGE:-} ]]; then
     # The image cannot be entered without Slurm: the same script inside it does what follows.
     echo "For the check of the corpus and the memory, run this script with --dry-run inside the image."
     return
   fi
-  "${planning[@]}"
+  PYTHONWARNINGS=ignore "${planning[@]}"
 }
 
 remit_main() {

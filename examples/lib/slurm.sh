@@ -81,7 +81,13 @@ stop_or_die() {
 
 # Put this job back into the queue; it continues from its last checkpoint.
 requeue() {
-  local restarts=${SLURM_RESTART_COUNT:-0}
+  local restarts=${SLURM_RESTART_COUNT:-0} state
+  # A job that the user cancelled, or that Slurm itself has requeued or timed out, is ending already.
+  state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
+  if [[ $state != RUNNING ]]; then
+    say "ended by Slurm ($state) at step $(saved_iteration) of $TRAIN_ITERS"
+    exit 1
+  fi
   ((restarts < MAX_RESTARTS)) ||
     die "restarted $restarts times (MAX_RESTARTS): not requeued; submit the same command again to continue"
   say "requeued at step $(saved_iteration) of $TRAIN_ITERS"
