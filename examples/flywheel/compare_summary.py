@@ -55,12 +55,14 @@ def values(seeds: dict[str, Points], task: str, at: int) -> list[float]:
 
 def spread(numbers: list[float]) -> str:
     """Mean and sample standard deviation over seeds."""
-    return f"{statistics.mean(numbers):.1f} ± {statistics.stdev(numbers):.1f}" if len(numbers) > 1 else f"{numbers[0]:.1f}"
+    if len(numbers) == 1:
+        return f"{numbers[0]:.1f}"
+    return f"{statistics.mean(numbers):.1f} ± {statistics.stdev(numbers):.1f}"
 
 
 def table(runs: dict[str, dict[str, Points]]) -> str:
     """Final accuracies and seconds of each arm."""
-    lines = ["| arm | seeds | tokens | two-step, % | three-step, % | seconds of training |", "|---|---|---|---|---|---|"]
+    lines = ["| arm | seeds | tokens | two-step, % | three-step, % | seconds of training |", "|---" * 6 + "|"]
     for arm, seeds in runs.items():
         last = [points[-1] for points in seeds.values()]
         cells = [spread(values(seeds, task, -1)) for task in TASKS]
@@ -85,25 +87,24 @@ def on_the_way(runs: dict[str, dict[str, Points]]) -> str:
 
 def compared(runs: dict[str, dict[str, Points]]) -> str:
     """Each arm against NTP and against the control with a reference that saw no RL: the differences of paired seeds."""
-    sentences = []
+    rows = ["| arm | against | mean gain, points | each seed | the sign |", "|---" * 5 + "|"]
     for baseline in ("ntp", "remit_nonrl"):
         for arm, seeds in runs.items():
-            if arm == baseline or baseline not in runs:
+            shared = sorted(seeds.keys() & runs.get(baseline, {}).keys())
+            if arm == baseline or not shared:
                 continue
-            shared = sorted(seeds.keys() & runs[baseline].keys())
-            gains = []
-            for seed in shared:
-                pair = [statistics.mean(100 * side[seed][-1]["tasks"][task]["accuracy"] for task in TASKS)
-                        for side in (seeds, runs[baseline])]
-                gains.append(pair[0] - pair[1])
-            if not gains:
-                continue
-            signs = {gain > 0 for gain in gains}
-            verdict = "in every seed" if len(signs) == 1 and 0 not in gains else "not of one sign: not told apart"
+            gains = [mean_accuracy(seeds[seed]) - mean_accuracy(runs[baseline][seed]) for seed in shared]
+            same = all(gain > 0 for gain in gains) or all(gain < 0 for gain in gains)
+            verdict = "the same in every seed" if same else "not the same: not told apart"
             told = ", ".join(f"{gain:+.1f}" for gain in gains)
-            sentences.append(f"| {ARMS[arm][0]} | {ARMS[baseline][0]} | {statistics.mean(gains):+.1f} | {told} | {verdict} |")
-    head = "| arm | against | mean gain, points | each seed | the sign |\n|---|---|---|---|---|"
-    return head + "\n" + "\n".join(sentences)
+            rows.append(
+                f"| {ARMS[arm][0]} | {ARMS[baseline][0]} | {statistics.mean(gains):+.1f} | {told} | {verdict} |")
+    return "\n".join(rows)
+
+
+def mean_accuracy(points: Points) -> float:
+    """Mean of the two kinds of problems at the last evaluation, percent."""
+    return statistics.mean(100 * points[-1]["tasks"][task]["accuracy"] for task in TASKS)
 
 
 def draw(runs: dict[str, dict[str, Points]], path: Path) -> None:
@@ -155,8 +156,10 @@ def main() -> None:
     text = PAGE.format(
         picture=picture.name, tokens=options.mid_tokens, problems=options.problems, table=table(runs),
         on_the_way=on_the_way(runs), compared=compared(runs), minutes=seconds / 60,
-        models="\n".join(f"| {MODELS[name]} | " + " | ".join(f"{100 * tasks[task]['accuracy']:.1f}" for task in TASKS) + " |"
-                         for name, tasks in models.items()),
+        models="\n".join(
+            " | ".join([f"| {MODELS[name]}", *(f"{100 * tasks[task]['accuracy']:.1f}" for task in TASKS), ""]).rstrip()
+            for name, tasks in models.items()
+        ),
         versions=", ".join(f"{name} {value}" for name, value in found.items() if value),
         host=", ".join(f"{name} {value}" for name, value in host.items()),
     )
@@ -168,9 +171,10 @@ def main() -> None:
 
 PAGE = """# All methods on the tiny flywheel
 
-`examples/compare_tiny.sh` mid-trains one base of 0.9M parameters on {tokens:,} tokens with every method, and evaluates greedy
-accuracy on {problems} held-out problems of each kind. A seed orders the data; base and references are the same for all. Spreads are
-sample standard deviations over the seeds. Training seconds are those of the steps, two runs at once with one thread each.
+`examples/compare_tiny.sh` mid-trains one base of 0.9M parameters on {tokens:,} tokens with every method, and
+evaluates greedy accuracy on {problems} held-out problems of each kind. A seed orders the data; base and references
+are the same for all. Spreads are sample standard deviations over the seeds. Training seconds are those of the steps,
+two runs at once with one thread each.
 
 ## At the end
 
@@ -200,12 +204,14 @@ Gains in percentage points, mean of the two kinds; both sides of a pair saw the 
 
 ## What may be concluded, and what not
 
-- A gain that has one sign in every seed is told apart from the chance of the data's order, and from nothing else: there is one base and
-  one RL reference. With three seeds one sign in all of them comes about by chance in one of four cases.
-- Learning is a sudden jump at this size, and a method that moves the jump earlier looks much better at a fixed number of tokens. The curves,
-  and the arm with the compute of ReMiT, say how much earlier.
-- What RL adds is the difference between ReMiT with the RL reference and with the model before RL, not that to NTP: weights from any better
-  model of the same text help. Permuted weights keep the histogram of the weights and lose their place.
+- A gain that has one sign in every seed is told apart from the chance of the data's order, and from nothing else:
+  there is one base and one RL reference. With three seeds one sign in all of them comes about by chance in one of
+  four cases.
+- Learning is a sudden jump at this size, and a method that moves the jump earlier looks much better at a fixed number
+  of tokens. The curves, and the arm with the compute of ReMiT, say how much earlier.
+- What RL adds is the difference between ReMiT with the RL reference and with the model before RL, not that to NTP:
+  weights from any better model of the same text help. Permuted weights keep the histogram of the weights and lose
+  their place.
 - Nothing here says what any of the methods gains on a model of 1B parameters.
 
 ## Conditions

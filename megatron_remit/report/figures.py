@@ -251,10 +251,10 @@ def _figure(
         figure = Figure(figsize=(width, height))
         grid = figure.subplots(1, axes, sharey=sharey, squeeze=False)
         yield figure, list(grid[0]), svg
-        svg.append(_svg(figure, name))
+        svg.append(svg_text(figure, name))
 
 
-def _svg(figure: Figure, name: str) -> str:
+def svg_text(figure: Figure, name: str) -> str:
     """The figure as an <svg> element of the page's width: no XML header, no metadata (it is full of links)."""
     buffer = io.StringIO()
     # A fixed salt makes the generated ids, and so the page, the same in every run.

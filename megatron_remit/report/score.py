@@ -3,6 +3,8 @@
 Shape suffixes: B texts, S positions, V vocabulary. All values are in nats.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,14 +52,15 @@ def score_texts(
     As in the training corpus, where documents follow one another, the first token is predicted from the end-of-text
     token of the document before it. Raises UserError if a folder does not load or the tokenizers disagree.
     """
-    base, tokenizer = _load(base_folder)
-    ids, pieces = _tokenize(tokenizer, rows, max_tokens)
-    start = _start_token(tokenizer, base_folder)
+    tokenizer = load_tokenizer(base_folder)
+    base = load_model(base_folder)
+    ids, pieces = tokenize(tokenizer, rows, max_tokens)
+    start = start_token(tokenizer, base_folder)
     logp_base = token_logprobs(base, ids, start, base_folder.name)
     del base
-    rl, rl_tokenizer = _load(rl_folder)
-    if _tokenize(rl_tokenizer, rows, max_tokens)[0] != ids:
+    if tokenize(load_tokenizer(rl_folder), rows, max_tokens)[0] != ids:
         raise UserError(f"{rl_folder}: its tokenizer splits the held-out texts otherwise than the one of {base_folder}")
+    rl = load_model(rl_folder)
     logp_rl = token_logprobs(rl, ids, start, rl_folder.name)
     scored = []
     for row, piece, lb, lr in zip(rows, pieces, logp_base, logp_rl, strict=True):
@@ -101,26 +104,38 @@ def token_logprobs(
     return result
 
 
-def _load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hugging Face folder. Raises UserError if it does not load."""
+    with _loading(folder):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def load_model(folder: Path, dtype: torch.dtype | str = torch.float32) -> PreTrainedModel:
+    """A Hugging Face model for scoring, on CUDA where there is one; ``dtype`` as in transformers. Raises UserError."""
+    with _loading(folder):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder}: does not load as a Hugging Face model with its tokenizer: {first}") from None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.eval().to(device), tokenizer
 
 
-def _start_token(tokenizer: PreTrainedTokenizerBase, folder: Path) -> int:
+def start_token(tokenizer: PreTrainedTokenizerBase, folder: Path) -> int:
+    """The token from which a text's first one is predicted: end of text, as between the documents of a corpus."""
     for token in (tokenizer.eos_token_id, tokenizer.bos_token_id):
         if token is not None:
             return token
     raise UserError(f"{folder}: the tokenizer has no end-of-text token, from which the first token would be predicted")
 
 
-def _tokenize(
-    tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_tokens: int
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_tokens: int | None = None
 ) -> tuple[list[list[int]], list[list[str]]]:
     """Token ids and the slice of the text behind each token (whitespace that the tokenizer drops goes to the next)."""
     encoded = tokenizer([row["text"] for row in rows], add_special_tokens=False, return_offsets_mapping=True)

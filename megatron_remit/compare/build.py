@@ -1,0 +1,104 @@
+"""From models, texts and logs to a folder with compare.html, and a PNG and CSV of every figure."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron_remit.compare.figures import Drawn, kl_figure, logp_figure, table
+from megatron_remit.compare.heatmap import Heatmap, draw
+from megatron_remit.compare.inputs import Texts, check_name, named_folders, named_pairs, read_texts, shared_tokenizer
+from megatron_remit.compare.page import figure_section, heatmap_section, page
+from megatron_remit.compare.runs import accuracy_figure, curves_figure, read_accuracies, read_run
+from megatron_remit.compare.score import Scores, score_all
+from megatron_remit.compare.tokens import TokenMargin, token_margins
+from megatron_remit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compare; the fields are the flags of tools/compare_models.py."""
+
+    out: Path
+    model: list[str] = field(default_factory=list)
+    text: list[Path] = field(default_factory=list)
+    json_key: str = "text"
+    teacher: str | None = None
+    heatmap: list[str] = field(default_factory=list)
+    contrast: list[str] = field(default_factory=list)
+    max_tokens: int = 1_000_000
+    seq_length: int = 1024
+    dtype: str = "auto"
+    run: list[str] = field(default_factory=list)
+    accuracy: Path | None = None
+
+
+def compare(request: Request) -> Path:
+    """Write the comparison; returns the path of compare.html.
+
+    Raises:
+        UserError: an input is missing, malformed, or does not fit the others; nothing is written then.
+    """
+    models = named_folders("--model", request.model)
+    runs = {name: read_run(name, folder) for name, folder in named_folders("--run", request.run).items()}
+    accuracies = None if request.accuracy is None else read_accuracies(request.accuracy)
+    if not (models or runs or accuracies):
+        raise UserError("nothing to compare: give --model NAME=DIR with --text FILE, --run NAME=DIR or --accuracy FILE")
+    if bool(models) != bool(request.text):
+        raise UserError("--model and --text go together: models are compared on the texts of JSONL files")
+    if request.out.exists() and not request.out.is_dir():
+        raise UserError(f"--out {request.out}: it is a file; name a folder")
+    texts, scores, maps = None, None, []
+    if models:
+        texts, scores, maps = _score(request, models)
+    sections, files = [], {}
+    for title, drawn in _figures(request, scores, runs, accuracies):
+        sections.append(figure_section(title, drawn))
+        files |= drawn.files
+    for one in maps:
+        margins = token_margins(one.margin_N, texts.pieces)
+        sections.append(heatmap_section(one, texts, margins))
+        files |= draw(one, texts).files | {f"{one.name}-tokens.csv": _margins_csv(margins)}
+    files["compare.html"] = page(models, texts, scores, sections).encode()
+    request.out.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        _write(request.out / name, content)
+    print(f"wrote {request.out / 'compare.html'} and {len(files) - 1} files of figures beside it")
+    return request.out / "compare.html"
+
+
+def _score(request: Request, models: dict[str, Path]) -> tuple[Texts, Scores, list[Heatmap]]:
+    pairs = [(pair, False) for pair in named_pairs("--heatmap", request.heatmap, models)]
+    pairs += [(pair, True) for pair in named_pairs("--contrast", request.contrast, models)]
+    if request.teacher is not None:
+        check_name("--teacher", request.teacher, models)
+        if len(models) == 1:
+            raise UserError(f"--teacher {request.teacher}: give a second --model to compare with it")
+    tokenizer = shared_tokenizer(models)
+    texts = read_texts(request.text, request.json_key, request.max_tokens, tokenizer, next(iter(models.values())))
+    scores = score_all(models, texts, request.teacher, request.seq_length, request.dtype)
+    return texts, scores, [Heatmap(a, b, two_sided, scores.logp[a], scores.logp[b]) for (a, b), two_sided in pairs]
+
+
+def _figures(request: Request, scores: Scores | None, runs: dict, accuracies: dict | None) -> list[tuple[str, Drawn]]:
+    found = []
+    if scores is not None:
+        found.append(("How sure each model is of the text", logp_figure(scores.logp)))
+        if scores.kl:
+            found.append((f"Distance to {request.teacher}", kl_figure(scores.kl, request.teacher)))
+    if accuracies:
+        found.append(("Accuracy against tokens and time", accuracy_figure(accuracies)))
+    if runs:
+        found.append(("Losses and gradient norms", curves_figure(runs)))
+    return found
+
+
+def _margins_csv(margins: list[TokenMargin]) -> bytes:
+    rows: list[list[object]] = [["token", "times", "mean margin, nats", "standard error, nats"]]
+    return table(rows + [[one.token, one.count, f"{one.mean:.6g}", f"{one.stderr:.6g}"] for one in margins])
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Written beside its place and renamed: a reader never sees half a file."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

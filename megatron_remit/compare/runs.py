@@ -1,0 +1,142 @@
+"""Training runs side by side: losses and gradient norms from TensorBoard logs, accuracy against tokens and time."""
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from megatron_remit.compare.figures import Drawn, drawing, line, table
+from megatron_remit.errors import UserError
+from megatron_remit.report.figures import smooth
+
+# What Megatron logs, then what Hugging Face's trainers do (SFT and DPO stages).
+TAGS = {"loss": ("lm loss", "train/loss"), "gradient norm": ("grad-norm", "train/grad_norm")}
+ACCURACY_COLUMNS = ("run", "tokens", "seconds", "accuracy")
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """One run's curves: for "loss" and "gradient norm" the steps [n] and the values [n]; a missing one is left out."""
+
+    series: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """One run's accuracies (shares in [0, 1]) with the tokens and seconds of training behind each, arrays [points]."""
+
+    tokens: np.ndarray
+    seconds: np.ndarray
+    accuracy: np.ndarray
+
+
+def read_run(name: str, folder: Path) -> RunLog:
+    """Raises UserError if the folder holds no TensorBoard log with a loss."""
+    if not any(folder.rglob("events.out.tfevents.*")):
+        raise UserError(f"--run {name}={folder}: no TensorBoard event file below it; give a run's --tensorboard-dir")
+    # The accumulator reads one folder; a trainer may put its log in one of its own below.
+    holder = next(iter(sorted(folder.rglob("events.out.tfevents.*")))).parent
+    events = EventAccumulator(str(holder), size_guidance={"scalars": 0})
+    events.Reload()
+    available = events.Tags()["scalars"]
+    series = {}
+    for what, tags in TAGS.items():
+        tag = next((tag for tag in tags if tag in available), None)
+        if tag is not None:
+            # A run that was stopped and resumed logs some steps twice: the later value counts.
+            values = {event.step: event.value for event in events.Scalars(tag)}
+            steps = sorted(values)
+            series[what] = (np.array(steps), np.array([values[step] for step in steps]))
+    if "loss" not in series:
+        found = ", ".join(available) or "none"
+        raise UserError(f"--run {name}={folder}: no scalar {' or '.join(map(repr, TAGS['loss']))}; found: {found}")
+    return RunLog(series)
+
+
+def read_accuracies(path: Path) -> dict[str, Evaluations]:
+    """A CSV with the columns run, tokens, seconds, accuracy; a row an evaluation. Raises UserError naming the line."""
+    if not path.is_file():
+        raise UserError(f"--accuracy {path}: no such file")
+    points: dict[str, list[tuple[float, float, float]]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [column for column in ACCURACY_COLUMNS if column not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(f"--accuracy {path}: no column {missing[0]!r}; expected {', '.join(ACCURACY_COLUMNS)}")
+        for row in reader:
+            try:
+                tokens, seconds, accuracy = (float(row[column]) for column in ACCURACY_COLUMNS[1:])
+            except (TypeError, ValueError):
+                tokens = seconds = accuracy = math.nan
+            if not (tokens >= 0 and seconds >= 0 and 0 <= accuracy <= 1):
+                raise UserError(
+                    f"--accuracy {path}:{reader.line_num}: expected tokens and seconds of at least 0 and an accuracy "
+                    f"in [0, 1], found {row}"
+                )
+            points.setdefault(row["run"], []).append((tokens, seconds, accuracy))
+    if not points:
+        raise UserError(f"--accuracy {path}: no row")
+    return {name: Evaluations(*np.array(sorted(rows)).T) for name, rows in points.items()}
+
+
+def curves_figure(runs: dict[str, RunLog]) -> Drawn:
+    """Loss and gradient norm against steps (figures 8 and 13)."""
+    kinds = [what for what in TAGS if any(what in run.series for run in runs.values())]
+    caption = (
+        "Runs side by side (paper, figures 8 and 13): thin lines are steps, thick ones a moving average over 1/30 of "
+        "them."
+    )
+    with drawing("runs", caption, 5.4 * len(kinds), 4.0) as (figure, drawn):
+        axes = figure.subplots(1, len(kinds), squeeze=False)[0]
+        for ax, what in zip(axes, kinds, strict=True):
+            for number, (name, run) in enumerate(runs.items()):
+                if what in run.series:
+                    steps, values = run.series[what]
+                    style = line(number)
+                    ax.plot(steps, values, color=style["color"], alpha=0.25, linewidth=0.7)
+                    ax.plot(steps, smooth(values), label=name, linewidth=1.9, **style)
+            ax.set_xlabel("step")
+            ax.set_ylabel({"loss": "loss, nats/token", "gradient norm": "gradient norm (log)"}[what])
+            ax.legend(fontsize=9.5)
+        if "gradient norm" in kinds:
+            axes[kinds.index("gradient norm")].set_yscale("log")
+        figure.tight_layout()
+    rows: list[list[object]] = [["run", "what", "step", "value"]]
+    for name, run in runs.items():
+        for what, (steps, values) in run.series.items():
+            rows += [[name, what, step, f"{value:.6g}"] for step, value in zip(steps, values, strict=True)]
+    drawn.files["runs.csv"] = table(rows)
+    return drawn
+
+
+def accuracy_figure(runs: dict[str, Evaluations]) -> Drawn:
+    """Accuracy against training tokens and against training time (figures 1 and 16)."""
+    caption = "Accuracy of the runs at equal tokens and at equal time (paper, figures 1 and 16)."
+    with drawing("accuracy", caption, 10.8, 4.0) as (figure, drawn):
+        axes = figure.subplots(1, 2, sharey=True)
+        for number, (name, points) in enumerate(runs.items()):
+            for ax, x in zip(axes, (points.tokens / 1e6, points.seconds / 60), strict=True):
+                order = np.argsort(x)
+                ax.plot(x[order], 100 * points.accuracy[order], marker="o", markersize=5, label=name, linewidth=1.7,
+                        **line(number))
+        _finish(axes[0], "training tokens, millions")
+        _finish(axes[1], "training time, minutes")
+        axes[0].set_ylabel("accuracy, %")
+        axes[0].legend(fontsize=9.5)
+        figure.tight_layout()
+    rows: list[list[object]] = [list(ACCURACY_COLUMNS)]
+    for name, points in runs.items():
+        columns = zip(points.tokens, points.seconds, points.accuracy, strict=True)
+        rows += [[name, *(f"{value:.10g}" for value in row)] for row in columns]
+    drawn.files["accuracy.csv"] = table(rows)
+    return drawn
+
+
+def _finish(ax: Axes, label: str) -> None:
+    ax.set_xlabel(label)
+    ax.set_xlim(left=0)
+    ax.margins(y=0.12)
