@@ -5,7 +5,6 @@ from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from megatron.core import dist_checkpointing, parallel_state
@@ -39,8 +38,8 @@ def run_arguments(folder: Path, layout: str) -> Namespace:
     """The arguments of a run from the checkpoint in ``folder``: its shape comes from there."""
     flags = ("--load", str(folder), "--use-checkpoint-args", "--seq-length", "16", "--micro-batch-size", "2",
              "--global-batch-size", "4", "--train-iters", "1", "--lr", "1")
-    with patch.object(sys, "argv", ["pretrain", *flags, *LAYOUTS[layout]]):
-        args = parse_args(add_remit_arguments)
+    sys.argv = ["pretrain", *flags, *LAYOUTS[layout]]
+    args = parse_args(add_remit_arguments)
     checkpointing.load_args_from_checkpoint(args)
     return validate_args(args)
 

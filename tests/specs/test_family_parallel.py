@@ -11,6 +11,8 @@ from tests.hf_models import LLAMA3_ROPE, SHAPES, make_model
 from tests.ranks import run_ranks
 from tests.specs.family_ranks import LAYOUTS, compare_layouts
 
+pytestmark = pytest.mark.slow
+
 # 515 tokens need padding at every tensor-parallel size, 640 are padded by TP2 alone (to a multiple of 2 x 128).
 CASES = {family: (family, {}) for family in SHAPES} | {
     "olmo2_every_head_its_own_key": ("olmo2", {"num_key_value_heads": 4, "vocab_size": 640, "rms_norm_eps": 1e-6}),
