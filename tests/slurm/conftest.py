@@ -76,7 +76,7 @@ class Job:
         end = time.monotonic() + seconds
         while not condition():
             state = self.state()
-            assert state not in ("FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT"), f"{what}: {state}\n{self.text()[-4000:]}"
+            assert state in ("PENDING", "RUNNING", "COMPLETED", "COMPLETING"), f"{what}: {state}\n{self.text()[-4000:]}"
             assert time.monotonic() < end, f"no {what} in {seconds} s\n{self.text()[-4000:]}"
             time.sleep(0.25)
 

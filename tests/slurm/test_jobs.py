@@ -1,8 +1,8 @@
 """examples/remit_olmo1b.sh on a real Slurm: from Hugging Face to Hugging Face, preempted or not, on one node or two.
 
-Three jobs serve all tests. Two start at once on a node each: one runs through, the other is preempted twice, once as
-``--signal=B:USR1@...`` does it before the time limit (the batch script alone gets the signal) and once as preemption with
-a grace time does it (the tasks alone get SIGTERM). The third trains on both nodes.
+Three jobs serve most tests. Two start at once on a node each: one runs through, the other is preempted twice, once as
+``--signal=B:USR1@...`` does it before the time limit (the batch script alone gets the signal) and once as preemption
+with a grace time does it (the tasks alone get SIGTERM). The third trains on both nodes.
 """
 
 import re
