@@ -16,20 +16,22 @@ COPY tools tools
 COPY examples examples
 COPY docs docs
 
-# What the image compiled against its own torch stays as it is: its versions become pip's constraints, in place of the
-# image's own list (PIP_CONSTRAINT), which pins everything. The rest comes in the versions that the tests passed with.
-RUN python -m pip list --format=freeze \
-      | grep -iE '^(torch|torchvision|triton|pytorch-triton|numpy|transformer.?engine|flash.?attn|apex|nvidia)' \
-      > /tmp/image.txt \
-    && cut -d= -f1 /tmp/image.txt | sed 's/.*/^&==/' > /tmp/kept.txt \
-    && grep -viE -f /tmp/kept.txt constraints.txt > /tmp/ours.txt \
-    && PIP_CONSTRAINT='' python -m pip install --no-cache-dir -c /tmp/image.txt -c /tmp/ours.txt -e . \
-    && python -m pip list --format=freeze | grep -xiF -f /tmp/image.txt | sort | diff - <(sort /tmp/image.txt) \
-    && rm /tmp/image.txt /tmp/kept.txt /tmp/ours.txt
+# What the image compiled against its own torch stays as it is: those versions become pip's constraints, in place of the
+# image's own list (PIP_CONSTRAINT), which pins all it holds. What the image lacks comes in the versions that the tests
+# passed with. What it has and is new enough is left alone: some of it came with apt, and pip cannot replace that.
+RUN python -m pip list --format=freeze > /tmp/image.txt \
+    && grep -iE '^(torch|torchvision|triton|pytorch-triton|numpy|transformer.?engine|flash.?attn|apex|nvidia)' \
+      /tmp/image.txt > /tmp/kept.txt \
+    && cut -d= -f1 /tmp/image.txt | sed 's/[-_.]/[-_.]/g; s/.*/^&==/' > /tmp/present.txt \
+    && grep -viE -f /tmp/present.txt constraints.txt > /tmp/added.txt \
+    && PIP_CONSTRAINT='' python -m pip install --no-cache-dir -c /tmp/kept.txt -c /tmp/added.txt -e . \
+    && python -m pip list --format=freeze | grep -xiF -f /tmp/kept.txt | sort | diff - <(sort /tmp/kept.txt) \
+    && rm /tmp/image.txt /tmp/kept.txt /tmp/present.txt /tmp/added.txt
 
 # Not root: files that a job writes into mounted folders belong to the user whose id is passed at build or run time.
-ARG UID=1000
-RUN id -u "${UID}" > /dev/null 2>&1 || useradd --create-home --uid "${UID}" remit
-USER ${UID}
+# (Not named UID: bash has a variable of that name.)
+ARG USER_ID=1000
+RUN getent passwd "${USER_ID}" > /dev/null || useradd --create-home --uid "${USER_ID}" remit
+USER ${USER_ID}
 ENV HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 CUDA_DEVICE_MAX_CONNECTIONS=1
 CMD ["torchrun", "--nproc-per-node", "1", "-m", "megatron_remit.pretrain", "--help"]
