@@ -81,8 +81,8 @@ def _load_args(original: Any) -> Any:
 def _resume_torch_adam(optimizer_class: Any) -> None:
     """Let the distributed optimizer load a checkpoint when its Adam is torch's (no Transformer Engine, no apex).
 
-    torch counts the steps of each parameter. Megatron asks for that count before any state exists, which fails, and
-    then gives all parameters one and the same counter, which each of them advances.
+    torch counts the steps of each parameter. Megatron asks for that count before there is any state, which fails, and
+    at the end of loading overwrites the restored count with the one before, 0, so Adam's bias correction starts anew.
     """
     state_dict, load_state_dict = optimizer_class.state_dict, optimizer_class.load_state_dict
 
@@ -99,10 +99,11 @@ def _resume_torch_adam(optimizer_class: Any) -> None:
             inner.state.clear()
 
     @functools.wraps(load_state_dict)
-    def load(self: Any, *args: Any, **kwargs: Any) -> None:
-        load_state_dict(self, *args, **kwargs)
+    def load(self: Any, saved: Any) -> None:
+        load_state_dict(self, saved)
+        steps = {group["step"] for group in saved.get("optimizer", {}).get("param_groups", ()) if "step" in group}
         for entry in self.optimizer.state.values():
-            if "step" in entry:
-                entry["step"] = entry["step"].clone()
+            if "step" in entry and steps:
+                entry["step"] = torch.tensor(float(max(steps)))
 
     optimizer_class.state_dict, optimizer_class.load_state_dict = state, load

@@ -31,29 +31,26 @@ environment() {
 
 # Every folder that the run reads or writes, at the same path inside the container, then the user's CONTAINER_MOUNTS.
 mounts() {
-  local folder words folders=("$BASE_HF" "${RL_HF:-$BASE_HF}" "$RUN_DIR" "$IMPORT_DIR")
-  read -ra words <<< "$CORPUS"
-  for folder in "${words[@]}"; do
-    [[ $folder != */* ]] || folders+=("$(dirname "$folder")")
-  done
+  local prefix folders=("$BASE_HF" "${RL_HF:-$BASE_HF}" "$RUN_DIR" "$IMPORT_DIR")
+  for prefix in "${PREFIXES[@]}"; do folders+=("$(dirname "$prefix")"); done
   {
-    realpath -m "${folders[@]}" | sort -u | sed 's/.*/&:&/'
+    printf '%s\n' "${folders[@]}" | sort -u | sed 's/.*/&:&/'
     [[ -z ${CONTAINER_MOUNTS:-} ]] || echo "$CONTAINER_MOUNTS"
   } | paste -sd , -
 }
 
-# step NODES command...: one task on each of NODES nodes. Run by wait_for_child, in a shell of its own, which becomes srun:
-# so a signal to the child is one to srun.
+# step NODES command...: one task on each of NODES nodes. Run by wait_for_child, in a shell of its own, which becomes
+# srun: so a signal to the child is one to srun.
 step() {
   local nodes=$1
   shift
   exec srun "${step_flags[@]}" --nodes="$nodes" --ntasks="$nodes" "$@"
 }
 
-# Slurm sends USR1 before the time limit (#SBATCH --signal=B:USR1@...) and may send TERM on preemption. srun passes USR1 on
-# to its tasks: the launcher has the workers save, anything else ends.
+# Slurm sends USR1 before the time limit (#SBATCH --signal=B:USR1@...) and may send TERM on preemption. srun passes
+# USR1 on to its tasks: the launcher has the workers save, anything else ends.
 on_signal() {
-  say "signal from Slurm: stopping to be requeued"
+  say "signal from Slurm: saving and stopping"
   interrupted=1 signalled=1
   if [[ -n $child ]]; then kill -USR1 "$child" 2> /dev/null || true; fi
 }

@@ -2,8 +2,8 @@
 
 Slurm announces preemption and the time limit with SIGTERM or SIGUSR1. Megatron's ``--exit-signal-handler`` saves after
 the current step when a *worker* gets SIGTERM. torchrun in between is in the way: it answers SIGTERM by ending its
-workers, with SIGKILL after 30 seconds, which is less than many a checkpoint takes. So torchrun runs here as a child that
-ignores both signals, and this process passes SIGTERM to the workers and then waits for as long as they need.
+workers, with SIGKILL after 30 seconds, which is less than many a checkpoint takes. So torchrun runs here as a child
+that ignores both signals, and this process passes SIGTERM to the workers and then waits for as long as they need.
 """
 
 import os

@@ -1,18 +1,19 @@
 """examples/remit_olmo1b.sh on a real Slurm: from Hugging Face to Hugging Face, preempted or not, on one node or two.
 
-Three jobs serve all tests. Two start at once on a node each: one runs through, the other is preempted twice, once as
-``--signal=B:USR1@...`` does it before the time limit (the batch script alone gets the signal) and once as preemption with
-a grace time does it (the tasks alone get SIGTERM). The third trains on both nodes.
+Three jobs serve most tests. Two start at once on a node each: one runs through, the other is preempted twice, once as
+``--signal=B:USR1@...`` does it before the time limit (the batch script alone gets the signal) and once as preemption
+with a grace time does it (the tasks alone get SIGTERM). The third trains on both nodes.
 """
 
 import re
+import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.slurm.conftest import TINY, slurm
+from tests.slurm.jobs import TINY, slurm
 
 STEPS = int(TINY["TRAIN_ITERS"])
 SERIES = ("lm loss", "remit loss", "reference nll", "weight std", "grad-norm", "learning-rate")
@@ -90,3 +91,27 @@ def test_two_nodes_train_as_one(jobs):
         # bf16, and the ranks add in another order.
         assert two[:20] == pytest.approx(one[:20], rel=2e-3), tag
     assert (jobs["two nodes"].run_dir / "hf/config.json").is_file()
+
+
+def test_a_cancelled_job_is_not_requeued(slurm_cluster):
+    job = slurm_cluster.submit("cancelled")
+    job.wait(lambda: job.state() == "RUNNING", "start")
+    slurm("scancel", job.number)
+    for _ in range(240):
+        if not slurm("squeue", "--noheader", f"--jobs={job.number}"):
+            break
+        time.sleep(0.25)
+    assert job.state() == "CANCELLED"
+    assert "requeued at" not in job.text()
+
+
+def test_a_second_job_in_the_same_run_folder_is_refused(slurm_cluster, jobs):
+    first = slurm_cluster.submit("shared")
+    first.wait(lambda: (first.run_dir / "job.lock").exists(), "start")
+    second = slurm_cluster.submit("second", RUN_DIR=first.run_dir)
+    for _ in range(240):
+        if "another job is running there" in second.text():
+            break
+        time.sleep(0.25)
+    assert f"RUN_DIR={first.run_dir}: another job is running there" in second.text()
+    slurm("scancel", first.number)

@@ -3,8 +3,8 @@
 #
 #   tests/slurm/with_cluster.sh COMMAND...
 #
-# munged, slurmctld and slurmd keep everything in a folder of their own under TMPDIR, listen on free ports, and are stopped
-# at the end whatever happens. Root is needed only to install Debian's packages where they are missing.
+# munged, slurmctld and slurmd keep everything in a folder of their own under TMPDIR, listen on free ports, and are
+# stopped at the end whatever happens. Root is needed only to install Debian's packages where they are missing.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -22,7 +22,8 @@ if ((${#missing[@]})); then
     exit 2
   fi
   "${as_root[@]}" apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null
 fi
 export PATH=$PATH:/usr/sbin
 
