@@ -185,10 +185,11 @@ def test_training_follows_a_scorer_that_starts_after_it(material, online, tmp_pa
 def test_the_tool_names_coverage_and_keeps_a_runs_rows(material, corpus_store, tmp_path):
     folder = tmp_path / "store"
     shutil.copytree(corpus_store, folder)
-    run = [*material.flags(objective="remit", row_seed=3, score_store=folder, train_iters=10)]
+    run = material.flags(row_seed=3, train_iters=10)
     tool = ["python", ROOT / "tools/score_store.py"]
-    told = run_command([*tool, "info", folder, "--", *run])
-    assert "coverage             80 of 80 different rows of the run (100.00 %)" in told.output, told.output
+    # Ten times the corpus and another seed: the rows are those that the scorer saw in one epoch.
+    told = run_command([*tool, "info", folder, "--", *material.flags(row_seed=3, seed=99, train_iters=490)])
+    assert "coverage             390 of 390 different rows of the run (100.00 %)" in told.output, told.output
     assert run_command([*tool, "prune", folder, "--", *run]).returncode == 0
     assert verify(folder).rows == 80
     assert "1 shards, now 1" in run_command([*tool, "merge", folder]).output
