@@ -2,8 +2,9 @@
 
 Keys: ``tokens``, ``labels``, ``position_ids`` [b, s] int64, ``loss_mask`` [b, s] float32, ``attention_mask`` or None.
 A pipeline stage that needs a key not has None there. ``reference_nll`` [b, s] float32 (nats) is added by score-ahead,
-or read from a score store on the last stage: NaN in rows that it lacks, and on tensor-parallel rank 0 the rows' keys
-beside it, ``score_key`` [b, 2] int64.
+``document_ids`` [b, s] int64 where the labels are, with ``--remit-centering document``. With a score store
+``reference_nll`` is read from it on the last stage: NaN in rows that it lacks, and on tensor-parallel rank 0 the rows'
+keys are beside it, ``score_key`` [b, 2] int64.
 """
 
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ from typing import Any
 import torch
 from megatron.core import mpu
 from megatron.core.utils import get_batch_on_this_cp_rank, get_batch_on_this_tp_rank
-from megatron.training import get_args
+from megatron.training import get_args, get_tokenizer
 from torch import Tensor
+
+from megatron_remit.objectives.documents import document_ids
 
 _KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
 
@@ -56,6 +59,9 @@ def get_batch(
         is_pipeline_last_stage=last,
     )
     kept = {key: batch.get(key) for key in _KEYS}
+    if args.objective == "remit" and args.remit_centering == "document" and last:
+        # Borders are counted over the whole sequence, before it is cut for context parallelism.
+        kept["document_ids"] = document_ids(kept["labels"], get_tokenizer().eod)
     if scored and last:
         kept["reference_nll"] = _broadcast_scores(raw, micro_batch_size)
     kept = get_batch_on_this_cp_rank(kept, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group())

@@ -1,9 +1,7 @@
-"""The forward step of policy and reference.
-
-Shape suffixes: B sequences of a microbatch, S sequence positions on this rank.
-"""
+"""The forward step that Megatron's training and evaluation loops call."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from megatron.core.utils import get_attr_wrapped_model
@@ -12,9 +10,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from megatron_remit.batch import Batch, get_batch
-from megatron_remit.loss import training_loss
-from megatron_remit.model import Vocabulary, token_nll
-from megatron_remit.score_store.arguments import scores_ahead
+from megatron_remit.methods import OBJECTIVES, current_objective
+from megatron_remit.output import run_model
 
 
 def forward_step(
@@ -23,27 +20,13 @@ def forward_step(
     """Megatron's forward-step contract for the policy: output tensor and loss function of the next microbatch.
 
     With a reference the iterator yields microbatches that score-ahead has read already; otherwise it is Megatron's
-    own data iterator, whose samples bring the scores along where the run reads them from a store.
+    own data iterator. Evaluation is next-token prediction, whatever the objective.
     """
     args = get_args()
-    if model.training and scores_ahead(args):
+    objective = current_objective() if model.training else OBJECTIVES["ntp"]
+    if objective.needs_reference:
         batch: Batch = next(data_iterator)
     else:
         size = args.micro_batch_size if model.training else (args.eval_micro_batch_size or args.micro_batch_size)
-        scored = model.training and args.objective != "ntp"
-        batch = get_batch(data_iterator, size, get_attr_wrapped_model(model, "vp_stage"), scored)
-    return model_nll(batch, model), training_loss(batch)
-
-
-def model_nll(batch: Batch, model: Module) -> Tensor:
-    """Per-token NLL [B, S] in nats on the last pipeline stage, the stage's hidden states elsewhere."""
-    return model(
-        batch["tokens"],
-        batch["position_ids"],
-        batch["attention_mask"],
-        labels=batch["labels"],
-        loss_mask=batch["loss_mask"],
-        output_processor=token_nll,
-        output_processor_context=Vocabulary(get_args().remit_vocab_size),
-    )
-
+        batch = get_batch(data_iterator, size, get_attr_wrapped_model(model, "vp_stage"))
+    return run_model(batch, model, objective.policy_output(batch)), partial(objective.loss, batch)

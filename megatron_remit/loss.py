@@ -2,13 +2,12 @@
 
 Each returns ``(sum of the loss over this rank's tokens, number of tokens, report)``: Megatron divides by the token
 count of the global batch (``--calculate-per-token-loss``), so the divisor of equation 6 is the number of tokens and
-never the sum of the weights. A report value is a pair (sum, tokens), which Megatron's ``train_step`` adds up over
-microbatches and data-parallel ranks before it divides.
+never the sum of the weights; RHO-1 counts the tokens that it keeps. A report value is a pair (sum, tokens), which
+Megatron's ``train_step`` adds up over microbatches and data-parallel ranks before it divides.
 
 Shape suffixes: B microbatch, S sequence positions on this rank.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -17,6 +16,7 @@ from megatron.core.rerun_state_machine import get_rerun_state_machine
 from megatron.training import get_args
 from torch import Tensor
 
+from megatron_remit.objectives.permute import permute_weights
 from megatron_remit.objectives.remit import remit_weights
 
 SPIKY_LOSS_FACTOR = 10
@@ -29,12 +29,21 @@ def ntp_loss(mask_BS: Tensor, nll_BS: Tensor) -> LossResult:
     mask_N = mask_BS.reshape(-1).float()
     loss = (nll_BS.reshape(-1).float() * mask_N).sum()
     num_tokens = mask_N.sum().detach().to(torch.int)
-    _check(loss)
-    return loss, num_tokens, {"lm loss": _pair(loss, num_tokens)}
+    check_loss(loss)
+    return loss, num_tokens, {"lm loss": pair(loss, num_tokens)}
 
 
-def remit_loss(mask_BS: Tensor, reference_nll_BS: Tensor, nll_BS: Tensor) -> LossResult:
+def remit_loss(
+    mask_BS: Tensor,
+    reference_nll_BS: Tensor,
+    nll_BS: Tensor,
+    sample_B: Tensor,
+    document_ids_BS: Tensor | None = None,
+) -> LossResult:
     """ReMiT (equation 6): the sum of ``w_t * NLL_t`` over unmasked tokens, with the unweighted NTP loss beside it.
+
+    ``sample_B`` numbers the sequences in the run; the control with permuted weights draws by it.
+    ``document_ids_BS`` (``objectives/documents.py``) is needed by ``--remit-centering document`` only.
 
     The report adds the weight's first two moments; :mod:`megatron_remit.step_metrics` turns them into its standard
     deviation after the reduction over ranks.
@@ -44,41 +53,37 @@ def remit_loss(mask_BS: Tensor, reference_nll_BS: Tensor, nll_BS: Tensor) -> Los
     nll_BS = nll_BS.float()
     cp_group = mpu.get_context_parallel_group() if args.context_parallel_size > 1 else None
     weights = remit_weights(
-        nll_BS.detach(), reference_nll_BS, mask_BS, args.remit_epsilon, args.remit_centering, cp_group
+        nll_BS.detach(), reference_nll_BS, mask_BS, args.remit_epsilon, args.remit_centering, cp_group, document_ids_BS
     )
     mask_N = mask_BS.reshape(-1)
     num_tokens = mask_N.sum().detach().to(torch.int)
+    weight_BS = weights.weight_BS
+    if args.remit_control == "permute":
+        weight_BS = permute_weights(weight_BS, mask_BS, sample_B, args.seed, cp_group)
     # Flattened before the product, as in `ntp_loss`, so that weights equal to 1 sum to the same bits.
-    weighted_nll_N = nll_BS.reshape(-1) * weights.weight_BS.reshape(-1)
+    weighted_nll_N = nll_BS.reshape(-1) * weight_BS.reshape(-1)
     loss = (weighted_nll_N * mask_N).sum()
-    _check(loss)
+    check_loss(loss)
     summed = {
         "lm loss": nll_BS.detach(),
         "reference nll": reference_nll_BS,
         "delta mean": weights.delta_BS,
-        "weight mean": weights.weight_BS,
-        "weight square": weights.weight_BS.square(),
+        "weight mean": weight_BS,
+        "weight square": weight_BS.square(),
         "clipped low": weights.clipped_low_BS,
         "clipped high": weights.clipped_high_BS,
     }
-    report = {name: _pair((value_BS.reshape(-1) * mask_N).sum(), num_tokens) for name, value_BS in summed.items()}
-    report["remit loss"] = _pair(loss, num_tokens)
+    report = {name: pair((value_BS.reshape(-1) * mask_N).sum(), num_tokens) for name, value_BS in summed.items()}
+    report["remit loss"] = pair(loss, num_tokens)
     return loss, num_tokens, report
 
 
-def training_loss(batch: dict[str, Tensor | None]) -> Callable[[Tensor], LossResult]:
-    """The loss function of one microbatch: ReMiT where the reference has scored it, NTP elsewhere (evaluation)."""
-    mask_BS = batch["loss_mask"]
-    if batch.get("reference_nll") is None:
-        return partial(ntp_loss, mask_BS)
-    return partial(remit_loss, mask_BS, batch["reference_nll"])
-
-
-def _pair(total: Tensor, num_tokens: Tensor) -> Tensor:
+def pair(total: Tensor, num_tokens: Tensor) -> Tensor:
+    """A report value: what ``train_step`` adds up and divides."""
     return torch.stack([total.detach().float(), num_tokens.float()])
 
 
-def _check(loss: Tensor) -> None:
+def check_loss(loss: Tensor) -> None:
     """Hand the loss to Megatron's rerun state machine: it stops on NaN and infinity, and reports spikes when asked."""
     args = get_args()
     machine = get_rerun_state_machine()

@@ -9,6 +9,7 @@ import torch
 from megatron.training import get_args, print_rank_last
 from torch import Tensor
 
+from megatron_remit.methods import current_objective
 from megatron_remit.reference.score_ahead import clock
 
 
@@ -17,7 +18,7 @@ def with_step_metrics(train_step: Callable[..., tuple]) -> Callable[..., tuple]:
 
     * ``weight std``: standard deviation of the weight over the step's tokens, dimensionless;
     * ``tokens per second``: tokens of the global batch over the step's wall-clock seconds;
-    * ``reference share``: the part of those seconds that the reference took, in [0, 1] (ReMiT only).
+    * ``reference share``: the part of those seconds that scoring ahead took, in [0, 1] (with a reference only).
 
     Megatron then writes them to stdout, TensorBoard and W&B with the losses.
     """
@@ -41,20 +42,22 @@ def _add(losses: dict[str, Tensor], seconds: float) -> None:
     square = losses.pop("weight square", None)
     if square is not None:
         losses["weight std"] = (square - losses["weight mean"] ** 2).clamp(min=0).sqrt()
+    if current_objective().needs_reference:
         losses["reference share"] = torch.full_like(like, clock.reference_seconds() / seconds)
     tokens = options.global_batch_size * options.seq_length
     losses["tokens per second"] = torch.full_like(like, tokens / seconds)
 
 
 def with_negative_means(training_log: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap Megatron's ``training_log``, whose line on stdout leaves out negative values: print the mean delta then."""
+    """Wrap Megatron's ``training_log``, whose line on stdout leaves out negative values: print those means then."""
 
     @functools.wraps(training_log)
     def call(loss_dict: dict[str, Tensor], total: Any, rate: Any, iteration: int, *rest: Any, **kwargs: Any) -> Any:
         result = training_log(loss_dict, total, rate, iteration, *rest, **kwargs)
-        delta = loss_dict.get("delta mean")
-        if delta is not None and iteration % get_args().log_interval == 0 and delta.item() < 0:
-            print_rank_last(f" iteration {iteration:8d} | delta mean: {delta.item():.6E} |")
+        if iteration % get_args().log_interval == 0:
+            for name, value in loss_dict.items():
+                if value.item() < 0:
+                    print_rank_last(f" iteration {iteration:8d} | {name}: {value.item():.6E} |")
         return result
 
     return call

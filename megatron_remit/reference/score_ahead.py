@@ -2,8 +2,8 @@
 
 Megatron's schedule for the step is wrapped. The wrapper reads the step's microbatches, runs the reference over them
 with the same schedule in forward-only mode, and then lets the policy train on the same microbatches, each with one
-more entry, ``reference_nll``. The reference's pipeline drain overlaps the policy's fill, and interleaved schedules need
-no special tensor shapes. Evaluation passes straight through.
+more entry: ``reference_nll``, or what else the objective keeps. The reference's pipeline drain overlaps the policy's
+fill, and interleaved schedules need no special tensor shapes. Evaluation passes straight through.
 
 Never score inside the policy's forward step: the last stage would wait for policy activations while the first stage
 sends the reference's.
@@ -17,14 +17,16 @@ from functools import partial
 from typing import Any
 
 import torch
+from megatron.core import mpu
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.training import get_args
 from torch import Tensor
 from torch.nn import Module
 
 from megatron_remit.batch import Batch, get_batch
-from megatron_remit.forward import model_nll
-from megatron_remit.score_store.arguments import scores_ahead
+from megatron_remit.methods import current_objective
+from megatron_remit.methods.base import Objective, Step
+from megatron_remit.output import Output, nll_output, run_model
 from megatron_remit.score_store.online import filled, missing_groups
 
 Schedule = Callable[..., list[dict[str, Tensor]]]
@@ -34,13 +36,15 @@ class ScoreAhead:
     """Wraps the function that Megatron's ``get_forward_backward_func`` returned."""
 
     def __init__(self, reference: list[Module], schedule: Schedule) -> None:
-        """``reference`` holds this rank's model chunks, one for each virtual pipeline stage."""
+        """``reference`` holds this rank's model chunks, one for each virtual pipeline stage; none when every score
+        comes from a store."""
         self._reference = reference
         self._schedule = schedule
 
     def __call__(self, *, data_iterator: Any, forward_only: bool, **kwargs: Any) -> list[dict[str, Tensor]]:
         """Megatron's schedule signature; returns what the policy's schedule returns."""
-        if forward_only or not scores_ahead(get_args()):
+        objective = current_objective()
+        if forward_only or not objective.needs_reference:
             return self._schedule(data_iterator=data_iterator, forward_only=forward_only, **kwargs)
         chunked = isinstance(data_iterator, list)
         iterators = data_iterator if chunked else [data_iterator]
@@ -48,62 +52,90 @@ class ScoreAhead:
         batches = [
             read_step(iterator, vp_stage if chunked else None) for vp_stage, iterator in enumerate(iterators)
         ]
-        self._add_scores(batches, kwargs["seq_length"])
+        seq_length = kwargs["seq_length"]
+        self._add_scores(objective, batches, seq_length)
+        policy_nll = partial(self._policy_nll, kwargs["model"], batches, seq_length)
+        objective.look_ahead(Step(batches, self._reference, policy_nll))
         clock.stop_reference()
         ready = [iter(chunk_batches) for chunk_batches in batches]
         return self._schedule(data_iterator=ready if chunked else ready[0], forward_only=False, **kwargs)
 
-    def _add_scores(self, batches: list[list[Batch]], seq_length: int) -> None:
-        """Put the reference's NLL of each policy microbatch, [B, S] in nats, into the last model chunk's batches.
+    def _add_scores(self, objective: Objective, batches: list[list[Batch]], seq_length: int) -> None:
+        """Put what the objective keeps of the reference's pass into the last model chunk's batches.
 
         With a score store only the reference microbatches that hold a row it lacks are run.
         """
         args = get_args()
-        groups = [regroup(chunk, args.reference_micro_batch_size, args.micro_batch_size) for chunk in batches]
+        if not self._reference:
+            return  # the samples brought their scores along
+        size, output = args.reference_micro_batch_size, objective.reference_output()
+        groups = [regroup(chunk, size, args.micro_batch_size) for chunk in batches]
+        score = partial(score_microbatches, self._schedule, self._reference)
         if args.score_store is None:
-            nlls = score_microbatches(self._schedule, self._reference, groups, seq_length)
+            kept = score(groups, output, size, seq_length)
         else:
             wanted = missing_groups(groups[-1])
             selected = [[chunk[number] for number in wanted] for chunk in groups]
-            scored = score_microbatches(self._schedule, self._reference, selected, seq_length) if wanted else []
-            nlls = filled(groups[-1], wanted, scored)
-        if nlls:
+            kept = filled(groups[-1], wanted, score(selected, output, size, seq_length) if wanted else [])
+        if kept and size != args.micro_batch_size:
+            kept = torch.cat(kept).split(args.micro_batch_size)
+        if kept:
             # The last model chunk of the last stage computes the loss.
-            for batch, nll_BS in zip(batches[-1], torch.cat(nlls).split(args.micro_batch_size), strict=True):
-                batch["reference_nll"] = nll_BS
+            for batch, value in zip(batches[-1], kept, strict=True):
+                batch[objective.kept] = value
+
+    def _policy_nll(self, model: list[Module] | Module, batches: list[list[Batch]], seq_length: int) -> list[Tensor]:
+        """The policy's NLL of each microbatch before the step, without dropout (see :class:`Step`)."""
+        chunks = model if isinstance(model, list) else [model]
+        for chunk in chunks:
+            chunk.eval()
+        nlls = score_microbatches(
+            self._schedule, chunks, batches, nll_output(), get_args().micro_batch_size, seq_length
+        )
+        for chunk in chunks:
+            chunk.train()
+        return nlls
 
 
 @torch.no_grad()
 def score_microbatches(
-    schedule: Schedule, reference: list[Module], batches: list[list[Batch]], seq_length: int
+    schedule: Schedule, chunks: list[Module], batches: list[list[Batch]], output: Output, size: int, seq_length: int
 ) -> list[Tensor]:
-    """Run the reference over microbatches with Megatron's forward-only schedule.
+    """Run a model over microbatches with Megatron's forward-only schedule.
 
     Args:
-        reference: this rank's model chunks, one for each virtual pipeline stage.
-        batches: for each chunk its microbatches of ``--reference-micro-batch-size`` sequences.
+        chunks: this rank's model chunks, one for each virtual pipeline stage.
+        batches: for each chunk its microbatches of ``size`` sequences.
+        output: what the last pipeline stage computes, batch first.
 
     Returns:
-        The NLL [B, S] in nats, float32, of each microbatch on the last pipeline stage; elsewhere nothing.
+        ``output`` of each microbatch on the last pipeline stage; elsewhere nothing.
     """
     iterators = [iter(chunk_batches) for chunk_batches in batches]
     return schedule(
-        forward_step_func=_reference_step,
+        forward_step_func=partial(_forward_step, output),
         data_iterator=iterators if len(iterators) > 1 else iterators[0],
-        model=reference,
+        model=chunks,
         num_microbatches=len(batches[0]),
         seq_length=seq_length,
-        micro_batch_size=get_args().reference_micro_batch_size,
+        micro_batch_size=size,
         forward_only=True,
         collect_non_loss_data=True,
     )
 
 
 def read_step(data_iterator: Iterator[dict[str, Any]] | None, vp_stage: int | None) -> list[Batch]:
-    """All microbatches of one training step on this rank."""
+    """All microbatches of one training step on this rank, their sequences numbered by their place in the run."""
     args = get_args()
-    scored = args.score_store is not None
-    return [get_batch(data_iterator, args.micro_batch_size, vp_stage, scored) for _ in range(get_num_microbatches())]
+    size, ranks = args.micro_batch_size, mpu.get_data_parallel_world_size()
+    batches = []
+    for index in range(get_num_microbatches()):
+        batch = get_batch(data_iterator, size, vp_stage, scored=args.score_store is not None)
+        # Megatron's sampler gives each data-parallel rank a microbatch in turn.
+        first = args.consumed_train_samples + (index * ranks + mpu.get_data_parallel_rank()) * size
+        batch["sample"] = torch.arange(first, first + size)
+        batches.append(batch)
+    return batches
 
 
 def regroup(batches: list[Batch], size: int, micro_batch_size: int) -> list[Batch]:
@@ -118,12 +150,14 @@ def regroup(batches: list[Batch], size: int, micro_batch_size: int) -> list[Batc
     return [{key: None if column is None else column[i] for key, column in columns.items()} for i in range(count)]
 
 
-def _reference_step(data_iterator: Iterator[Batch], model: Module) -> tuple[Tensor, Callable[..., Tensor]]:
-    return model_nll(next(data_iterator), model), partial(_keep_nll)
+def _forward_step(
+    output: Output, data_iterator: Iterator[Batch], model: Module
+) -> tuple[Tensor, Callable[..., Tensor]]:
+    return run_model(next(data_iterator), model, output), _keep
 
 
-def _keep_nll(nll_BS: Tensor, non_loss_data: bool = False) -> Tensor:
-    return nll_BS.detach().float()
+def _keep(value: Tensor, non_loss_data: bool = False) -> Tensor:
+    return value.detach()
 
 
 class StepClock:

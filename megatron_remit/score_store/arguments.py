@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_remit.errors import UserError
+from megatron_remit.methods import OBJECTIVES
 from megatron_remit.score_store.writer import SHARD_SECONDS
 
 
@@ -37,7 +38,7 @@ def _seconds(text: str) -> float:
 
 def scores_ahead(args: argparse.Namespace) -> bool:
     """Whether the run builds the reference and scores its training steps with it."""
-    return args.objective != "ntp" and (args.score_store is None or args.score_miss == "online")
+    return OBJECTIVES[args.objective].needs_reference and (args.score_store is None or args.score_miss == "online")
 
 
 def check_score_store(args: argparse.Namespace) -> None:
@@ -54,8 +55,14 @@ def check_score_store(args: argparse.Namespace) -> None:
         if given:
             raise UserError(f"{given[0]} needs a store: give --score-store DIR")
         return
-    if args.objective == "ntp":
+    objective = OBJECTIVES[args.objective]
+    if not objective.needs_reference:
         raise UserError("--score-store is for objectives with a reference: give --objective remit, or leave it out")
+    if objective.kept != "reference_nll":
+        raise UserError(
+            f"--score-store holds one NLL a token, and --objective {args.objective} needs the reference's whole "
+            "distribution: leave the store out and give --reference-load DIR"
+        )
     if args.score_miss == "online" and args.reference_load is None:
         raise UserError("--score-miss online scores with the reference: give --reference-load DIR")
     if args.score_store_write and args.score_miss != "online":

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset, default_collate
 
 from megatron_remit.batch import get_batch
 from megatron_remit.data import reads_data
+from megatron_remit.output import nll_output
 from megatron_remit.reference.score_ahead import score_microbatches
 from megatron_remit.score_store.keys import Key, row_key
 from megatron_remit.score_store.online import agree_on_maximum, gather_sequence
@@ -86,7 +87,7 @@ def _score(reference: list[Module], dataset: Dataset | None, rows: list[int], co
         stage = vp_stage if chunks > 1 else None
         samples = _microbatches(dataset, rows, size) if reads_data(stage) else None
         batches.append([get_batch(samples, size, stage) for _ in range(count)])
-    return score_microbatches(get_forward_backward_func(), reference, batches, args.seq_length)
+    return score_microbatches(get_forward_backward_func(), reference, batches, nll_output(), size, args.seq_length)
 
 
 def _microbatches(dataset: Dataset, rows: list[int], size: int) -> Iterator[dict[str, Any]]:

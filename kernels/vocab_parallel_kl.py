@@ -1,0 +1,130 @@
+"""KL divergence of the policy from a reference over the whole vocabulary, which tensor-parallel ranks share.
+
+The policy comes as logits, the reference as final hidden states and its output layer's weight: its logits are made for
+a chunk of tokens at a time. No fp32 copy of either model's logits is longer than a chunk. The gradient is made in the
+forward pass, chunk by chunk, in the dtype of the logits: the backward pass needs neither model's logits again, so their
+memory is free for others.
+
+Shape suffixes: S sequence, B microbatch, N = S * B tokens, C tokens of a chunk, V vocabulary rows of this rank, v those
+of them that are tokens (the others are padding), H the reference's hidden size.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.distributed import ProcessGroup
+
+# Elements of one array of a chunk. About five such arrays live at a time: 160 MiB in fp32.
+CHUNK_ELEMENTS = 1 << 23
+
+
+def vocab_parallel_kl(
+    logits_SBV: Tensor,
+    reference_hidden_SBH: Tensor,
+    reference_weight_VH: Tensor,
+    vocabulary_size: int,
+    temperature: float = 1.0,
+    group: ProcessGroup | None = None,
+    scale_reference: Callable[[Tensor], Tensor] = lambda logits: logits,
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """``sum_x p_ref(x) * (log p_ref(x) - log p_theta(x))`` of each token, [S, B] in nats, both at ``temperature``.
+
+    It is equation 12 of the paper less the reference's entropy, which does not depend on the policy, so the gradient is
+    the same. It goes to ``logits_SBV`` only. fp32, or float64 for float64 logits.
+
+    Args:
+        logits_SBV: the policy's logits, this rank's rows of the vocabulary.
+        reference_hidden_SBH: the reference's final hidden states of the same tokens, the whole sequence.
+        reference_weight_VH: the reference's output layer, the same rows of the vocabulary.
+        vocabulary_size: number of tokens; rows beyond it are padding and take no probability.
+        temperature: divides both models' logits, above 0.
+        group: tensor-parallel group; None when the vocabulary is whole.
+        scale_reference: applied to the reference's logits (Megatron's MuP scaling).
+        chunk_tokens: tokens of a chunk; by default what ``CHUNK_ELEMENTS`` allows.
+
+    Raises:
+        ValueError: shapes differ, or the temperature is not above 0.
+    """
+    rows = logits_SBV.size(-1)
+    if reference_hidden_SBH.shape[:2] != logits_SBV.shape[:2] or reference_weight_VH.size(0) != rows:
+        raise ValueError(
+            f"policy logits {tuple(logits_SBV.shape)}, reference hidden states {tuple(reference_hidden_SBH.shape)} and "
+            f"reference head {tuple(reference_weight_VH.shape)} must agree in tokens and in vocabulary rows"
+        )
+    if not temperature > 0.0:
+        raise ValueError(f"temperature is {temperature}, expected a number above 0")
+    chunk_tokens = chunk_tokens or max(1, CHUNK_ELEMENTS // rows)
+
+    def reference_logits(chunk: slice) -> Tensor:
+        hidden_CH = reference_hidden_SBH.reshape(-1, reference_hidden_SBH.size(-1))[chunk]
+        return scale_reference(torch.nn.functional.linear(hidden_CH, reference_weight_VH))
+
+    return _VocabParallelKl.apply(logits_SBV, reference_logits, vocabulary_size, temperature, group, chunk_tokens)
+
+
+class _VocabParallelKl(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        logits_SBV: Tensor,
+        reference_logits: Callable[[slice], Tensor],
+        vocabulary_size: int,
+        temperature: float,
+        group: ProcessGroup | None,
+        chunk_tokens: int,
+    ) -> Tensor:
+        logits_NV = logits_SBV.reshape(-1, logits_SBV.size(-1))
+        tokens, rows = logits_NV.shape
+        first = rows * (torch.distributed.get_rank(group) if group is not None else 0)
+        columns = min(max(vocabulary_size - first, 0), rows)
+        dtype = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
+        kl_N = torch.empty(tokens, dtype=dtype, device=logits_NV.device)
+        gradient_NV = torch.zeros_like(logits_NV) if ctx.needs_input_grad[0] else None
+        for start in range(0, tokens, chunk_tokens):
+            chunk = slice(start, start + chunk_tokens)
+            policy_Cv = logits_NV[chunk, :columns].to(dtype) / temperature
+            reference_Cv = reference_logits(chunk)[:, :columns].to(dtype) / temperature
+            kl_N[chunk], slope_Cv = _chunk(policy_Cv, reference_Cv, group)
+            if gradient_NV is not None:
+                gradient_NV[chunk, :columns] = slope_Cv / temperature
+        if gradient_NV is not None:
+            ctx.save_for_backward(gradient_NV.view(logits_SBV.shape))
+        return kl_N.view(logits_SBV.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_output_SB: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient_SBV,) = ctx.saved_tensors
+        return gradient_SBV * grad_output_SB.unsqueeze(-1).to(gradient_SBV.dtype), None, None, None, None, None
+
+
+def _chunk(policy_Cv: Tensor, reference_Cv: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """KL of each token, and its derivative by the policy's logits: p_theta - p_ref. Overwrites its arguments."""
+    highest_2C = torch.stack([_row_max(policy_Cv), _row_max(reference_Cv)])
+    _all_reduce(highest_2C, torch.distributed.ReduceOp.MAX, group)
+    policy_Cv -= highest_2C[0].unsqueeze(1)
+    reference_Cv -= highest_2C[1].unsqueeze(1)
+    weight_Cv = reference_Cv.exp()
+    gap_C = (weight_Cv * (reference_Cv - policy_Cv)).sum(dim=1)
+    policy_Cv.exp_()
+    sums_3C = torch.stack([policy_Cv.sum(dim=1), weight_Cv.sum(dim=1), gap_C])
+    _all_reduce(sums_3C, torch.distributed.ReduceOp.SUM, group)
+    policy_sum_C, weight_sum_C, gap_C = sums_3C
+    kl_C = gap_C / weight_sum_C + policy_sum_C.log() - weight_sum_C.log()
+    slope_Cv = policy_Cv.div_(policy_sum_C.unsqueeze(1)).sub_(weight_Cv.div_(weight_sum_C.unsqueeze(1)))
+    return kl_C, slope_Cv
+
+
+def _row_max(values_Cv: Tensor) -> Tensor:
+    """-inf where this rank holds padding only."""
+    if values_Cv.size(1) == 0:
+        return values_Cv.new_full(values_Cv.shape[:1], float("-inf"))
+    return values_Cv.amax(dim=1)
+
+
+def _all_reduce(value: Tensor, operation: torch.distributed.ReduceOp, group: ProcessGroup | None) -> None:
+    if group is not None and torch.distributed.get_world_size(group) > 1:
+        torch.distributed.all_reduce(value, operation, group=group)

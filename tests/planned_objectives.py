@@ -1,0 +1,51 @@
+"""The training program with another objective at each step: one start of it serves all of them.
+
+Run under torchrun by tests/test_objectives_in_training.py. Only values of our flags change between steps; the loop, the
+reference and the policy are the program's.
+"""
+
+import os
+
+from megatron_remit import host
+
+host.install()
+
+from megatron.training import get_args, training  # noqa: E402
+
+from megatron_remit import patches, pretrain  # noqa: E402
+
+RHO1 = {"objective": "rho1", "rho1_keep_ratio": 0.6}
+PLANS = {
+    "all": [
+        RHO1 | {"rho1_scope": "sequence"},
+        RHO1 | {"rho1_scope": "global-batch"},
+        {"objective": "kd", "kd_alpha": 0.7, "kd_temperature": 2.0},
+        RHO1 | {"rho1_scope": "microbatch"},
+        {"objective": "remit", "remit_control": "permute"},
+    ],
+    "like ntp": [
+        {"objective": "rho1", "rho1_keep_ratio": 1.0, "rho1_scope": "sequence"},
+        {"objective": "rho1", "rho1_keep_ratio": 1.0, "rho1_scope": "microbatch"},
+        {"objective": "rho1", "rho1_keep_ratio": 1.0, "rho1_scope": "global-batch"},
+        {"objective": "kd", "kd_alpha": 0.0, "kd_temperature": 3.0},
+    ],
+    "ntp": [{"objective": "ntp"}],
+}
+
+
+def main():
+    patches.apply()
+    plan = PLANS[os.environ["PLAN"]]
+    train_step = training.train_step
+
+    def planned(*args, **kwargs):
+        options = get_args()
+        vars(options).update(plan[options.curr_iteration % len(plan)])
+        return train_step(*args, **kwargs)
+
+    training.train_step = planned
+    pretrain.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""RHO-1, distillation and the control with permuted weights in the real training program.
+
+One run takes a step with each of them (tests/planned_objectives.py). The parameters that a step leaves show in all
+figures after it and in the checkpoint at the end, so equal runs have equal losses and gradients throughout.
+"""
+
+import argparse
+
+import pytest
+import torch
+
+from megatron_remit import host
+
+host.install()
+
+from megatron_remit import loss  # noqa: E402
+from tests.checkpoints import load_tensors  # noqa: E402
+from tests.conftest import VOCABULARY  # noqa: E402
+from tests.ranks import pretrain  # noqa: E402
+
+STEPS = 5
+# Values that a run logs, one for each step that has the figure.
+FIGURES = {
+    "lm loss": 5, "reference nll": 4, "delta mean": 4, "rho1 loss": 3, "kept share": 3, "kept delta mean": 3,
+    "kd loss": 1, "reference kl": 1, "remit loss": 1, "weight mean": 1, "weight std": 1,
+}
+# Plain SGD: what the steps change in the weights is the sum of their gradients, times this.
+SGD = {"lr": 0.3}
+ADAM = {"optimizer": "adam", "lr": 1e-3}
+LAYOUTS = {
+    "TP2 with sequence parallelism, larger reference microbatch": (
+        {"tensor_model_parallel_size": 2, "sequence_parallel": True, "reference_micro_batch_size": 4}),
+    "PP2xVPP2": {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 1},
+    "DP2 with distributed optimizer": ADAM | {
+        "use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True},
+}
+
+
+@pytest.fixture(scope="module")
+def train(material):
+    def run(plan, folder, ranks=1, **overrides):
+        flags = material.flags(
+            objective="rho1", reference_load=material.reference, train_iters=STEPS,
+            **{"save": folder, "save_interval": STEPS} | SGD | overrides)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PLAN", plan)
+            return pretrain(ranks, *flags, module="tests.planned_objectives")
+
+    return run
+
+
+def final_weights(folder, steps=STEPS):
+    """Every tensor of the last checkpoint, whole, without the vocabulary's padding rows."""
+    return {name: tensor[:VOCABULARY] for name, tensor in load_tensors(folder / f"iter_{steps:07d}").items()}
+
+
+@pytest.fixture(scope="module")
+def one_rank(train, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one_rank")
+    return train("all", folder), folder
+
+
+@pytest.fixture(scope="module")
+def one_rank_adam(train, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one_rank_adam")
+    return train("all", folder, save_interval=2, **ADAM), folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_losses_and_gradients_equal_those_of_one_rank(layout, train, tmp_path, request):
+    overrides = LAYOUTS[layout]
+    expected, folder = request.getfixturevalue("one_rank_adam" if "optimizer" in overrides else "one_rank")
+    run = train("all", tmp_path, ranks=2, **overrides)
+    for name, count in FIGURES.items():
+        assert len(run.series(name)) == count, name
+        assert run.series(name) == pytest.approx(expected.series(name), rel=2e-5, abs=2e-6), name
+    tensors, expected_tensors = final_weights(tmp_path), final_weights(folder)
+    assert tensors.keys() == expected_tensors.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(
+            tensor, expected_tensors[name], rtol=1e-4, atol=1e-5, msg=lambda text, n=name: n + text)
+
+
+@pytest.mark.slow
+def test_the_figures_are_what_they_say(one_rank):
+    run, _ = one_rank
+    for share in run.series("kept share"):
+        assert share == pytest.approx(0.6, abs=0.03)
+    for kept, mean in zip(run.series("kept delta mean"), run.series("delta mean"), strict=False):
+        assert kept > mean
+    assert run.series("kd loss")[0] == pytest.approx(
+        0.3 * run.series("lm loss")[2] + 0.7 * 2.0**2 * run.series("reference kl")[0], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_equals_the_uninterrupted_one(train, one_rank_adam, tmp_path):
+    expected, folder = one_rank_adam
+    run = train("all", tmp_path, load=folder, ckpt_step=2, finetune=None, **ADAM)
+    for name in ("lm loss", "delta mean"):
+        assert run.series(name) == expected.series(name)[-len(run.series(name)):], name
+    for name in ("kd loss", "rho1 loss", "remit loss", "grad-norm"):
+        assert run.series(name)[-1] == expected.series(name)[-1], name
+    assert len(run.series("lm loss")) == STEPS - 2
+    for name, tensor in final_weights(tmp_path).items():
+        assert torch.equal(tensor, final_weights(folder)[name]), name
+
+
+@pytest.mark.slow
+def test_keeping_all_tokens_and_alpha_zero_equal_ntp_bit_for_bit(train, tmp_path):
+    """Adam and clipping, so that each step depends on every bit of the gradients before it."""
+    exact = {"optimizer": "adam", "lr": 1e-2, "clip_grad": 1.0, "weight_decay": 0.1}
+    expected = train("ntp", tmp_path / "ntp", **exact)
+    run = train("like ntp", tmp_path / "like", **exact)
+    for name in ("lm loss", "grad-norm"):
+        assert run.series(name) == expected.series(name)
+    assert run.series("rho1 loss")[:3] == expected.series("lm loss")[:3]
+    assert run.series("kd loss") == expected.series("lm loss")[3:4]
+    assert run.series("kept share")[:3] == [1.0, 1.0, 1.0] and run.series("reference kl")[0] > 0
+    expected_tensors = final_weights(tmp_path / "ntp")
+    for name, tensor in final_weights(tmp_path / "like").items():
+        assert torch.equal(tensor, expected_tensors[name]), name
+
+
+def test_the_control_gives_the_losses_of_the_microbatch_weights_of_other_tokens(monkeypatch):
+    args = argparse.Namespace(
+        remit_epsilon=0.2, remit_centering="sequence", remit_control="none", context_parallel_size=1, seed=7,
+        check_for_nan_in_loss_and_grad=False, check_for_spiky_loss=False)
+    monkeypatch.setattr(loss, "get_args", lambda: args)
+    nll, reference = torch.rand(2, 2, 32, generator=torch.Generator().manual_seed(5)) * 6
+    mask = torch.ones(2, 32)
+    plain = loss.remit_loss(mask, reference, nll, torch.tensor([8, 9]))
+    args.remit_control = "permute"
+    control = loss.remit_loss(mask, reference, nll, torch.tensor([8, 9]))
+    for name in ("weight mean", "weight square", "clipped low", "clipped high", "lm loss"):
+        torch.testing.assert_close(control[2][name], plain[2][name])
+    assert abs(control[0] - plain[0]) > 1e-2 * plain[0]
