@@ -20,6 +20,8 @@ from megatron_remit.score_store.shard import PATTERN, Shard
 _LARGEST_PRIVATE_RUN = 1 << 20
 # Open shard files of a process; the usual limit for all its files is 1024.
 _OPEN_FILES = 128
+# Listings that are tried while merges remove shards; one is nearly always enough.
+_LISTINGS = 20
 
 
 class ScoreStore:
@@ -33,14 +35,21 @@ class ScoreStore:
         """
         self.folder = folder
         self.manifest = read_manifest(folder)
+        self._open: OrderedDict[int, int] = OrderedDict()
         self._load()
-        if len(self._private) > _LARGEST_PRIVATE_RUN:
-            self.save_index()
 
     def _load(self) -> None:
+        for _ in range(_LISTINGS):
+            try:
+                return self._load_once()
+            except FileNotFoundError as error:
+                gone = error  # a shard was merged into another between listing and opening it: list again
+        raise DamagedFile(f"{gone.filename}: listed in its folder, but there is no such file")
+
+    def _load_once(self) -> None:
+        self.close()
         self._shards: list[Shard] = []
         self._names_known: set[str] = set()
-        self._open: OrderedDict[int, int] = OrderedDict()
         self._indexed, self._private = empty_run(), empty_run()
         index, names = self._list()
         if index is not None:
@@ -78,7 +87,10 @@ class ScoreStore:
     def _take(self, names: set[str]) -> bool:
         """Add the shards that are not known yet, all or (when one raises) none; whether there were any."""
         new = [self._shard(name) for name in sorted(names - self._names_known)]
-        if new:
+        rows = len(self._private) + sum(shard.rows for shard in new)
+        if new and rows > _LARGEST_PRIVATE_RUN and self._write_index():
+            self._load()
+        elif new:
             self._private = run_of_shards(dict(enumerate(new, len(self._shards))), self._private)
             self._shards += new
             self._names_known |= {shard.path.name for shard in new}
@@ -100,14 +112,10 @@ class ScoreStore:
             UserError: a new shard is damaged or of another store.
         """
         try:
-            found = self._take(self._names())
+            return self._take(self._names())
         except FileNotFoundError:  # merged away since it was listed
-            self.close()
             self._load()
             return True
-        if len(self._private) > _LARGEST_PRIVATE_RUN:
-            self.save_index()
-        return found
 
     def __contains__(self, key: Key) -> bool:
         return self._indexed.find(key) is not None or self._private.find(key) is not None
@@ -122,7 +130,6 @@ class ScoreStore:
             nll_S = self._read(key)
         except FileNotFoundError:
             # Merged into another shard after this store was opened; a shard that is lost is named here.
-            self.close()
             self._load()
             nll_S = self._read(key)
         return None if nll_S is None else nll_S.astype(numpy.float32)
@@ -158,15 +165,19 @@ class ScoreStore:
         Raises:
             UserError: a shard is missing, damaged or of another store.
         """
+        if self._write_index():
+            self._load()
+
+    def _write_index(self) -> bool:
+        """Whether an index file for all shards is there now. Of several processes the first writes it."""
         try:
             with locked(self.folder):
                 index, names = self._list()
                 if index is None or {name for name, _ in index.shards} != names:
                     index_shards(self.folder, self.manifest.identity, names)
         except (OSError, UnwritableFile):
-            return
-        self.close()
-        self._load()
+            return False
+        return True
 
     def close(self) -> None:
         """Close the files of the shards; the next read opens them again."""

@@ -255,3 +255,9 @@ def test_a_store_that_may_not_be_written_is_read_all_the_same(folder, monkeypatc
     store = ScoreStore(folder)
     store.save_index()
     assert store.read(key(1)) is not None and not (folder / INDEX).exists()
+
+
+def test_a_name_without_a_file_is_refused(folder):
+    (folder / PATTERN.replace("*", "gone")).symlink_to(folder / "nothing")
+    with pytest.raises(UserError, match=r"nothing|scores-gone.*no such file"):
+        ScoreStore(folder)

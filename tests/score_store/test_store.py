@@ -131,6 +131,17 @@ def test_the_index_file_is_only_a_cache(folder):
     assert (folder / INDEX).exists()
 
 
+def test_many_rows_go_to_the_index_file_and_not_to_each_readers_memory(folder, monkeypatch):
+    monkeypatch.setattr("megatron_remit.score_store.reader._LARGEST_PRIVATE_RUN", 25)
+    write(folder, range(20), close=False)
+    store = ScoreStore(folder)
+    assert not (folder / INDEX).exists()
+    write(folder, range(20, 40), close=False)
+    assert store.refresh() and (folder / INDEX).exists()
+    for number in range(40):
+        numpy.testing.assert_array_equal(store.read(key(number)), nll(number).astype(numpy.float16))
+
+
 def test_prune_keeps_only_the_rows_asked_for(folder):
     write(folder, range(20))
     done = prune(folder, {key(number) for number in range(5)})

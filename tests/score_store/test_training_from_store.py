@@ -114,13 +114,12 @@ def test_missing_rows_are_scored_online_and_written(ranks, layout, material, onl
 
 
 @pytest.mark.slow
-def test_an_online_run_fills_a_new_store_that_covers_it(material, online, tmp_path):
+def test_an_online_run_fills_a_new_store_with_what_the_scorer_writes(material, online, exact_store, tmp_path):
     folder = tmp_path / "store"
     run = pretrain(1, *material.remit(row_seed=3, score_store=folder, score_miss="online", score_store_write=True,
                                       score_dtype="float32"))
     assert figures(run) == online
-    again = pretrain(1, *from_store(material, folder, row_seed=3))
-    assert figures(again) == online
+    assert_same_rows(rows_of(folder), rows_of(exact_store), 0.0)
 
 
 @pytest.mark.slow
@@ -141,10 +140,6 @@ def test_blends_several_epochs_document_masks_and_evaluation(material, tmp_path)
     run = pretrain(2, *flags(from_store(material, store, **common, pipeline_model_parallel_size=2)))
     assert_close(figures(run), expected, 2e-5)
     assert "validation loss at iteration 3" in run.output
-    plain = {name: value for name, value in common.items() if not name.startswith("reset")}
-    refused = pretrain(1, *flags(from_store(material, store, **plain)), check=False)
-    assert "another --reset-attention-mask: found True, expected False" in refused.output
-    assert not refused.scalars.get("lm loss")
 
 
 @pytest.mark.slow
@@ -190,10 +185,11 @@ def test_training_follows_a_scorer_that_starts_after_it(material, online, tmp_pa
 def test_the_tool_names_coverage_and_keeps_a_runs_rows(material, corpus_store, tmp_path):
     folder = tmp_path / "store"
     shutil.copytree(corpus_store, folder)
-    run = [*material.flags(objective="remit", row_seed=3, score_store=folder, train_iters=10)]
+    run = material.flags(row_seed=3, train_iters=10)
     tool = ["python", ROOT / "tools/score_store.py"]
-    told = run_command([*tool, "info", folder, "--", *run])
-    assert "coverage             80 of 80 different rows of the run (100.00 %)" in told.output, told.output
+    # Ten times the corpus and another seed: the rows are those that the scorer saw in one epoch.
+    told = run_command([*tool, "info", folder, "--", *material.flags(row_seed=3, seed=99, train_iters=490)])
+    assert "coverage             390 of 390 different rows of the run (100.00 %)" in told.output, told.output
     assert run_command([*tool, "prune", folder, "--", *run]).returncode == 0
     assert verify(folder).rows == 80
     assert "1 shards, now 1" in run_command([*tool, "merge", folder]).output
