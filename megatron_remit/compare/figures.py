@@ -55,7 +55,7 @@ def legend_above(figure: Figure, entries: int) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=2, fontsize=9.5)
     rows = (entries + 1) // 2
-    figure.tight_layout(rect=(0, 0, 1, 1 - (0.25 * rows + 0.1) / figure.get_figheight()))
+    figure.tight_layout(rect=(0, 0, 1, 1 - (0.22 * rows + 0.06) / figure.get_figheight()))
 
 
 def table(rows: Iterable[Iterable[object]]) -> bytes:
@@ -91,8 +91,9 @@ def logp_figure(logp: dict[str, np.ndarray]) -> Drawn:
 def kl_figure(kl: dict[str, np.ndarray], teacher: str) -> Drawn:
     """Distribution of the per-token KL divergence to a teacher over the whole vocabulary (figure 6b)."""
     high = max(np.quantile(values, 0.9999) for values in kl.values())
+    low = min(np.quantile(values, 0.001) for values in kl.values())
     # A divergence below 1e-6 nats is rounding.
-    bins = np.geomspace(1e-6, max(float(high), 1e-4), 71)
+    bins = np.geomspace(max(float(low), 1e-6), max(float(high), 1e-4), 71)
     shares = {name: _shares(values, bins) for name, values in kl.items()}
     caption = (
         f"KL divergence of each model from {teacher} at every token, over the whole vocabulary (paper, figure 6b). "
