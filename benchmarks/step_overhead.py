@@ -1,11 +1,11 @@
-"""What the reference costs: NTP and ReMiT steps alternate in one run of the real training loop.
+"""What the reference costs: steps of NTP, ReMiT scored online and ReMiT from a score store take turns in one real run.
 
     python benchmarks/step_overhead.py --csv benchmarks/results/step_overhead_cpu.csv
 
 In theory a ReMiT step takes 8/6 of the floating-point operations of an NTP step (forward 2, backward 4, the
-reference's forward 2, in units of parameters times tokens), a throughput ratio of 0.75. The ratio is taken over pairs
-of neighbouring steps, so that slow changes of the machine's speed cancel; printed are its 20th, 50th and 80th
-percentiles.
+reference's forward 2, in units of parameters times tokens), a throughput ratio of 0.75. From a store it takes those of
+an NTP step. The ratio is taken over neighbouring steps, so that slow changes of the machine's speed cancel;
+printed are its 20th, 50th and 80th percentiles. Only the steps from the store look rows up and read them.
 """
 
 import argparse
@@ -21,13 +21,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from common import write_csv
+
 WARM_UP_STEPS = 6
+WAYS = ("ntp", "remit", "stored")
 
 
 def main() -> None:
-    """Make a reference checkpoint, train with alternating objectives, print the ratio and append it to a CSV."""
+    """Make a reference checkpoint and its scores, train in turns, print the ratios and append them to a CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=30, help="pairs of an NTP and a ReMiT step that are counted")
+    parser.add_argument("--pairs", type=int, default=30, help="turns of one step each that are counted")
     parser.add_argument("--hidden-size", type=int, default=512)
     parser.add_argument("--num-layers", type=int, default=4)
     parser.add_argument("--seq-length", type=int, default=256)
@@ -37,14 +40,20 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="append the result to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        flags = megatron_flags(options)
-        subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1",
-             "-m", "megatron_remit.pretrain", *flags, "--train-iters", "1", "--save", folder, "--save-interval", "1"],
-            check=True, stdout=subprocess.DEVNULL,
-        )
-        seconds = alternate(options, flags, folder)
+        flags, reference, store = megatron_flags(options), f"{folder}/reference", f"{folder}/store"
+        torchrun("-m", "megatron_remit.pretrain", *flags, "--train-iters", "1", "--save", reference,
+                 "--save-interval", "1")
+        flags += ["--train-iters", str(WARM_UP_STEPS + len(WAYS) * options.pairs), "--objective", "remit",
+                  "--reference-load", reference, "--score-store", store]
+        torchrun(str(Path(__file__).parents[1] / "tools/score_corpus.py"), *flags)
+        seconds = take_turns(flags)
     report(options, seconds)
+
+
+def torchrun(*command: str) -> None:
+    """Run a program with one process."""
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", *command],
+                   check=True, stdout=subprocess.DEVNULL)
 
 
 def megatron_flags(options: argparse.Namespace) -> list[str]:
@@ -61,10 +70,10 @@ def megatron_flags(options: argparse.Namespace) -> list[str]:
     ).split()
 
 
-def alternate(options: argparse.Namespace, flags: list[str], reference: str) -> dict[str, list[float]]:
-    """Seconds of the counted steps and of the reference within them: keys ``ntp``, ``remit``, ``reference``."""
-    steps = WARM_UP_STEPS + 2 * options.pairs
-    sys.argv = ["pretrain", *flags, "--train-iters", str(steps), "--objective", "remit", "--reference-load", reference]
+def take_turns(flags: list[str]) -> dict[str, list[float]]:
+    """Seconds of the counted steps by way, and of the reference within those of ``remit``: key ``reference``."""
+    sys.argv = ["pretrain", *flags, "--score-miss", "online"]
+    folder = flags[flags.index("--score-store") + 1]
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1",
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=os.environ.get("MASTER_PORT", "29511"))
     from megatron_remit import host, pretrain
@@ -74,24 +83,29 @@ def alternate(options: argparse.Namespace, flags: list[str], reference: str) -> 
 
     from megatron_remit import patches
     from megatron_remit.reference.score_ahead import clock
+    from megatron_remit.score_store.dataset import ScoredDataset
 
     patches.apply()
-    seconds: dict[str, list[float]] = {"ntp": [], "remit": [], "reference": []}
-    train_step, count = training.train_step, 0
+    seconds: dict[str, list[float]] = {name: [] for name in (*WAYS, "reference")}
+    train_step, scored_sample, count = training.train_step, ScoredDataset.__getitem__, 0
 
     def timed(*args: Any, **kwargs: Any) -> tuple:
         nonlocal count
-        objective = get_args().objective = ("ntp", "remit")[count % 2]
+        way, options = WAYS[count % len(WAYS)], get_args()
+        options.objective = "ntp" if way == "ntp" else "remit"
+        options.score_store, options.score_miss = (folder, "error") if way == "stored" else (None, "online")
         start = time.perf_counter()
         result = train_step(*args, **kwargs)
         elapsed = time.perf_counter() - start
         if count >= WARM_UP_STEPS:
-            seconds[objective].append(elapsed)
-            if objective == "remit":
+            seconds[way].append(elapsed)
+            if way == "remit":
                 seconds["reference"].append(clock.reference_seconds())
         count += 1
         return result
 
+    ScoredDataset.__getitem__ = lambda self, index: (
+        self.dataset[index] if get_args().score_store is None else scored_sample(self, index))
     training.train_step = timed
     pretrain.main()
     return seconds
@@ -101,8 +115,8 @@ def report(options: argparse.Namespace, seconds: dict[str, list[float]]) -> None
     """Print the percentiles and append one row to the CSV."""
     import torch
 
-    pairs = zip(seconds["ntp"], seconds["remit"], strict=True)
-    p20, p50, p80 = percentiles([ntp / remit for ntp, remit in pairs])
+    p20, p50, p80 = percentiles([ntp / remit for ntp, remit in zip(seconds["ntp"], seconds["remit"], strict=True)])
+    stored = percentiles([ntp / stored for ntp, stored in zip(seconds["ntp"], seconds["stored"], strict=True)])
     rest = [(remit - reference) / ntp for ntp, remit, reference in
             zip(seconds["ntp"], seconds["remit"], seconds["reference"], strict=True)]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
@@ -118,17 +132,17 @@ def report(options: argparse.Namespace, seconds: dict[str, list[float]]) -> None
         "step_without_reference_over_ntp_p50": round(statistics.median(rest), 4),
         "throughput_ratio_p20": round(p20, 4), "throughput_ratio_p50": round(p50, 4),
         "throughput_ratio_p80": round(p80, 4),
+        "stored_ms_p50": round(statistics.median(seconds["stored"]) * 1e3, 2),
+        **{f"stored_throughput_ratio_{name}": round(value, 4)
+           for name, value in zip(("p20", "p50", "p80"), stored, strict=True)},
     }
     for name, value in row.items():
         print(f"{name:>38}: {value}")
     if options.csv:
-        options.csv.parent.mkdir(parents=True, exist_ok=True)
-        new = not options.csv.exists()
-        with options.csv.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        rows = list(csv.DictReader(options.csv.open(newline=""))) if options.csv.exists() else []
+        rows.append(row)
+        names = list(dict.fromkeys(name for one in rows for name in one))
+        write_csv(options.csv, [{name: one.get(name, "") for name in names} for one in rows])
 
 
 def percentiles(values: list[float]) -> tuple[float, float, float]:

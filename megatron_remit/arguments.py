@@ -2,14 +2,44 @@
 
 import argparse
 import importlib.util
+import os
 from pathlib import Path
+from typing import Any
 
 from megatron_remit import host
 from megatron_remit.errors import UserError
 from megatron_remit.methods import OBJECTIVES
+from megatron_remit.score_store.arguments import add_score_store_arguments, check_score_store, scores_ahead
 
-# Shape arguments that Megatron's load_args_from_checkpoint leaves out although the forward pass depends on them.
-EXTRA_CHECKPOINT_ARGS = ("norm_epsilon", "qk_layernorm", "no_rope_freq")
+# What Megatron's load_args_from_checkpoint leaves out, or leaves as it is where the checkpoint has None, although the
+# forward pass depends on it: argument -> its value in a model without that feature (Megatron's default).
+EXTRA_CHECKPOINT_ARGS: dict[str, Any] = {
+    "layernorm_epsilon": 1e-5,
+    "layernorm_zero_centered_gamma": False,
+    "spec": None,
+    "qk_layernorm": False,
+    "qk_l2_norm": False,
+    "attention_output_gate": False,
+    "num_experts": None,
+    "quick_geglu": False,
+    "window_size": None,
+    "window_attn_skip_freq": None,
+    "softmax_type": "vanilla",
+    "rotary_seq_len_interpolation_factor": None,
+    "no_rope_freq": None,
+    "use_rope_scaling": False,
+    "rope_scaling_factor": 8.0,
+    "multi_latent_attention": False,
+    "rope_type": None,
+    "q_lora_rank": None,
+    "kv_lora_rank": 32,
+    "qk_head_dim": 128,
+    "qk_pos_emb_head_dim": 64,
+    "v_head_dim": 128,
+    "rotary_scaling_factor": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.0,
+}
 
 
 def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -24,10 +54,18 @@ def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
                             "in a policy microbatch. Default: --micro-batch-size.")
     group.add_argument("--remit-epsilon", type=_epsilon, default=0.2, metavar="E",
                        help="Clip width of the weights, in [0, 1] (equation 5); 'none' turns clipping off.")
-    group.add_argument("--remit-centering", choices=("sequence", "none"), default="sequence",
-                       help="Subtract each sequence's mean delta before the sigmoid (equation 4), or not.")
+    group.add_argument("--remit-centering", choices=("sequence", "document", "none"), default="sequence",
+                       help="Subtract the mean delta of each sequence before the sigmoid (equation 4), that of each "
+                            "document inside it, or nothing.")
     for objective in OBJECTIVES.values():
         objective.add_arguments(group)
+    group.add_argument("--cross-entropy-impl", choices=("auto", "triton", "torch", "megatron"), default="auto",
+                       help="What computes the NLL of policy and reference. auto: triton on CUDA, torch on a CPU. "
+                            "megatron: Megatron's own cross-entropy with the full logits of both models.")
+    group.add_argument("--row-seed", type=int, metavar="N",
+                       help="Cut the corpus into rows in a document order drawn from N: the same rows in every epoch "
+                            "and for every --seed, which then only orders them. Default: as Megatron does.")
+    add_score_store_arguments(group)
     # The divisor of equations 2 and 6 is the token count of the global batch.
     parser.set_defaults(calculate_per_token_loss=True, ckpt_format="torch_dist")
     # Megatron leaves it unset and then divides by it.
@@ -66,19 +104,27 @@ def check_arguments(args: argparse.Namespace) -> None:
     """
     if args.reset_attention_mask:
         args.create_attention_mask_in_dataloader = True
+        if args.transformer_impl == "transformer_engine":
+            raise UserError(
+                "--reset-attention-mask with --transformer-impl transformer_engine: Megatron asks Transformer Engine "
+                "for causal attention, which ignores the mask; use --transformer-impl local"
+            )
         if args.pipeline_model_parallel_size > 2:
             raise UserError(
                 f"--reset-attention-mask with --pipeline-model-parallel-size {args.pipeline_model_parallel_size}: "
                 "middle stages read no data and so know no document borders; use at most 2 stages"
             )
-    if args.context_parallel_size > 1 and args.transformer_impl == "local":
+    if args.cross_entropy_impl == "triton" and not host.has_cuda() and os.environ.get("TRITON_INTERPRET") != "1":
         raise UserError(
-            f"--context-parallel-size {args.context_parallel_size} needs Transformer Engine's attention "
-            "(--transformer-impl transformer_engine); the local layers see only their own part of the sequence"
+            "--cross-entropy-impl triton needs CUDA, and there is none; use 'auto' or 'torch' "
+            "(the environment variable TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, to test them)"
         )
+    if args.row_seed is not None and args.mock_data:
+        raise UserError("--row-seed cuts a corpus into rows, and --mock-data has none; leave one of them out")
+    check_score_store(args)
     if not OBJECTIVES[args.objective].needs_reference:
         return
-    if args.reference_load is None:
+    if scores_ahead(args) and args.reference_load is None:
         raise UserError(
             f"--objective {args.objective} needs a reference: give --reference-load DIR (tools/import_hf.py makes one)"
         )
@@ -91,7 +137,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(
             f"--rampup-batch-size is not supported with --objective {args.objective}; give one --global-batch-size"
         )
-    _check_reference_micro_batch(args)
+    if scores_ahead(args):
+        _check_reference_micro_batch(args)
 
 
 def _check_reference_micro_batch(args: argparse.Namespace) -> None:

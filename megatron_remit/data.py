@@ -1,6 +1,6 @@
 """The training corpus through Megatron's own dataset builder, with checks that name the file at fault."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,46 +12,48 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, Moc
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.training import get_args, get_tokenizer, print_rank_0
 from megatron.training.utils import get_blend_and_blend_per_split
+from torch.utils.data import Dataset
 
+from megatron_remit.checked_dataset import CheckedGPTDataset, beyond_vocabulary
 from megatron_remit.errors import UserError
+from megatron_remit.fixed_rows import FixedRowsDataset
+from megatron_remit.score_store.dataset import ScoredDataset
+from megatron_remit.score_store.run import current_store
 
 # A corpus up to this many tokens is read through before step 1 (about a second); every sample of a larger one is
 # checked when it is drawn.
 _FULL_SCAN_TOKENS = 200_000_000
 
 
-class CheckedGPTDataset(GPTDataset):
-    """Megatron's GPT dataset that refuses a token outside the vocabulary: an embedding look-up would read past its
-    end on a GPU, far from the cause."""
-
-    def __getitem__(self, index: int | None) -> dict[str, Any]:
-        """One sample: ``tokens``, ``labels`` [s] int64 and the masks (GPTDataset). Raises UserError on a bad token."""
-        sample = super().__getitem__(index)
-        size = get_args().remit_vocab_size
-        largest = max(int(sample["tokens"].max()), int(sample["labels"].max()))
-        if largest >= size:
-            raise _beyond_vocabulary(f"{self.dataset_path} (sample {index})", largest, size)
-        return sample
-
-
 def train_valid_test_datasets(
     num_samples: tuple[int, int, int], vp_stage: int | None = None
-) -> tuple[GPTDataset | None, GPTDataset | None, GPTDataset | None]:
+) -> tuple[Dataset | None, Dataset | None, Dataset | None]:
     """Train, validation and test datasets of this rank (None where it reads none).
 
-    Megatron calls it once for each model chunk; the builder's index files are made by one rank and shared.
+    Megatron calls it once for each model chunk; the builder's index files are made by one rank and shared. With
+    ``--score-store`` the training set of the last stage brings the reference's NLLs along.
     """
-    args = get_args()
-    config = _dataset_config()
-    dataset_class = MockGPTDataset if args.mock_data else CheckedGPTDataset
     print_rank_0("> building train, validation, and test datasets ...")
-    return BlendedMegatronDatasetBuilder(
-        dataset_class, list(num_samples), partial(reads_data, vp_stage), config
-    ).build()
+    train, valid, test = build_datasets(num_samples, partial(reads_data, vp_stage))
+    store = current_store()
+    if train is not None and store is not None and mpu.is_pipeline_last_stage(vp_stage is None, vp_stage):
+        args = get_args()
+        train = ScoredDataset(train, store, args.score_miss == "online", args.score_wait)
+    return train, valid, test
 
 
 # Megatron: build on every rank, not only where the tensor-parallel rank is 0 (`reads_data` decides).
 train_valid_test_datasets.is_distributed = True
+
+
+def build_datasets(num_samples: tuple[int, int, int], built_here: Callable[[], bool]) -> list[GPTDataset | None]:
+    """Train, validation and test datasets as Megatron's flags describe them, where ``built_here`` says so."""
+    args = get_args()
+    if args.mock_data:
+        dataset_class = MockGPTDataset
+    else:
+        dataset_class = CheckedGPTDataset if args.row_seed is None else FixedRowsDataset
+    return BlendedMegatronDatasetBuilder(dataset_class, list(num_samples), built_here, _dataset_config()).build()
 
 
 def reads_data(vp_stage: int | None = None) -> bool:
@@ -131,11 +133,4 @@ def _check_corpus(prefix: str, vocabulary_size: int) -> None:
     if tokens <= _FULL_SCAN_TOKENS:
         largest = int(numpy.memmap(prefix + ".bin", dtype=corpus.index.dtype, mode="r").max())
         if largest >= vocabulary_size:
-            raise _beyond_vocabulary(f"{prefix}.bin", largest, vocabulary_size)
-
-
-def _beyond_vocabulary(where: str, token: int, size: int) -> UserError:
-    return UserError(
-        f"{where}: token id {token} is beyond the model's vocabulary of {size} tokens; "
-        "the corpus was written with another tokenizer: run tools/preprocess_corpus.py with this one"
-    )
+            raise beyond_vocabulary(f"{prefix}.bin", largest, vocabulary_size)

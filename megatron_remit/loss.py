@@ -33,10 +33,17 @@ def ntp_loss(mask_BS: Tensor, nll_BS: Tensor) -> LossResult:
     return loss, num_tokens, {"lm loss": pair(loss, num_tokens)}
 
 
-def remit_loss(mask_BS: Tensor, reference_nll_BS: Tensor, nll_BS: Tensor, sample_B: Tensor) -> LossResult:
+def remit_loss(
+    mask_BS: Tensor,
+    reference_nll_BS: Tensor,
+    nll_BS: Tensor,
+    sample_B: Tensor,
+    document_ids_BS: Tensor | None = None,
+) -> LossResult:
     """ReMiT (equation 6): the sum of ``w_t * NLL_t`` over unmasked tokens, with the unweighted NTP loss beside it.
 
     ``sample_B`` numbers the sequences in the run; the control with permuted weights draws by it.
+    ``document_ids_BS`` (``objectives/documents.py``) is needed by ``--remit-centering document`` only.
 
     The report adds the weight's first two moments; :mod:`megatron_remit.step_metrics` turns them into its standard
     deviation after the reduction over ranks.
@@ -46,7 +53,7 @@ def remit_loss(mask_BS: Tensor, reference_nll_BS: Tensor, nll_BS: Tensor, sample
     nll_BS = nll_BS.float()
     cp_group = mpu.get_context_parallel_group() if args.context_parallel_size > 1 else None
     weights = remit_weights(
-        nll_BS.detach(), reference_nll_BS, mask_BS, args.remit_epsilon, args.remit_centering, cp_group
+        nll_BS.detach(), reference_nll_BS, mask_BS, args.remit_epsilon, args.remit_centering, cp_group, document_ids_BS
     )
     mask_N = mask_BS.reshape(-1)
     num_tokens = mask_N.sum().detach().to(torch.int)

@@ -8,16 +8,23 @@ Shape suffixes: S sequence, B microbatch, H hidden, V vocabulary rows of this te
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from megatron.core import mpu
 from torch import Tensor
 from torch.nn import Module
 
+from megatron_remit.kernels.chunked_head_logprob import chunked_head_nll
+from megatron_remit.kernels.vocab_parallel_logprob import choose_implementation, vocab_parallel_nll
+
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokenizer's number of tokens, without the rows that padding adds for tensor parallelism."""
+    """What the NLL is taken over, and how."""
 
     size: int
+    """The tokenizer's number of tokens, without the rows that padding adds for tensor parallelism."""
+    cross_entropy_impl: str = "auto"
+    """``--cross-entropy-impl``."""
 
 
 def token_nll(
@@ -34,19 +41,41 @@ def token_nll(
 ) -> Tensor:
     """NLL of the labels, [B, S] in nats, over the logical vocabulary; without labels the logits, [B, S, V].
 
-    Megatron pads the vocabulary so that it divides by the tensor-parallel size. The padding rows are no tokens: their
-    logits are set to -inf, so they take no probability from the others, whatever the padding (a Hugging Face model
-    has none, and the NLL must be the same at every TP size).
+    Megatron pads the vocabulary so that it divides by the tensor-parallel size. The padding rows are no tokens: they
+    take no probability from the others, whatever the padding (a Hugging Face model has none, and the NLL must be the
+    same at every TP size).
+
+    With gradients the output layer gives the logits, and the backward pass writes theirs into the same memory: nobody
+    else has them. Without gradients (the reference, and evaluation) the logits are made and used in chunks.
     """
-    logits_SBV, _bias = output_layer(hidden_states, weight=output_weight, runtime_gather_output=runtime_gather_output)
-    logits_SBV = mask_padded_vocabulary(scale_logits(logits_SBV), context.size)
-    if labels is None:
-        return logits_SBV.transpose(0, 1).contiguous()
-    return compute_language_model_loss(labels, logits_SBV)
+    implementation = choose_implementation(context.cross_entropy_impl, hidden_states.device)
+    by_megatron = labels is None or implementation == "megatron"
+    if by_megatron or torch.is_grad_enabled():
+        logits_SBV, _bias = output_layer(
+            hidden_states, weight=output_weight, runtime_gather_output=runtime_gather_output
+        )
+        logits_SBV = scale_logits(logits_SBV)
+    if by_megatron:
+        logits_SBV = mask_padded_vocabulary(logits_SBV, context.size)
+        if labels is None:
+            return logits_SBV.transpose(0, 1).contiguous()
+        return compute_language_model_loss(labels, logits_SBV)
+    labels_SB, group = labels.transpose(0, 1), output_layer.tp_group
+    if torch.is_grad_enabled():
+        nll_SB = vocab_parallel_nll(logits_SBV, labels_SB, context.size, group, implementation, in_place=True)
+    else:
+        nll_SB = chunked_head_nll(
+            hidden_states, output_layer.weight if output_weight is None else output_weight, labels_SB, context.size,
+            group, implementation, output_layer.sequence_parallel, scale_logits,
+        )
+    return nll_SB.transpose(0, 1).contiguous()
 
 
 def mask_padded_vocabulary(logits_SBV: Tensor, vocabulary_size: int) -> Tensor:
-    """Set the logits of padding rows to -inf, in place, on the ranks that hold such rows."""
+    """Set the logits of padding rows to -inf, in place, on the ranks that hold such rows.
+
+    For Megatron's cross-entropy and for callers that want logits: neither knows of the padding.
+    """
     rows = logits_SBV.size(-1)
     first_padded = vocabulary_size - mpu.get_tensor_model_parallel_rank() * rows
     if first_padded < rows:

@@ -25,7 +25,8 @@ class Output:
 
 def nll_output() -> Output:
     """Per-token NLL [B, S] in nats: one function for policy and reference."""
-    return Output(token_nll, Vocabulary(get_args().remit_vocab_size))
+    args = get_args()
+    return Output(token_nll, Vocabulary(args.remit_vocab_size, args.cross_entropy_impl))
 
 
 def run_model(batch: Batch, model: Module, output: Output) -> Tensor:

@@ -48,7 +48,7 @@ def score_ahead_with(reference: list[Module]) -> None:
 
 
 def _load_args(original: Any) -> Any:
-    """``--use-checkpoint-args`` also takes the normalisation's epsilon and the logical vocabulary, and pads the
+    """``--use-checkpoint-args`` also takes ``EXTRA_CHECKPOINT_ARGS`` and the logical vocabulary, and pads the
     vocabulary anew: the padding of the saved run belongs to its tensor-parallel size."""
 
     @functools.wraps(original)
@@ -61,6 +61,9 @@ def _load_args(original: Any) -> Any:
         for name in EXTRA_CHECKPOINT_ARGS:
             if getattr(saved, name, None) is not None:
                 setattr(args, name, getattr(saved, name))
+        if args.multi_latent_attention and args.rope_type == "rope":
+            # Megatron fuses RoPE into this attention for YaRN only, refuses it here, and has it on by default.
+            args.apply_rope_fusion = False
         args.remit_vocab_size = getattr(saved, "remit_vocab_size", None)
         if given is None and args.remit_vocab_size is not None:
             args.padded_vocab_size = calculate_padded_vocab_size(

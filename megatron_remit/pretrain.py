@@ -19,7 +19,7 @@ def main() -> None:
     host.install()
     from megatron.core.enums import ModelType
     from megatron.training import pretrain
-    from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+    from megatron.training.argument_utils import pretrain_cfg_container_from_args
     from megatron.training.arguments import parse_and_validate_args
 
     from megatron_remit import patches
@@ -27,23 +27,32 @@ def main() -> None:
     from megatron_remit.data import check_corpora, train_valid_test_datasets
     from megatron_remit.forward import forward_step
     from megatron_remit.methods import OBJECTIVES
+    from megatron_remit.score_store import run
+    from megatron_remit.score_store.arguments import scores_ahead
+    from megatron_remit.specs.native import gpt_config
 
     patches.apply()
     args = parse_and_validate_args(extra_args_provider=add_remit_arguments)
     check_arguments(args)
     set_vocabulary(args)
     check_corpora(args, args.remit_vocab_size)
-    config = gpt_config_from_args(args)
+    config = gpt_config(args)
     if OBJECTIVES[args.objective].needs_reference and not args.skip_train:
+        if args.score_store is not None:
+            run.open_store(args, create=args.score_store_write)
         from megatron_remit.reference.checkpoint import reference_arguments
 
-        config.post_wrap_hooks.append(partial(_add_reference, reference_arguments(args)))
-    pretrain(
-        pretrain_cfg_container_from_args(args, config),
-        train_valid_test_datasets,
-        ModelType.encoder_or_decoder,
-        forward_step,
-    )
+        own = reference_arguments(args) if scores_ahead(args) else None
+        config.post_wrap_hooks.append(partial(_add_reference, own))
+    try:
+        pretrain(
+            pretrain_cfg_container_from_args(args, config),
+            train_valid_test_datasets,
+            ModelType.encoder_or_decoder,
+            forward_step,
+        )
+    finally:
+        run.close()
 
 
 def set_vocabulary(args: argparse.Namespace) -> None:
@@ -53,11 +62,12 @@ def set_vocabulary(args: argparse.Namespace) -> None:
     have more rows than its tokenizer has tokens), else the tokenizer's.
 
     Raises:
-        UserError: the tokenizer has more tokens than the checkpoint has rows.
+        UserError: the tokenizer has more tokens than the checkpoint has rows, or does not mark where documents end
+            although ``--remit-centering document`` needs it.
     """
     from megatron.training import get_tokenizer
 
-    from megatron_remit.tokenizer import megatron_fingerprint
+    from megatron_remit.tokenizer import check_end_of_document, megatron_fingerprint
 
     tokenizer = get_tokenizer()
     if args.remit_vocab_size is None:
@@ -67,15 +77,20 @@ def set_vocabulary(args: argparse.Namespace) -> None:
             f"--tokenizer-model {args.tokenizer_model} has {tokenizer.vocab_size} tokens, but the checkpoint in "
             f"--load {args.load} has {args.remit_vocab_size} embedding rows; use the tokenizer of that checkpoint"
         )
+    if args.objective == "remit" and args.remit_centering == "document":
+        check_end_of_document(tokenizer, args.tokenizer_model)
     args.remit_tokenizer_fingerprint = megatron_fingerprint(tokenizer)
 
 
-def _add_reference(reference_args: argparse.Namespace, policy: list[Module]) -> list[Module]:
-    """Post-wrap hook of the policy's model config: the first moment at which the process groups stand."""
+def _add_reference(reference_args: argparse.Namespace | None, policy: list[Module]) -> list[Module]:
+    """Post-wrap hook of the policy's model config: the first moment at which the process groups stand.
+
+    ``reference_args`` is None when every score comes from a store: no reference is built.
+    """
     from megatron_remit import patches
     from megatron_remit.reference.model import build_reference
 
-    patches.score_ahead_with(build_reference(reference_args))
+    patches.score_ahead_with([] if reference_args is None else build_reference(reference_args))
     return policy
 
 

@@ -42,7 +42,7 @@ class Material:
 
     def remit(self, **overrides):
         """The same with the ReMiT objective."""
-        return self.flags(objective="remit", reference_load=self.reference, **overrides)
+        return self.flags(**{"objective": "remit", "reference_load": self.reference} | overrides)
 
 
 @pytest.fixture(scope="session")
@@ -59,12 +59,16 @@ def material(tmp_path_factory):
 
 def write_corpus(prefix, vocabulary, documents=300, seed=0):
     """Random documents of 3 to 60 tokens, each ended by token 0 (EOD): sequences have uneven loss masks."""
+    draw = numpy.random.default_rng(seed)
+    rows = [numpy.append(draw.integers(1, vocabulary, int(draw.integers(3, 60))), 0) for _ in range(documents)]
+    write_documents(prefix, [torch.from_numpy(row) for row in rows])
+
+
+def write_documents(prefix, documents):
+    """A corpus of these token rows."""
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder, get_idx_path
 
-    draw = numpy.random.default_rng(seed)
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=numpy.uint16)
-    for _ in range(documents):
-        length = int(draw.integers(3, 60))
-        tokens = numpy.append(draw.integers(1, vocabulary, length), 0)
-        builder.add_document(torch.from_numpy(tokens), [length + 1])
+    for tokens in documents:
+        builder.add_document(tokens, [len(tokens)])
     builder.finalize(get_idx_path(str(prefix)))

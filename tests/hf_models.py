@@ -1,12 +1,21 @@
 """Random tiny Hugging Face model folders for tests: config, safetensors and tokenizer, made on the spot."""
 
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import Olmo2Config, Olmo2ForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaForCausalLM,
+    Olmo2ForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3ForCausalLM,
+    SmolLM3ForCausalLM,
+    YoutuForCausalLM,
+)
 
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -37,7 +46,33 @@ def make_tokenizer(folder: Path | str, vocab_size: int) -> PreTrainedTokenizerFa
     return tokenizer
 
 
-def make_olmo2(
+# By family: architecture, and a small config of its true ratios (heads, groups, ranks, feed-forward; vocabulary aside).
+SHAPES: dict[str, tuple[type[PreTrainedModel], dict[str, Any]]] = {
+    "olmo2": (Olmo2ForCausalLM, {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
+                                 "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "tie_word_embeddings": False}),
+    # Llama-3.1-8B; RoPE scaling is an override (LLAMA3_ROPE).
+    "llama": (LlamaForCausalLM, {"hidden_size": 64, "intermediate_size": 224, "num_attention_heads": 8,
+                                 "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "tie_word_embeddings": False}),
+    # Qwen3-0.6B: its heads together are twice as wide as the hidden state.
+    "qwen3": (Qwen3ForCausalLM, {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 16,
+                                 "num_key_value_heads": 8, "head_dim": 8, "tie_word_embeddings": True}),
+    # SmolLM3-3B; every fourth layer is without RoPE by default.
+    "smollm3": (SmolLM3ForCausalLM, {"hidden_size": 64, "intermediate_size": 344, "num_attention_heads": 16,
+                                     "num_key_value_heads": 4}),
+    # Youtu-LLM-2B
+    "youtu": (YoutuForCausalLM, {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 16,
+                                 "num_key_value_heads": 16, "q_lora_rank": 96, "kv_lora_rank": 32,
+                                 "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}),
+}
+LLAMA3_ROPE = {
+    "max_position_embeddings": 131072,
+    "rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0,
+                        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
+}
+
+
+def make_model(
+    family: str,
     folder: Path | str,
     *,
     seed: int = 1,
@@ -45,32 +80,28 @@ def make_olmo2(
     max_shard_size: str = "5GB",
     tokenizer: bool = True,
     **overrides: Any,
-) -> Olmo2ForCausalLM:
-    """Write a random OLMo-2 folder and return its model (in eval mode).
+) -> PreTrainedModel:
+    """Write a random model folder of the family and return its model (in eval mode).
 
-    ``overrides`` go to ``Olmo2Config``; by default hidden 32, 4 layers, 4 heads with 2 key/value heads, ff 48 and a
-    vocabulary of 515, which needs padding. The norm weights are random too: all-ones would hide a swapped norm.
+    ``overrides`` go to the config; by default ``SHAPES``, 4 layers and a vocabulary of 515, which needs padding. The
+    norm weights are random too: all-ones would hide a swapped norm.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    shape: dict[str, Any] = {
+    model_class, shape = SHAPES[family]
+    common: dict[str, Any] = {
         "vocab_size": 515,
-        "hidden_size": 32,
-        "intermediate_size": 48,
         "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
         "max_position_embeddings": 64,
-        "rms_norm_eps": 1e-5,
         "rope_parameters": {"rope_theta": 5000.0, "rope_type": "default"},
+        "bos_token_id": None,
         "eos_token_id": 0,
         "pad_token_id": 1,
-        "tie_word_embeddings": False,
     }
-    config = Olmo2Config(**(shape | overrides))
+    config = model_class.config_class(**(common | shape | overrides))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Olmo2ForCausalLM(config)
+        model = model_class(config)
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 if "norm" in name:
@@ -82,3 +113,6 @@ def make_olmo2(
     if tokenizer:
         make_tokenizer(folder, config.vocab_size)
     return model
+
+
+make_olmo2 = partial(make_model, "olmo2")

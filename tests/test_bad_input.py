@@ -13,11 +13,11 @@ host.install()
 from megatron.training.arguments import add_megatron_arguments  # noqa: E402
 
 from megatron_remit import patches  # noqa: E402
-from megatron_remit.arguments import add_remit_arguments, check_arguments  # noqa: E402
+from megatron_remit.arguments import EXTRA_CHECKPOINT_ARGS, add_remit_arguments, check_arguments  # noqa: E402
 from megatron_remit.data import check_corpora  # noqa: E402
 from megatron_remit.errors import UserError  # noqa: E402
 from megatron_remit.reference.checkpoint import reference_arguments  # noqa: E402
-from megatron_remit.tokenizer import folder_fingerprint  # noqa: E402
+from megatron_remit.tokenizer import check_end_of_document, folder_fingerprint  # noqa: E402
 from tests.conftest import VOCABULARY, write_corpus  # noqa: E402
 from tests.ranks import pretrain  # noqa: E402
 
@@ -44,8 +44,41 @@ def remit(material):
 def test_the_reference_of_the_fixtures_is_accepted(remit):
     check_arguments(remit)
     own = reference_arguments(remit)
-    assert own.num_layers == 4 and own.norm_epsilon == 1e-5
+    assert own.num_layers == 4 and own.layernorm_epsilon == 1e-5
     assert remit.num_layers is None, "the run's own arguments stay as they were"
+
+
+def test_the_defaults_of_shape_arguments_are_those_of_megatron(material):
+    plain = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)).parse_args([])
+    assert {name: getattr(plain, name) for name in EXTRA_CHECKPOINT_ARGS} == EXTRA_CHECKPOINT_ARGS
+
+
+def test_no_shape_of_the_policy_reaches_the_reference(remit):
+    policy = object()
+    for name in (*EXTRA_CHECKPOINT_ARGS, "num_layers", "hidden_size", "num_query_groups", "swiglu", "normalization",
+                 "untie_embeddings_and_output_weights", "rotary_base"):
+        setattr(remit, name, policy)
+    own = reference_arguments(remit)
+    assert [name for name, value in vars(own).items() if value is policy] == []
+
+
+def test_an_uneven_pipeline_of_the_policy_is_not_that_of_a_reference_with_other_layers(remit):
+    remit.num_layers, remit.decoder_first_pipeline_num_layers, remit.pipeline_model_parallel_size = 5, 3, 2
+    assert reference_arguments(remit).decoder_first_pipeline_num_layers is None
+    remit.num_layers, remit.decoder_first_pipeline_num_layers = 4, 3
+    assert reference_arguments(remit).decoder_first_pipeline_num_layers == 3
+
+
+@pytest.mark.parametrize(("layout", "found"), [
+    ({"pipeline_model_parallel_size": 3}, "4 layers do not divide over 3 pipeline stages"),
+    ({"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 3}, "of 3 model chunks each"),
+    ({"tensor_model_parallel_size": 8}, "4 attention heads do not divide over --tensor-model-parallel-size 8"),
+])
+def test_a_reference_that_does_not_fit_the_layout(layout, found, remit, material):
+    for name, value in layout.items():
+        setattr(remit, name, value)
+    with pytest.raises(UserError, match=f"--reference-load {material.reference}.*{found}"):
+        reference_arguments(remit)
 
 
 def test_remit_without_a_reference(material):
@@ -98,12 +131,22 @@ def test_reference_micro_batch_that_does_not_divide_the_step(material):
 
 @pytest.mark.parametrize(("flags", "named"), [
     ({"cuda_graph_impl": "full_iteration"}, "--cuda-graph-impl full_iteration"),
-    ({"context_parallel_size": 2}, "--context-parallel-size 2"),
     ({"reset_attention_mask": True, "pipeline_model_parallel_size": 3}, "--reset-attention-mask"),
+    ({"reset_attention_mask": True, "transformer_impl": "transformer_engine"}, "--transformer-impl local"),
+    ({"cross_entropy_impl": "triton"}, "--cross-entropy-impl triton needs CUDA"),
 ])
 def test_flags_that_cannot_work_together(flags, named, material):
     with pytest.raises(UserError, match=named):
         check_arguments(parsed(material.remit(**flags)))
+
+
+@pytest.mark.parametrize(("end", "pad", "found"), [
+    (None, 1, "no end-of-document token"), (7, 7, "token 7 both ends a document and pads"),
+])
+def test_document_centering_without_a_mark_between_documents(end, pad, found):
+    check_end_of_document(argparse.Namespace(eod=0, pad=1), "hf")
+    with pytest.raises(UserError, match=f"--remit-centering document.* hf .*{found}"):
+        check_end_of_document(argparse.Namespace(eod=end, pad=pad), "hf")
 
 
 def test_growing_batches(material):

@@ -18,6 +18,10 @@ LAYOUTS = {
     "TP2": (2, {"tensor_model_parallel_size": 2}),
     "PP2": (2, {"pipeline_model_parallel_size": 2}),
     "PP2xVPP2": (2, {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 1}),
+    "TP2 with sequence parallelism": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
+    "CP2": (2, {"context_parallel_size": 2}),
+    "CP2xTP2 with sequence parallelism": (
+        4, {"context_parallel_size": 2, "tensor_model_parallel_size": 2, "sequence_parallel": True}),
     "DP2 with distributed optimizer": (
         2, {"use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True,
             "optimizer": "adam", "lr": 1e-3}),
@@ -37,6 +41,16 @@ def weights(folder):
     return {name: tensor[:VOCABULARY] for name, tensor in tensors.items()}
 
 
+def assert_same(found, expected):
+    """Figures of every step and weights after the last one, both as :func:`train` returns them."""
+    for name in FIGURES:
+        assert len(found[0][name]) == 3
+        assert found[0][name] == pytest.approx(expected[0][name], rel=2e-5, abs=2e-6), name
+    assert found[1].keys() == expected[1].keys()
+    for name, tensor in found[1].items():
+        torch.testing.assert_close(tensor, expected[1][name], rtol=1e-4, atol=5e-6, msg=lambda text, n=name: n + text)
+
+
 @pytest.fixture(scope="module")
 def one_rank(material, tmp_path_factory):
     return train(material, tmp_path_factory.mktemp("one_rank"), 1)
@@ -52,13 +66,7 @@ def one_rank_adam(material, tmp_path_factory):
 def test_losses_and_gradients_equal_those_of_one_rank(layout, material, tmp_path, request):
     ranks, overrides = LAYOUTS[layout]
     expected = request.getfixturevalue("one_rank_adam" if "optimizer" in overrides else "one_rank")
-    figures, tensors = train(material, tmp_path, ranks, **overrides)
-    for name in FIGURES:
-        assert len(figures[name]) == 3
-        assert figures[name] == pytest.approx(expected[0][name], rel=2e-5, abs=2e-6), name
-    assert tensors.keys() == expected[1].keys()
-    for name, tensor in tensors.items():
-        torch.testing.assert_close(tensor, expected[1][name], rtol=1e-4, atol=5e-6, msg=lambda text, n=name: n + text)
+    assert_same(train(material, tmp_path, ranks, **overrides), expected)
 
 
 @pytest.mark.slow

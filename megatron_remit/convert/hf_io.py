@@ -16,6 +16,7 @@ from megatron_remit.errors import UserError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DEFAULT_SHARD_BYTES = 5_000_000_000
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 # Everything beside the weights that a model folder may need: configs, tokenizer, chat template.
 _SIDE_PATTERNS = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken")
@@ -53,47 +54,70 @@ def copy_side_files(source: Path, target: Path) -> None:
 
 
 class HfTensors:
-    """The tensors of a folder's safetensors files: names, shapes, and one tensor at a time (mapped, not copied)."""
+    """The tensors of a folder's safetensors files: names, shapes and dtypes, and one tensor at a time.
+
+    A file is open only while its tensors are asked for, and tensors are read, not mapped: a mapped file would count as
+    memory of this process for as long as it is open.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._files: dict[str, Path] = {}
-        self._open: dict[Path, Any] = {}
+        self._folder = folder
+        self._found: dict[str, tuple[Path, tuple[int, ...], str]] = {}
+        self._open: tuple[Path | None, Any] = (None, None)
         if (folder / INDEX).is_file():
             weight_map = read_json(folder / INDEX).get("weight_map", {})
             for path in sorted({folder / file for file in weight_map.values()}):
                 self._add(path)
             for name, file in weight_map.items():
-                if self._files.get(name) != folder / file:
+                if name not in self._found or self._found[name][0] != folder / file:
                     raise UserError(f"{folder / file}: tensor {name} is missing, though {INDEX} promises it")
         elif (folder / SINGLE).is_file():
             self._add(folder / SINGLE)
         else:
             raise UserError(f"{folder}: neither {SINGLE} nor {INDEX} is there; save the weights as safetensors first")
+        # Llama files of before 2023 carry RoPE's frequencies, which are computed from the config.
+        self._found = {name: found for name, found in self._found.items() if not name.endswith("rotary_emb.inv_freq")}
 
     def _add(self, path: Path) -> None:
         if not path.is_file():
             raise UserError(f"{path}: no such file, though {INDEX} names it")
         try:
-            self._open[path] = safe_open(str(path), framework="pt")
+            with safe_open(str(path), framework="pt") as file:
+                for name in file.keys():
+                    part = file.get_slice(name)
+                    self._found[name] = (path, tuple(part.get_shape()), part.get_dtype())
         except SafetensorError as error:
             raise UserError(f"{path}: damaged or truncated safetensors file ({error}); copy it again") from None
-        self._files.update(dict.fromkeys(self._open[path].keys(), path))
 
-    def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise :class:`UserError` naming the first tensor that is missing, has another shape, or is not expected."""
+    def check(self, expected: Mapping[str, tuple[int, ...]]) -> torch.dtype:
+        """The one dtype of the tensors, which are exactly the ``expected`` ones.
+
+        Raises :class:`UserError` naming the first tensor that is missing, has another shape, or is not expected, and
+        for several dtypes or one that Megatron does not train in.
+        """
         for name, shape in expected.items():
-            if name not in self._files:
-                raise UserError(f"{next(iter(self._open)).parent}: tensor {name} {list(shape)} is missing")
-            found = tuple(self._open[self._files[name]].get_slice(name).get_shape())
+            if name not in self._found:
+                raise UserError(f"{self._folder}: tensor {name} {list(shape)} is missing")
+            path, found, _ = self._found[name]
             if found != shape:
-                raise UserError(f"{self._files[name]}: tensor {name} has shape {list(found)}, expected {list(shape)}")
-        for name in self._files:
+                raise UserError(f"{path}: tensor {name} has shape {list(found)}, expected {list(shape)}")
+        for name, (path, *_) in self._found.items():
             if name not in expected:
-                raise UserError(f"{self._files[name]}: unexpected tensor {name}; config.json has no place for it")
+                raise UserError(f"{path}: unexpected tensor {name}; config.json has no place for it")
+        dtypes = {dtype for *_, dtype in self._found.values()}
+        if len(dtypes) > 1:
+            raise UserError(f"{self._folder}: several dtypes {sorted(dtypes)}; save the model in one of them")
+        dtype = dtypes.pop()
+        if dtype not in _DTYPES:
+            raise UserError(f"{self._folder}: tensors of dtype {dtype}; save the model in one of {sorted(_DTYPES)}")
+        return _DTYPES[dtype]
 
     def get(self, name: str) -> torch.Tensor:
         """One tensor, of the dtype it is stored in."""
-        return self._open[self._files[name]].get_tensor(name)
+        path = self._found[name][0]
+        if self._open[0] != path:
+            self._open = (path, safe_open(str(path), framework="pt", backend="pread"))
+        return self._open[1].get_tensor(name)
 
 
 def write_tensors(

@@ -5,17 +5,17 @@ OUT/release/                            torch_dist shards, with the model's shap
 OUT/hf/                                 config, tokenizer and chat template, for --tokenizer-model and for the export
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+import torch
 
-from megatron_remit.convert.families import family_of
+from megatron_remit.convert.families import read_config
 from megatron_remit.convert.folders import check_output, whole_folder
-from megatron_remit.convert.hf_io import HfTensors, copy_side_files, read_json
-from megatron_remit.convert.megatron_io import ReleaseWriter
-from megatron_remit.convert.rules import Dims, Family
-from megatron_remit.errors import UserError
+from megatron_remit.convert.hf_io import HfTensors, copy_side_files
+from megatron_remit.convert.release_writer import ReleaseWriter
+from megatron_remit.convert.rules import Config, Dims, Family, Rule, in_layer_order
 
 # Megatron's default; a run at a larger TP x this value pads further, and its loader fills the rest with zeros.
 VOCABULARY_MULTIPLE = 128
@@ -25,46 +25,43 @@ HF_FOLDER = "hf"
 def import_hf(hf: Path, out: Path, overwrite: bool = False) -> None:
     """Convert the model in folder ``hf`` and write it to the new folder ``out``.
 
-    Every tensor keeps its dtype and its bits; rows that pad the vocabulary are zero. Raises :class:`UserError`,
-    before anything is written, for an unknown architecture, an unsupported config field, a missing, unexpected or
-    wrongly shaped tensor, a damaged file, or an ``out`` that exists (unless ``overwrite``).
+    Every tensor keeps its dtype and its bits; rows that pad the vocabulary are zero. One tensor at a time is in memory.
+    Raises :class:`UserError`, before anything is written, for an unknown architecture, an unsupported config field, a
+    missing, unexpected or wrongly shaped tensor, a damaged file, or an ``out`` that exists (unless ``overwrite``).
     """
-    config = read_json(hf / "config.json")
-    family = family_of(config, str(hf / "config.json"))
+    family, config = read_config(hf)
     check_output(out, overwrite)
     arguments = family.arguments(config)
     dims = padded_dims(family, config)
     layers = arguments["num_layers"]
     tensors = HfTensors(hf)
-    rules = family.rules_for(config)
+    rules = in_layer_order(family.rules_for(config), layers)
     expected: dict[str, tuple[int, ...]] = {}
-    for rule in rules:
-        for layer in range(layers if rule.layered else 1):
-            expected |= rule.hf_shapes(dims, layer)
-    tensors.check(expected)
-    dtypes = {tensors.get(name).dtype for name in expected}
-    if len(dtypes) > 1:
-        raise UserError(f"{hf}: tensors of several dtypes {sorted(map(str, dtypes))}; save the model in one of them")
+    for rule, layer in rules:
+        expected |= rule.hf_shapes(dims, layer or 0)
+    dtype = tensors.check(expected)
 
-    writer = ReleaseWriter(layers)
+    writer = ReleaseWriter(layers, dtype)
+    for rule, layer in rules:
+        writer.add(rule.megatron, rule.megatron_shape(dims), layer, partial(_joined, tensors, rule, dims, layer))
+    for module, layered in family.extra_state.items():
+        writer.add_empty_extra_state(module, layered)
     with whole_folder(out, overwrite) as folder:
-        for rule in tqdm(rules, desc="joining tensors", unit="tensor", disable=None):
-            for layer in range(layers) if rule.layered else [None]:
-                parts = [tensors.get(name.format(i=layer)) for name in rule.hf]
-                writer.add(rule.megatron, rule.join.to_megatron(parts, dims), layer)
-        for module in family.modules_with_extra_state:
-            writer.add_empty_extra_state(module)
-        writer.write(folder, arguments | _bookkeeping(family, config, dtypes.pop()))
+        writer.write(folder, arguments | _bookkeeping(family, config, dtype))
         copy_side_files(hf, folder / HF_FOLDER)
 
 
-def padded_dims(family: Family, config: dict[str, Any]) -> Dims:
+def _joined(tensors: HfTensors, rule: Rule, dims: Dims, layer: int | None) -> torch.Tensor:
+    return rule.join.to_megatron([tensors.get(name.format(i=layer)) for name in rule.hf], dims)
+
+
+def padded_dims(family: Family, config: Config) -> Dims:
     """The family's sizes and the padded vocabulary, rounded up as Megatron does at TP 1."""
     dims = family.dims(config)
     return dims | {"padded": -(-dims["V"] // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE}
 
 
-def _bookkeeping(family: Family, config: dict[str, Any], dtype: object) -> dict[str, Any]:
+def _bookkeeping(family: Family, config: Config, dtype: torch.dtype) -> dict[str, Any]:
     """Arguments that say how the checkpoint was made, beside those that say what the model is.
 
     padded_vocab_size is left out on purpose: each run computes it from its tokenizer and its own TP size. So is
@@ -84,6 +81,5 @@ def _bookkeeping(family: Family, config: dict[str, Any], dtype: object) -> dict[
         "skipped_train_samples": 0,
         "consumed_valid_samples": 0,
         "squared_relu": False,
-        "apply_layernorm_1p": False,
         "apply_query_key_layer_scaling": False,
     }

@@ -1,71 +1,23 @@
-"""Megatron torch_dist checkpoints, written and read by one process without building the model.
+"""Megatron torch_dist checkpoints, found, checked and read by one process without building the model.
 
-A layered tensor is stored with the layer as its first axis and every layer as one shard of it: what Megatron's own
-``TransformerBlock.sharded_state_dict`` describes, so its loader reshards the file to any TP x PP.
+A layered tensor is stored with the layer as its first axis: what Megatron's own
+``TransformerBlock.sharded_state_dict`` describes. Its shards are those of the run that wrote it, or one for each layer.
 """
 
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed.checkpoint
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from megatron_remit import host
 from megatron_remit.errors import UserError
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
-# How Megatron's loader is to lay out its request; the same values a training run of 0.19.2 stores.
-_CONTENT_METADATA = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
-
-
-@contextmanager
-def single_process() -> Iterator[None]:
-    """torch.distributed with one rank, which Megatron's checkpoint functions ask for; left as found."""
-    host.install()
-    started = not torch.distributed.is_initialized()
-    if started:
-        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        if started:
-            torch.distributed.destroy_process_group()
-
-
-class ReleaseWriter:
-    """Collects the shards of a checkpoint without optimizer state, then writes them as ``FOLDER/release``."""
-
-    def __init__(self, num_layers: int) -> None:
-        self._num_layers = num_layers
-        self._state: dict[str, Any] = {}
-
-    def add(self, name: str, tensor: torch.Tensor, layer: int | None) -> None:
-        """``tensor`` is the whole of ``name``, or its entry for ``layer``."""
-        self._state[f"{name}/{layer}"] = _shard(name, tensor, layer, self._num_layers)
-
-    def add_empty_extra_state(self, module: str) -> None:
-        """The per-layer object that Megatron's linear and Transformer Engine's modules look for; None = no state."""
-        for layer in range(self._num_layers):
-            key = f"{module}._extra_state"
-            self._state[f"{key}/{layer}"] = ShardedObject(key, None, (self._num_layers,), (layer,))
-
-    def write(self, folder: Path, arguments: dict[str, Any]) -> None:
-        """Write ``FOLDER/release`` with ``arguments`` as its Namespace, then the tracker file that names it."""
-        (folder / RELEASE).mkdir(parents=True)
-        common = {"args": Namespace(**arguments), "checkpoint_version": 3.0, "iteration": 0}
-        with single_process():
-            dist_checkpointing.save(
-                self._state | common, str(folder / RELEASE), content_metadata=dict(_CONTENT_METADATA)
-            )
-        (folder / TRACKER).write_text(RELEASE, encoding="utf-8")
 
 
 class CheckpointReader:
@@ -79,6 +31,7 @@ class CheckpointReader:
         self.path = iteration_folder(folder, iteration)
         self._metadata = check_shards(self.path)
         self._storage = FileSystemReader(str(self.path))
+        self._storage.set_up_storage_reader(self._metadata, is_coordinator=True)
         common = dist_checkpointing.load_common_state_dict(str(self.path))
         if "args" not in common:
             raise UserError(f"{self.path}: the checkpoint holds no training arguments; save it with Megatron's loop")
@@ -91,23 +44,43 @@ class CheckpointReader:
             raise UserError(f"{self.path}: tensor {name} is missing")
         return tuple(entry.size), entry.properties.dtype
 
-    def read(self, name: str, expected: tuple[int, ...]) -> torch.Tensor:
-        """The whole tensor ``name`` (all layers), of the ``expected`` shape, in the dtype it is stored in."""
+    def read(
+        self, name: str, shape: tuple[int, ...], layer: int | None = None, layers: int | None = None
+    ) -> torch.Tensor:
+        """Tensor ``name``, or its entry for ``layer`` of ``layers``: of ``shape``, in the dtype it is stored in.
+
+        Beside the result, one stored shard at a time is in memory.
+        """
+        whole = shape if layer is None else (layers, *shape)
         found, dtype = self.stored(name)
-        if found != expected:
-            raise UserError(f"{self.path}: tensor {name} has shape {list(found)}, expected {list(expected)}")
-        tensor = torch.empty(found, dtype=dtype)
+        if found != whole:
+            raise UserError(f"{self.path}: tensor {name} has shape {list(found)}, expected {list(whole)}")
+        offsets = (0,) * len(shape) if layer is None else (layer, *(0,) * len(shape))
+        tensor = torch.empty(shape if layer is None else (1, *shape), dtype=dtype)
+        chunk = ChunkStorageMetadata(torch.Size(offsets), tensor.shape)
+        items = create_read_items_for_chunk_list(name, self._metadata.state_dict_metadata[name], [chunk])
         try:
-            torch.distributed.checkpoint.load({name: tensor}, storage_reader=self._storage, no_dist=True)
-        except torch.distributed.checkpoint.CheckpointException as error:
-            raise UserError(f"{self.path}: tensor {name} cannot be read: {error}") from None
-        return tensor
+            self._storage.read_data(LoadPlan(items), _IntoTensor(tensor)).wait()
+        except Exception as error:  # damaged bytes raise whatever they lead to
+            raise UserError(f"{self.path}: tensor {name} cannot be read ({type(error).__name__}: {error})") from None
+        return tensor.view(shape)
 
 
-def _shard(name: str, tensor: torch.Tensor, layer: int | None, num_layers: int) -> ShardedTensor:
-    if layer is None:
-        return ShardedTensor.from_rank_offsets(name, tensor)
-    return ShardedTensor.from_rank_offsets(name, tensor, (0, layer, num_layers), prepend_axis_num=1)
+class _IntoTensor(DefaultLoadPlanner):
+    """Puts what is read into its place in ``tensor``."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        super().__init__()
+        self._tensor = tensor
+
+    def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
+        part = self._tensor
+        for axis, (start, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
+            part = part.narrow(axis, start, length)
+        return part
+
+    def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
+        """Nothing is left to do: ``tensor`` is part of the result."""
 
 
 def iteration_folder(folder: Path, iteration: int | None = None) -> Path:

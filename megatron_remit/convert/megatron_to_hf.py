@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from megatron_remit.convert.families import family_of
+from megatron_remit.convert.families import read_config
 from megatron_remit.convert.folders import check_output, whole_folder
 from megatron_remit.convert.hf_io import DEFAULT_SHARD_BYTES, copy_side_files, read_json, write_json, write_tensors
 from megatron_remit.convert.megatron_io import CheckpointReader
-from megatron_remit.convert.rules import Dims, Rule
+from megatron_remit.convert.rules import Dims, Rule, in_layer_order
 from megatron_remit.errors import UserError
 
 # What defines the model, beside its tensor shapes; a run that changed one of these trained another model.
@@ -24,8 +24,19 @@ _SAME_ARGUMENTS = (
     "kv_channels",
     "rotary_base",
     "rotary_percent",
-    "norm_epsilon",
+    "layernorm_epsilon",
     "untie_embeddings_and_output_weights",
+    "no_rope_freq",
+    "qk_layernorm",
+    "use_rope_scaling",
+    "rope_scaling_factor",
+    "multi_latent_attention",
+    "q_lora_rank",
+    "kv_lora_rank",
+    "qk_head_dim",
+    "qk_pos_emb_head_dim",
+    "v_head_dim",
+    "rope_type",
 )
 
 
@@ -43,8 +54,7 @@ def export_hf(
     vocabulary rows are dropped and optimizer state is not read. Raises :class:`UserError`, leaving no folder behind,
     for a checkpoint that is missing, truncated, or of another shape than the template.
     """
-    config = read_json(hf_template / "config.json")
-    family = family_of(config, str(hf_template / "config.json"))
+    family, config = read_config(hf_template)
     check_output(out, overwrite)
     reader = CheckpointReader(megatron, iteration)
     arguments = family.arguments(config)
@@ -60,25 +70,27 @@ def export_hf(
     with whole_folder(out, overwrite) as folder:
         write_tensors(folder, _hf_tensors(reader, rules, dims, arguments["num_layers"]), shard_bytes)
         copy_side_files(hf_template, folder)
-        write_json(folder / "config.json", _with_dtype(config, dtype))
+        write_json(folder / "config.json", _with_dtype(read_json(hf_template / "config.json"), dtype))
 
 
 def _hf_tensors(
     reader: CheckpointReader, rules: tuple[Rule, ...], dims: Dims, layers: int
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Hugging Face names and tensors; one of Megatron's tensors (all layers of it) is in memory at a time."""
-    for rule in tqdm(rules, desc="splitting tensors", unit="tensor", disable=None):
-        shape = rule.megatron_shape(dims)
-        stored = reader.read(rule.megatron, (layers, *shape) if rule.layered else shape)
-        for layer, tensor in enumerate(stored) if rule.layered else [(0, stored)]:
-            for name, part in zip(rule.hf, rule.join.to_hf(tensor, dims), strict=True):
-                # A slice would keep the whole stacked tensor in memory until its file is written.
-                yield name.format(i=layer), part.clone()
+    """Hugging Face names and tensors, in layer order; one layer's entry of one Megatron tensor is read at a time."""
+    for rule, layer in tqdm(in_layer_order(rules, layers), desc="splitting tensors", unit="tensor", disable=None):
+        stored = reader.read(rule.megatron, rule.megatron_shape(dims), layer, layers)
+        for name, part in zip(rule.hf, rule.join.to_hf(stored, dims), strict=True):
+            # A slice would keep the whole joined tensor in memory until its file is written.
+            yield name.format(i=layer), part.clone() if part.nbytes < stored.nbytes else part
 
 
 def _check_same_model(reader: CheckpointReader, arguments: dict[str, Any], hf_template: Path) -> None:
     for name in _SAME_ARGUMENTS:
+        if name not in arguments:
+            continue
         found = getattr(reader.arguments, name, arguments[name])
+        if name == "no_rope_freq" and isinstance(found, int):
+            found = ([0] * (found - 1) + [1]) * (arguments["num_layers"] // found)
         if found != arguments[name]:
             raise UserError(
                 f"{reader.path}: trained with {name} = {found}, but {hf_template / 'config.json'} says "

@@ -6,8 +6,11 @@ from typing import Any
 
 import torch
 
+Config = Mapping[str, Any]
 Parts = Sequence[torch.Tensor]
 Dims = Mapping[str, int]  # a letter per axis; also "groups" = number of key/value heads, "padded" = padded vocabulary
+
+OUTPUT_LAYER = "output_layer.weight"
 
 
 @dataclass(frozen=True)
@@ -42,21 +45,34 @@ class Rule:
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture. ``check`` raises UserError for a config it cannot represent; ``arguments`` and ``dims`` read
-    a checked config: Megatron's argument names and values, and the sizes that the rules name."""
+    """One architecture, told by a config that :func:`megatron_remit.convert.families.read_config` has completed.
 
+    ``arguments`` and ``dims`` read a config that was found to be supported: Megatron's argument names and values, and
+    the sizes that the rules name. ``extra_state`` maps a module to whether each layer has one.
+    """
+
+    name: str
     architecture: str
     rules: tuple[Rule, ...]
-    tied_away: frozenset[str]  # Megatron tensors that do not exist when embedding and output layer are tied
-    modules_with_extra_state: tuple[str, ...]
-    check: Callable[[dict[str, Any], str], None]
-    arguments: Callable[[dict[str, Any]], dict[str, Any]]
-    dims: Callable[[dict[str, Any]], dict[str, int]]
+    extra_state: Mapping[str, bool]
+    arguments: Callable[[Config], dict[str, Any]]
+    dims: Callable[[Config], dict[str, int]]
+    needed: Mapping[str, Any]  # config field -> the only value that the family can represent
+    rope_types: tuple[str, ...] = ("default",)
+    refuse: Callable[[Config], str | None] = lambda config: None  # what else it cannot represent, in words
 
-    def rules_for(self, config: Mapping[str, Any]) -> tuple[Rule, ...]:
-        """The rules that hold for this config."""
-        tied = config.get("tie_word_embeddings", False)
-        return tuple(rule for rule in self.rules if not (tied and rule.megatron in self.tied_away))
+    def rules_for(self, config: Config) -> tuple[Rule, ...]:
+        """The rules that hold for this config: tied embeddings leave no output layer of its own."""
+        tied = config["tie_word_embeddings"]
+        return tuple(rule for rule in self.rules if not (tied and rule.megatron == OUTPUT_LAYER))
+
+
+def in_layer_order(rules: Sequence[Rule], layers: int) -> list[tuple[Rule, int | None]]:
+    """Every rule with each layer that it holds for, in the order in which a model runs: so do files list tensors."""
+    first = next(number for number, rule in enumerate(rules) if rule.layered)
+    before = [(rule, None) for rule in rules[:first]]
+    inside = [(rule, layer) for layer in range(layers) for rule in rules if rule.layered]
+    return before + inside + [(rule, None) for rule in rules[first:] if not rule.layered]
 
 
 def _pad_vocabulary(parts: Parts, dims: Dims) -> torch.Tensor:

@@ -21,4 +21,6 @@ class Remit(Objective):
                            help="permute: a control run, with each sequence's weights on other tokens of it.")
 
     def loss(self, batch: Batch, output: Tensor) -> LossResult:
-        return remit_loss(batch["loss_mask"], batch["reference_nll"], output, batch["sample"])
+        return remit_loss(
+            batch["loss_mask"], batch["reference_nll"], output, batch["sample"], batch.get("document_ids")
+        )

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-Centering = Literal["sequence", "none"]
+from megatron_remit.objectives.documents import document_mean
+
+Centering = Literal["sequence", "document", "none"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def remit_weights(
     epsilon: float | None,
     centering: Centering = "sequence",
     cp_group: ProcessGroup | None = None,
+    document_ids_BS: Tensor | None = None,
 ) -> RemitWeights:
     """Token weights ``clip(2 * sigmoid(delta - mean(delta)), 1 - epsilon, 1 + epsilon)`` (equations 3-5).
 
@@ -60,11 +63,13 @@ def remit_weights(
         reference_nll_BS: L_RL of the same tokens, nats.
         mask_BS: loss mask, 1 for tokens that count.
         epsilon: clip width in [0, 1]; None turns clipping off (the paper's "no clip").
-        centering: ``sequence`` subtracts each sequence's mean delta (equation 4), ``none`` leaves delta as it is.
+        centering: ``sequence`` subtracts each sequence's mean delta (equation 4), ``document`` that of the token's own
+            document inside the sequence, ``none`` leaves delta as it is.
         cp_group: context-parallel group when the sequence is split over ranks.
+        document_ids_BS: which document each token belongs to (``documents.document_ids``); for ``document`` only.
 
     Raises:
-        ValueError: shapes differ, epsilon lies outside [0, 1], or centering is unknown.
+        ValueError: shapes differ, epsilon lies outside [0, 1], centering is unknown, or it needs document ids.
     """
     if not policy_nll_BS.shape == reference_nll_BS.shape == mask_BS.shape:
         raise ValueError(
@@ -76,10 +81,14 @@ def remit_weights(
     delta_BS = policy_nll_BS - reference_nll_BS
     if centering == "sequence":
         centered_BS = delta_BS - sequence_mean(delta_BS, mask_BS, cp_group)
+    elif centering == "document":
+        if document_ids_BS is None:
+            raise ValueError("centering is 'document', but document_ids_BS is not given")
+        centered_BS = delta_BS - document_mean(delta_BS, mask_BS, document_ids_BS, cp_group)
     elif centering == "none":
         centered_BS = delta_BS
     else:
-        raise ValueError(f"centering is {centering!r}, expected 'sequence' or 'none'")
+        raise ValueError(f"centering is {centering!r}, expected 'sequence', 'document' or 'none'")
     raw_BS = 2.0 * torch.sigmoid(centered_BS)
     if epsilon is None:
         untouched_BS = torch.zeros_like(raw_BS, dtype=torch.bool)

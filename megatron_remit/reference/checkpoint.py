@@ -9,6 +9,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.training import checkpointing
 
+from megatron_remit.arguments import EXTRA_CHECKPOINT_ARGS
 from megatron_remit.convert.megatron_io import check_shards, iteration_folder
 from megatron_remit.errors import UserError
 from megatron_remit.tokenizer import folder_fingerprint
@@ -37,27 +38,36 @@ def checkpoint_folder(root: Path) -> Path:
     return folder
 
 
-def reference_arguments(args: argparse.Namespace) -> argparse.Namespace:
-    """The run's arguments with the reference's own shape, read from its checkpoint. ``args`` stays as it is.
-
-    Raises:
-        UserError: the checkpoint is missing or not whole, or its vocabulary, tokenizer or sequence length does not
-            fit the run.
-    """
-    root = args.reference_load
-    folder = checkpoint_folder(root)
+def saved_arguments(folder: Path) -> argparse.Namespace:
+    """The arguments that the checkpoint iteration in ``folder`` was saved with; UserError if it has none to read."""
     try:
         saved = dist_checkpointing.load_common_state_dict(str(folder)).get("args")
     except (CheckpointingException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"{folder}: its arguments cannot be read ({error}); write the checkpoint again") from error
     if saved is None:
         raise UserError(f"{folder} holds no arguments, so the reference's shape is unknown; import it again")
+    return saved
+
+
+def reference_arguments(args: argparse.Namespace) -> argparse.Namespace:
+    """The run's arguments with the reference's own shape, read from its checkpoint. ``args`` stays as it is.
+
+    Raises:
+        UserError: the checkpoint is missing or not whole, or its vocabulary, tokenizer, sequence length or shape does
+            not fit the run.
+    """
+    root = args.reference_load
+    saved = saved_arguments(checkpoint_folder(root))
     own = copy.copy(args)
     for name in _SHAPE_IF_UNSET:
         setattr(own, name, None)
+    # A checkpoint that says None here, or nothing, must not end up with what the policy has.
+    for name, without in EXTRA_CHECKPOINT_ARGS.items():
+        setattr(own, name, without)
     own.load, own.ckpt_step = str(root), None
     checkpointing.load_args_from_checkpoint(own)
     _check_fit(args, own, saved, root)
+    _fit_to_layout(args, own, root)
     # Neither is trained, so nothing of the policy's regularisation or recomputation applies.
     own.attention_dropout = own.hidden_dropout = 0.0
     own.recompute_granularity = None
@@ -84,3 +94,26 @@ def _check_fit(args: argparse.Namespace, own: argparse.Namespace, saved: argpars
             f"--reference-load {root}: it was built for sequences of at most {length} tokens, "
             f"--seq-length is {args.seq_length}; shorten the run's sequences or use a reference with a longer context"
         )
+
+
+def _fit_to_layout(args: argparse.Namespace, own: argparse.Namespace, root: Path) -> None:
+    """Spread the reference's layers evenly over the policy's pipeline where their number is another."""
+    layout = f"--reference-load {root}: it sits on the policy's ranks, but"
+    if own.num_layers != args.num_layers:
+        # An uneven split over the stages is one of the policy's layers.
+        own.decoder_first_pipeline_num_layers = own.decoder_last_pipeline_num_layers = None
+        own.pipeline_model_parallel_layout = None
+        own.account_for_embedding_in_pipeline_split = own.account_for_loss_in_pipeline_split = False
+        stages, chunks = args.pipeline_model_parallel_size, args.virtual_pipeline_model_parallel_size or 1
+        if own.num_layers % (stages * chunks):
+            raise UserError(
+                f"{layout} its {own.num_layers} layers do not divide over {stages} pipeline stages of {chunks} model "
+                "chunks each; change --pipeline-model-parallel-size (or the virtual one) or use another reference"
+            )
+    tp_size = args.tensor_model_parallel_size
+    for part, size in (("attention heads", own.num_attention_heads), ("feed-forward units", own.ffn_hidden_size)):
+        if size % tp_size:
+            raise UserError(
+                f"{layout} its {size} {part} do not divide over --tensor-model-parallel-size {tp_size}; change that or "
+                "use another reference"
+            )

@@ -12,11 +12,11 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.utils import unwrap_model
 from megatron.training import print_rank_0
-from megatron.training.argument_utils import gpt_config_from_args
 from torch.nn import Module
 
 from megatron_remit.errors import UserError
 from megatron_remit.reference.checkpoint import checkpoint_folder
+from megatron_remit.specs.native import gpt_config
 
 
 def build_reference(reference_args: argparse.Namespace) -> list[Module]:
@@ -29,7 +29,7 @@ def build_reference(reference_args: argparse.Namespace) -> list[Module]:
         UserError: the checkpoint lacks a tensor of the model or holds one of another shape.
     """
     with _random_state_kept():
-        config = gpt_config_from_args(reference_args)
+        config = gpt_config(reference_args)
         config.transformer.perform_initialization = False
         config.transformer.timers = None
         builder = config.get_builder_cls()(config)

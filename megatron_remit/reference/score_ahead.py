@@ -27,6 +27,7 @@ from megatron_remit.batch import Batch, get_batch
 from megatron_remit.methods import current_objective
 from megatron_remit.methods.base import Objective, Step
 from megatron_remit.output import Output, nll_output, run_model
+from megatron_remit.score_store.online import filled, missing_groups
 
 Schedule = Callable[..., list[dict[str, Tensor]]]
 
@@ -35,7 +36,8 @@ class ScoreAhead:
     """Wraps the function that Megatron's ``get_forward_backward_func`` returned."""
 
     def __init__(self, reference: list[Module], schedule: Schedule) -> None:
-        """``reference`` holds this rank's model chunks, one for each virtual pipeline stage."""
+        """``reference`` holds this rank's model chunks, one for each virtual pipeline stage; none when every score
+        comes from a store."""
         self._reference = reference
         self._schedule = schedule
 
@@ -59,13 +61,22 @@ class ScoreAhead:
         return self._schedule(data_iterator=ready if chunked else ready[0], forward_only=False, **kwargs)
 
     def _add_scores(self, objective: Objective, batches: list[list[Batch]], seq_length: int) -> None:
-        """Put what the objective keeps of the reference's pass into the last model chunk's batches."""
+        """Put what the objective keeps of the reference's pass into the last model chunk's batches.
+
+        With a score store only the reference microbatches that hold a row it lacks are run.
+        """
         args = get_args()
-        size = args.reference_micro_batch_size
+        if not self._reference:
+            return  # the samples brought their scores along
+        size, output = args.reference_micro_batch_size, objective.reference_output()
         groups = [regroup(chunk, size, args.micro_batch_size) for chunk in batches]
-        kept = score_microbatches(
-            self._schedule, self._reference, groups, objective.reference_output(), size, seq_length
-        )
+        score = partial(score_microbatches, self._schedule, self._reference)
+        if args.score_store is None:
+            kept = score(groups, output, size, seq_length)
+        else:
+            wanted = missing_groups(groups[-1])
+            selected = [[chunk[number] for number in wanted] for chunk in groups]
+            kept = filled(groups[-1], wanted, score(selected, output, size, seq_length) if wanted else [])
         if kept and size != args.micro_batch_size:
             kept = torch.cat(kept).split(args.micro_batch_size)
         if kept:
@@ -119,7 +130,7 @@ def read_step(data_iterator: Iterator[dict[str, Any]] | None, vp_stage: int | No
     size, ranks = args.micro_batch_size, mpu.get_data_parallel_world_size()
     batches = []
     for index in range(get_num_microbatches()):
-        batch = get_batch(data_iterator, size, vp_stage)
+        batch = get_batch(data_iterator, size, vp_stage, scored=args.score_store is not None)
         # Megatron's sampler gives each data-parallel rank a microbatch in turn.
         first = args.consumed_train_samples + (index * ranks + mpu.get_data_parallel_rank()) * size
         batch["sample"] = torch.arange(first, first + size)

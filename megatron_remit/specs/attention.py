@@ -1,21 +1,29 @@
 """Causal core attention on torch's own scaled_dot_product_attention: no Transformer Engine, no [S, S] matrix in memory.
 
-Shapes: S sequence, B micro-batch, N query heads on this rank, G key/value heads on this rank, D head width.
+Under context parallelism (CP) every rank holds two of the sequence's 2 * CP chunks in Megatron's zigzag order: rank r
+has chunks r and 2 * CP - 1 - r, so that causal attention costs every rank the same. Keys and values are gathered,
+queries stay.
+
+Shapes: S sequence, s its part on this rank (S / CP), C one chunk (s / 2), B micro-batch, N query heads on this rank, G
+key/value heads on this rank, D head width, E that of the values.
 """
 
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_remit.errors import UserError
 
 # What torch's kernel cannot do: (config field, the value it needs, what to do about it).
 _NEEDED = (
     ("attention_dropout", 0, "pass --attention-dropout 0"),
-    ("context_parallel_size", 1, "drop --context-parallel-size or use --transformer-impl transformer_engine"),
     ("apply_query_key_layer_scaling", False, "drop --apply-query-key-layer-scaling"),
     ("window_size", None, "drop --window-size or use --transformer-impl transformer_engine"),
     ("softmax_type", "vanilla", "drop --softmax-type or use --transformer-impl transformer_engine"),
@@ -23,11 +31,14 @@ _NEEDED = (
 
 
 class SDPACoreAttention(MegatronModule):
-    """Drop-in for Megatron's ``DotProductAttention``: query [S, B, N, D], key and value [S, B, G, D] -> [S, B, N*D].
+    """Drop-in for Megatron's ``DotProductAttention``: [s, B, N, D] x [s, B, G, D] x [s, B, G, E] -> [s, B, N*E].
 
-    ``attention_mask`` [B or 1, 1, S, S] (True = hidden; it includes causality) is needed only for document masks
-    (--reset-attention-mask); without it the mask type decides, and torch's causal kernel runs.
-    Raises :class:`UserError` for attention dropout, context parallelism and the other features it does not have.
+    The value's head width E is D but in multi-latent attention, which passes the widths as ``k_channels`` and
+    ``v_channels``; the tensors say the same, so they are not needed here.
+    ``attention_mask`` [B or 1, 1, s, S] (True = hidden; it includes causality, its rows are this rank's queries, its
+    columns all keys in their order) is needed only for document masks (--reset-attention-mask); without it the mask
+    type decides, and torch's causal kernel runs.
+    Raises :class:`UserError` for attention dropout and the other features it does not have.
     """
 
     def __init__(
@@ -40,6 +51,8 @@ class SDPACoreAttention(MegatronModule):
         softmax_scale: float | None = None,
         cp_comm_type: str | None = None,
         pg_collection: Any = None,
+        k_channels: int | None = None,
+        v_channels: int | None = None,
     ) -> None:
         super().__init__(config=config)
         for field, needed, remedy in _NEEDED:
@@ -50,6 +63,9 @@ class SDPACoreAttention(MegatronModule):
                 raise UserError(f"the local attention needs {field} = {needed}, found {found}: {remedy}")
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = softmax_scale
+        self.cp_group = None
+        if config.context_parallel_size > 1:
+            self.cp_group = parallel_state.get_context_parallel_group() if pg_collection is None else pg_collection.cp
 
     def forward(
         self,
@@ -66,13 +82,49 @@ class SDPACoreAttention(MegatronModule):
         mask_type = attn_mask_type or self.attn_mask_type
         if mask_type not in (AttnMaskType.causal, AttnMaskType.no_mask):
             raise UserError(f"the local attention is causal or unmasked, not {mask_type.name}: use Transformer Engine")
+        if self.cp_group is not None:
+            widths = [key.size(-1), value.size(-1)]
+            key, value = gather_zigzag(torch.cat([key, value], dim=-1), self.cp_group).split(widths, dim=-1)
         # A CPU without bf16 instructions runs torch's bf16 attention about five times slower than its fp32 one.
         compute_dtype = query.dtype if query.is_cuda else torch.promote_types(query.dtype, torch.float32)
-        context_BNSD = torch.nn.functional.scaled_dot_product_attention(
-            *(x.to(compute_dtype).permute(1, 2, 0, 3) for x in (query, key, value)),
-            attn_mask=None if attention_mask is None else ~attention_mask,
-            is_causal=attention_mask is None and mask_type == AttnMaskType.causal,
-            scale=self.softmax_scale,
-            enable_gqa=query.size(2) != key.size(2),
-        )
-        return context_BNSD.permute(2, 0, 1, 3).reshape(*query.shape[:2], -1).to(query.dtype)
+        heads_first = [x.to(compute_dtype).permute(1, 2, 0, 3) for x in (query, key, value)]
+        context_BNsE = self._attend(*heads_first, attention_mask, mask_type == AttnMaskType.causal)
+        return context_BNsE.permute(2, 0, 1, 3).reshape(*query.shape[:2], -1).to(query.dtype)
+
+    def _attend(
+        self,
+        query_BNsD: torch.Tensor,
+        key_BGSD: torch.Tensor,
+        value_BGSE: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        causal: bool,
+    ) -> torch.Tensor:
+        options = {"scale": self.softmax_scale, "enable_gqa": query_BNsD.size(1) != key_BGSD.size(1)}
+        if attention_mask is not None:
+            return scaled_dot_product_attention(query_BNsD, key_BGSD, value_BGSE, attn_mask=~attention_mask, **options)
+        if self.cp_group is None or not causal:
+            return scaled_dot_product_attention(query_BNsD, key_BGSD, value_BGSE, is_causal=causal, **options)
+        # Each chunk of queries sees the keys up to its own end, the last C of them causally.
+        contexts = []
+        for query_BNCD, index in zip(query_BNsD.chunk(2, dim=2), zigzag_chunks(self.cp_group), strict=True):
+            length = query_BNCD.size(2)
+            seen = (index + 1) * length
+            contexts.append(
+                scaled_dot_product_attention(
+                    query_BNCD, key_BGSD[:, :, :seen], value_BGSE[:, :, :seen],
+                    attn_mask=causal_lower_right(length, seen), **options,
+                )
+            )
+        return torch.cat(contexts, dim=2)
+
+
+def zigzag_chunks(cp_group: torch.distributed.ProcessGroup) -> tuple[int, int]:
+    """Which two chunks of the sequence this rank holds (Megatron's ``get_batch_on_this_cp_rank``)."""
+    return cp_group.rank(), 2 * cp_group.size() - 1 - cp_group.rank()
+
+
+def gather_zigzag(part: torch.Tensor, cp_group: torch.distributed.ProcessGroup) -> torch.Tensor:
+    """All ranks' parts [s, ..] as the whole sequence [S, ..] in its order; gradients are summed over the ranks."""
+    gathered = gather_from_sequence_parallel_region(part, tensor_parallel_output_grad=True, group=cp_group)
+    by_rank = gathered.view(cp_group.size(), 2, part.size(0) // 2, *part.shape[1:])
+    return torch.cat([by_rank[:, 0], by_rank[:, 1].flip(0)]).flatten(0, 1)

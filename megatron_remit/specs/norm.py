@@ -1,4 +1,4 @@
-"""RMSNorm in plain torch, alone and spread over tensor-parallel ranks.
+"""Norms in plain torch that know sequence parallelism, alone and spread over tensor-parallel ranks.
 
 Shapes: S sequence, B micro-batch, H hidden, W the whole projection width, w its part on this rank (W / TP).
 """
@@ -17,6 +17,12 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from megatron.core.utils import get_tensor_model_parallel_group_if_none
 
 
+def rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """``x / rms(x)`` over the last dimension, in fp32, without a weight."""
+    wide = x.float()
+    return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+
+
 class RMSNorm(torch.nn.Module):
     """``x / rms(x) * weight`` over the last dimension: [.., H] -> [.., H] of x's dtype.
 
@@ -31,9 +37,7 @@ class RMSNorm(torch.nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale * self.weight.float()).to(x.dtype)
+        return (rms_norm(x, self.eps) * self.weight.float()).to(x.dtype)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
@@ -45,6 +49,22 @@ class RMSNorm(torch.nn.Module):
         """
         tp_group = get_tensor_model_parallel_group_if_none(None)
         return _sharded(self, {}, tp_group, prefix, sharded_offsets, metadata)
+
+
+class CastFirstRMSNorm(RMSNorm):
+    """RMSNorm that is cast to x's dtype before the weight is applied (HF ``LlamaRMSNorm`` and those of Qwen3, SmolLM3
+    and Youtu). In fp32 the two are equal; in bf16 the last bit differs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, self.eps).to(x.dtype) * self.weight
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """torch's LayerNorm with the marks that sequence parallelism needs; Megatron's local one refuses it."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        super().__init__(hidden_size, eps=eps)
+        self.weight.sequence_parallel = self.bias.sequence_parallel = config.sequence_parallel
 
 
 class ShardedNormWeight(torch.nn.Module):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from megatron_remit.convert.hf_to_megatron import import_hf
 from megatron_remit.convert.megatron_to_hf import export_hf
 from megatron_remit.errors import UserError
-from tests.hf_models import make_olmo2
+from tests.hf_models import LLAMA3_ROPE, make_model, make_olmo2
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -71,6 +71,92 @@ def test_unsupported_config_is_named(hf, tmp_path, change, named):
     _refused(named, import_hf, hf, tmp_path / "out")
 
 
+NEW_FAMILIES = ["llama", "qwen3", "smollm3", "youtu"]
+UNSUPPORTED = {
+    "llama": [
+        ({"sliding_window": 4096}, "sliding_window is 4096.*full attention"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"mlp_bias": True}, "mlp_bias is True"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "rope_type is 'yarn'.*'llama3'"),
+        ({"rope_parameters": LLAMA3_ROPE["rope_parameters"] | {"high_freq_factor": 8.0}}, "high_freq_factor"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rot"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+    ],
+    "qwen3": [
+        ({"use_sliding_window": True, "sliding_window": 16}, "sliding_window is 16"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_parameters": None}, "rope_type is 'linear'"),
+    ],
+    "smollm3": [
+        ({"use_sliding_window": True, "sliding_window": 16}, "sliding_window is 16"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"mlp_bias": True}, "mlp_bias is True"),
+        ({"no_rope_layers": [1]}, "no_rope_layers has 1 entries for 2 layers"),
+        ({"no_rope_layers": [1], "layer_types": None}, "config of SmolLM3"),
+    ],
+    "youtu": [
+        ({"sliding_window": 16}, "sliding_window is 16"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"rope_interleave": False}, "rope_interleave is False"),
+        ({"rms_norm_eps": 1e-5}, "rms_norm_eps is 1e-05"),
+        ({"q_lora_rank": None}, "q_lora_rank is None"),
+        ({"num_key_value_heads": 8}, "num_key_value_heads is 8"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "rope_type is 'yarn'"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "named"), [(family, *one) for family, cases in UNSUPPORTED.items() for one in cases]
+)
+def test_what_a_family_cannot_represent_is_named(tmp_path, family, change, named):
+    make_model(family, tmp_path / "hf", num_hidden_layers=2, tokenizer=False)
+    _edit_config(tmp_path / "hf", **change)
+    _refused(named, import_hf, tmp_path / "hf", tmp_path / "out")
+
+
+@pytest.mark.parametrize("family", NEW_FAMILIES)
+def test_damaged_weights_of_every_family_are_named(tmp_path, family):
+    make_model(family, tmp_path / "hf", num_hidden_layers=1, tokenizer=False)
+    weights = tmp_path / "hf" / "model.safetensors"
+    whole = weights.read_bytes()
+    norm = "model.layers.0.post_attention_layernorm.weight"
+    projection = next(name for name in load_file(weights) if name.endswith("o_proj.weight"))
+    for edit, pattern in (
+        (lambda tensors: tensors.pop(projection), f"tensor {projection} .* is missing"),
+        (lambda tensors: tensors.update({f"{projection}_2": torch.zeros(2)}), f"unexpected tensor {projection}_2"),
+        (lambda tensors: tensors.update({norm: torch.zeros(3)}), rf"{norm} has shape \[3\], expected"),
+        (lambda tensors: tensors.update({norm: tensors[norm].double()}), "several dtypes.*F64"),
+    ):
+        _edit_tensors(tmp_path / "hf", edit)
+        _refused(pattern, import_hf, tmp_path / "hf", tmp_path / "out")
+        weights.write_bytes(whole)
+    weights.write_bytes(whole[:-1])
+    _refused("model.safetensors: damaged or truncated", import_hf, tmp_path / "hf", tmp_path / "out")
+
+
+def test_weights_in_a_dtype_that_nothing_trains_in(hf, tmp_path):
+    _edit_tensors(hf, lambda tensors: tensors.update({name: value.double() for name, value in tensors.items()}))
+    _refused("dtype F64", import_hf, hf, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "named"),
+    [
+        ("smollm3", {"no_rope_layers": [1, 0]}, r"no_rope_freq = None, .* \[0, 1\]"),
+        ("youtu", {"kv_lora_rank": 24}, "kv_lora_rank = 32"),
+        ("llama", {"rope_parameters": LLAMA3_ROPE["rope_parameters"] | {"rope_theta": 5000.0}},
+         "use_rope_scaling = False"),
+    ],
+)
+def test_export_refuses_a_template_that_differs_in_what_a_family_has_alone(tmp_path, family, change, named):
+    make_model(family, tmp_path / "hf", num_hidden_layers=2, tokenizer=False)
+    import_hf(tmp_path / "hf", tmp_path / "megatron")
+    _edit_config(tmp_path / "hf", **change)
+    _refused(named, export_hf, tmp_path / "megatron", tmp_path / "hf", tmp_path / "out")
+
+
 def test_missing_config(tmp_path):
     _refused("config.json: no such file", import_hf, tmp_path / "nothing", tmp_path / "out")
 
@@ -97,7 +183,7 @@ def test_wrong_shape(hf, tmp_path):
 
 def test_several_dtypes(hf, tmp_path):
     _edit_tensors(hf, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(32, dtype=torch.bfloat16)}))
-    _refused("several dtypes.*bfloat16", import_hf, hf, tmp_path / "out")
+    _refused("several dtypes.*BF16", import_hf, hf, tmp_path / "out")
 
 
 @pytest.mark.parametrize("kept", [0, 4, 200, -1])
@@ -164,7 +250,7 @@ def test_export_refuses_damaged_metadata(hf, megatron, tmp_path):
     ("change", "named"),
     [
         ({"num_hidden_layers": 2}, "num_layers"),
-        ({"rms_norm_eps": 1e-6}, "norm_epsilon"),
+        ({"rms_norm_eps": 1e-6}, "layernorm_epsilon"),
         ({"vocab_size": 1000}, "640 rows, fewer than vocab_size 1000"),
     ],
 )

@@ -1,23 +1,50 @@
 """Hugging Face -> Megatron -> Hugging Face gives back every bit, and everything beside the weights."""
 
+import argparse
 import json
 
 import pytest
 import torch
 from megatron.core import dist_checkpointing
-from safetensors.torch import load_file
-from transformers import AutoTokenizer, Olmo2ForCausalLM
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.training.arguments import add_megatron_arguments
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, Olmo2ForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from megatron_remit.arguments import EXTRA_CHECKPOINT_ARGS, add_remit_arguments
+from megatron_remit.convert import llama
+from megatron_remit.convert.families import FAMILIES, read_config
 from megatron_remit.convert.hf_to_megatron import import_hf
 from megatron_remit.convert.megatron_to_hf import export_hf
-from tests.hf_models import make_olmo2
+from tests.hf_models import LLAMA3_ROPE, SHAPES, make_model, make_olmo2
 
-SHAPES = {
-    "grouped_query_and_padded_vocabulary": {"num_key_value_heads": 2, "vocab_size": 515},
-    "one_key_for_all_heads": {"num_key_value_heads": 1},
-    "every_head_its_own_key": {"num_key_value_heads": 4, "vocab_size": 512},
-    "wide_heads": {"head_dim": 16},
-    "tied_embeddings": {"tie_word_embeddings": True},
+CASES = {family: (family, {}) for family in SHAPES} | {
+    "one_key_for_all_heads": ("olmo2", {"num_key_value_heads": 1}),
+    "every_head_its_own_key": ("llama", {"num_key_value_heads": 8, "vocab_size": 512}),
+    "wide_heads": ("olmo2", {"head_dim": 16}),
+    "tied_olmo2": ("olmo2", {"tie_word_embeddings": True}),
+    "tied_llama_with_rope_scaling": ("llama", {"tie_word_embeddings": True} | LLAMA3_ROPE),
+    "untied_smollm3": ("smollm3", {"tie_word_embeddings": False}),
+    "narrow_values": ("youtu", {"v_head_dim": 6}),
+}
+# What Megatron 0.19.2 asks of a checkpoint under Transformer Engine, found by reading its layer specs
+# (get_gpt_layer_with_transformer_engine_submodules) and Transformer Engine's modules: names after "decoder.layers.".
+# Every module of Transformer Engine has an extra state, its norms and its attention included.
+TE_MLP = ["mlp.linear_fc1.layer_norm_weight", "mlp.linear_fc1.weight", "mlp.linear_fc2.weight"]
+TE_ATTENTION = ["self_attention.linear_proj.weight", "self_attention.linear_qkv.layer_norm_weight",
+                "self_attention.linear_qkv.weight"]
+TE_LATENT = ["input_layernorm.weight", "self_attention.linear_kv_down_proj.weight",
+             "self_attention.linear_kv_up_proj.layer_norm_weight", "self_attention.linear_kv_up_proj.weight",
+             "self_attention.linear_proj.weight", "self_attention.linear_q_down_proj.weight",
+             "self_attention.linear_q_up_proj.layer_norm_weight", "self_attention.linear_q_up_proj.weight"]
+TE_LAYERS = {
+    "llama": TE_MLP + TE_ATTENTION,
+    "qwen3": [*TE_MLP, *TE_ATTENTION, "self_attention.k_layernorm.weight", "self_attention.q_layernorm.weight"],
+    "smollm3": TE_MLP + TE_ATTENTION,
+    "youtu": TE_MLP + TE_LATENT,
 }
 
 
@@ -26,9 +53,10 @@ def _tensors(folder):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_every_tensor_keeps_its_bits_and_dtype(tmp_path, shape, dtype):
-    make_olmo2(tmp_path / "hf", dtype=dtype, tokenizer=False, **SHAPES[shape])
+@pytest.mark.parametrize("case", CASES)
+def test_every_tensor_keeps_its_bits_and_dtype(tmp_path, case, dtype):
+    family, overrides = CASES[case]
+    make_model(family, tmp_path / "hf", dtype=dtype, tokenizer=False, **overrides)
     import_hf(tmp_path / "hf", tmp_path / "megatron")
     export_hf(tmp_path / "megatron", tmp_path / "megatron" / "hf", tmp_path / "back")
     before, after = _tensors(tmp_path / "hf"), _tensors(tmp_path / "back")
@@ -50,14 +78,17 @@ def test_shards_are_read_and_written_with_an_index(tmp_path):
     assert all(torch.equal(original[name], returned[name]) for name in original)
 
 
-def test_tokenizer_and_chat_template_travel(tmp_path):
+def test_tokenizer_chat_template_and_generation_config_travel(tmp_path):
     make_olmo2(tmp_path / "hf", num_hidden_layers=1)
     (tmp_path / "hf" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    GenerationConfig(eos_token_id=[0, 7], temperature=0.6, do_sample=True).save_pretrained(tmp_path / "hf")
     import_hf(tmp_path / "hf", tmp_path / "megatron")
     export_hf(tmp_path / "megatron", tmp_path / "megatron" / "hf", tmp_path / "back")
     tokenizers = [AutoTokenizer.from_pretrained(tmp_path / name) for name in ("hf", "back")]
     assert tokenizers[0]("bana 12")["input_ids"] == tokenizers[1]("bana 12")["input_ids"]
     assert (tmp_path / "back" / "chat_template.jinja").read_text() == "{{ messages[0].content }}"
+    generation = GenerationConfig.from_pretrained(tmp_path / "back")
+    assert generation.eos_token_id == [0, 7] and generation.temperature == 0.6
 
 
 def test_padding_rows_are_zero_and_the_shape_is_in_the_checkpoint(tmp_path):
@@ -77,7 +108,7 @@ def test_padding_rows_are_zero_and_the_shape_is_in_the_checkpoint(tmp_path):
         "num_query_groups": 2,
         "group_query_attention": True,
         "rotary_base": 5000,
-        "norm_epsilon": 1e-5,
+        "layernorm_epsilon": 1e-5,
         "normalization": "RMSNorm",
         "spec": ["megatron_remit.specs.olmo2", "olmo2_layer_spec"],
         "remit_vocab_size": 515,
@@ -85,3 +116,59 @@ def test_padding_rows_are_zero_and_the_shape_is_in_the_checkpoint(tmp_path):
     }
     assert {name: stored[name] for name in expected} == expected
     assert "seq_length" not in stored and "padded_vocab_size" not in stored
+
+
+@pytest.mark.parametrize("family", TE_LAYERS)
+def test_a_checkpoint_has_every_name_that_transformer_engine_layers_ask_for(tmp_path, family):
+    model = make_model(family, tmp_path / "hf", tokenizer=False)
+    import_hf(tmp_path / "hf", tmp_path / "megatron")
+    stored = FileSystemReader(str(tmp_path / "megatron" / "release")).read_metadata().state_dict_metadata
+    tensors = {name for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
+    ends = {"embedding.word_embeddings.weight", "decoder.final_layernorm.weight"}
+    ends |= set() if model.config.tie_word_embeddings else {"output_layer.weight"}
+    assert tensors == ends | {f"decoder.layers.{name}" for name in TE_LAYERS[family]}
+    modules = {name.rsplit(".", 1)[0] for name in TE_LAYERS[family]} | {"self_attention.core_attention"}
+    states = {f"decoder.layers.{module}._extra_state/shard_{layer}_4" for module in modules for layer in range(4)}
+    states.add("decoder.final_layernorm._extra_state/shard_0_1")
+    assert stored.keys() - tensors == states | {"common_state/shard_0_1"}
+
+
+def test_files_of_2023_with_rope_frequencies_in_them_are_read(tmp_path):
+    make_model("llama", tmp_path / "hf", tokenizer=False)
+    tensors = _tensors(tmp_path / "hf")
+    extra = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": torch.ones(4) for layer in range(4)}
+    save_file(tensors | extra, tmp_path / "hf" / "model.safetensors")
+    import_hf(tmp_path / "hf", tmp_path / "megatron")
+    export_hf(tmp_path / "megatron", tmp_path / "hf", tmp_path / "back")
+    assert _tensors(tmp_path / "back").keys() == tensors.keys()
+
+
+def test_rope_layers_change_sign_between_the_two_worlds(tmp_path):
+    make_model("smollm3", tmp_path / "hf", tokenizer=False, num_hidden_layers=5, no_rope_layers=[1, 0, 1, 1, 0])
+    import_hf(tmp_path / "hf", tmp_path / "megatron")
+    stored = dist_checkpointing.load_common_state_dict(str(tmp_path / "megatron" / "release"))["args"]
+    assert stored.no_rope_freq == [0, 1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_llama_3_rope_frequencies_are_those_of_transformers_bit_for_bit(tmp_path, factor):
+    rope = LLAMA3_ROPE["rope_parameters"] | {"factor": factor}
+    config = LlamaConfig(hidden_size=4096, num_attention_heads=32, max_position_embeddings=131072, rope_parameters=rope)
+    stored = llama.FAMILY.arguments(config.to_dict())
+    assert stored["use_rope_scaling"]
+    ours = RotaryEmbedding(
+        stored["kv_channels"], stored["rotary_percent"], rotary_base=stored["rotary_base"], rope_scaling=True,
+        rope_scaling_factor=stored["rope_scaling_factor"], use_cpu_initialization=True,
+    )
+    assert torch.equal(ours.inv_freq, ROPE_INIT_FUNCTIONS["llama3"](config)[0])
+
+
+@pytest.mark.parametrize("family", SHAPES)
+def test_every_argument_that_an_import_stores_is_one_that_megatron_knows(tmp_path, family):
+    parser = add_remit_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)))
+    known = vars(parser.parse_args([]))
+    make_model(family, tmp_path / "hf", tokenizer=False)
+    arguments = FAMILIES[SHAPES[family][0].__name__].arguments(read_config(tmp_path / "hf")[1])
+    assert arguments.keys() <= known.keys()
+    assert EXTRA_CHECKPOINT_ARGS.keys() <= known.keys()
+    assert {name: known[name] for name in EXTRA_CHECKPOINT_ARGS} == EXTRA_CHECKPOINT_ARGS

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from megatron_remit.kernels.vocab_parallel_kl import vocab_parallel_kl
 
+from megatron_remit.kernels.vocab_parallel_kl import vocab_parallel_kl
 from tests.ranks import run_ranks
 
 

@@ -42,7 +42,6 @@ def test_a_mask_tensor_separates_documents():
     ("overrides", "named"),
     [
         ({"attention_dropout": 0.1}, "attention_dropout"),
-        ({"context_parallel_size": 2}, "context_parallel_size"),
         ({"window_size": (4, 0)}, "window_size"),
         ({"softmax_type": "learnable"}, "softmax_type"),
     ],

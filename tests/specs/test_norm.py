@@ -1,11 +1,12 @@
-"""RMSNorm is HF's Olmo2RMSNorm to the last bit, and carries the mark that sequence parallelism needs."""
+"""The RMSNorms are those of transformers to the last bit, and carry the mark that sequence parallelism needs."""
 
 import pytest
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
-from megatron_remit.specs.norm import RMSNorm
+from megatron_remit.specs.norm import CastFirstRMSNorm, LayerNorm, RMSNorm
 
 
 def _config(**overrides):
@@ -13,9 +14,10 @@ def _config(**overrides):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_forward_and_gradients_are_bit_equal_to_transformers(dtype):
+@pytest.mark.parametrize(("kind", "truth"), [(RMSNorm, Olmo2RMSNorm), (CastFirstRMSNorm, LlamaRMSNorm)])
+def test_forward_and_gradients_are_bit_equal_to_transformers(kind, truth, dtype):
     torch.manual_seed(0)
-    ours, theirs = RMSNorm(_config(), 48, 1e-5).to(dtype), Olmo2RMSNorm(48, 1e-5).to(dtype)
+    ours, theirs = kind(_config(), 48, 1e-5).to(dtype), truth(48, 1e-5).to(dtype)
     weight = torch.rand(48).to(dtype) + 0.5
     x = torch.randn(7, 3, 48, dtype=dtype)
     results = []
@@ -26,11 +28,12 @@ def test_forward_and_gradients_are_bit_equal_to_transformers(dtype):
         output = norm(leaf)
         (output.float() ** 3).sum().backward()
         results.append((output, leaf.grad, norm.weight.grad))
-    for mine, truth in zip(*results, strict=True):
-        assert mine.dtype == truth.dtype and torch.equal(mine, truth)
+    for mine, expected in zip(*results, strict=True):
+        assert mine.dtype == expected.dtype and torch.equal(mine, expected)
 
 
 def test_weight_is_marked_for_sequence_parallel_reduction():
     parallel = _config(tensor_model_parallel_size=2, sequence_parallel=True)
-    assert RMSNorm(parallel, 48, 1e-5).weight.sequence_parallel is True
-    assert RMSNorm(_config(), 48, 1e-5).weight.sequence_parallel is False
+    for kind in (RMSNorm, CastFirstRMSNorm, LayerNorm):
+        assert all(parameter.sequence_parallel for parameter in kind(parallel, 48, 1e-5).parameters())
+        assert not any(parameter.sequence_parallel for parameter in kind(_config(), 48, 1e-5).parameters())

@@ -1,0 +1,101 @@
+"""Peak host memory of import and export, beside the sizes that it should depend on.
+
+    python -m benchmarks.convert_memory --layers 24 --hidden 768 --vocabulary 32000
+
+Makes a random bf16 Llama of that shape in a temporary folder, converts it there and back, several times, and prints one
+line of JSON. A peak is the largest resident memory (VmHWM) that Linux saw during the conversion, minus what was
+resident at its start: the libraries, warmed up by a conversion of a tiny model. All sizes are in bytes.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import conditions, percentiles, write_csv
+from megatron_remit.convert.hf_io import write_json, write_tensors
+from megatron_remit.convert.hf_to_megatron import import_hf
+from megatron_remit.convert.llama import FAMILY
+from megatron_remit.convert.megatron_to_hf import export_hf
+from megatron_remit.convert.rules import in_layer_order
+
+
+def write_model(folder: Path, layers: int, hidden: int, vocabulary: int, shard_bytes: int) -> list[int]:
+    """A random bf16 Llama (ff = 4 hidden, heads of 64, a fourth of them with keys); its tensors' sizes."""
+    folder.mkdir()
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocabulary, "hidden_size": hidden,
+        "intermediate_size": 4 * hidden, "num_hidden_layers": layers, "num_attention_heads": hidden // 64,
+        "num_key_value_heads": hidden // 256, "tie_word_embeddings": False,
+    }
+    write_json(folder / "config.json", config)
+    dims = FAMILY.dims(config)
+    shapes = {}
+    for rule, layer in in_layer_order(FAMILY.rules, layers):
+        shapes |= rule.hf_shapes(dims, layer or 0)
+    write_tensors(folder, ((name, torch.randn(shape).bfloat16()) for name, shape in shapes.items()), shard_bytes)
+    return [2 * torch.Size(shape).numel() for shape in shapes.values()]
+
+
+def peak_of(work: Callable[[], None]) -> int:
+    """Bytes that ``work`` adds to the resident memory at its highest."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory that the process kept would hide what is used again
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now
+    before = _status("VmHWM")
+    work()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found.group(1)) * 1024
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Sizes of the model, and the peaks of each repeat in both directions, bytes."""
+    shard_bytes = options.shard_bytes
+    write_model(folder / "warm", 1, 256, 256, shard_bytes)
+    import_hf(folder / "warm", folder / "warm_megatron")
+    export_hf(folder / "warm_megatron", folder / "warm", folder / "warm_back")
+    sizes = write_model(folder / "hf", options.layers, options.hidden, options.vocabulary, shard_bytes)
+    peaks: dict[str, list[int]] = {"import": [], "export": []}
+    for _ in range(options.repeats):
+        peaks["import"].append(peak_of(lambda: import_hf(folder / "hf", folder / "megatron")))
+        peaks["export"].append(
+            peak_of(lambda: export_hf(folder / "megatron", folder / "hf", folder / "back", shard_bytes=shard_bytes))
+        )
+        shutil.rmtree(folder / "megatron")
+        shutil.rmtree(folder / "back")
+    return {"model": sum(sizes), "largest_tensor": max(sizes), "shard": shard_bytes, **peaks}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--vocabulary", type=int, default=32000)
+    parser.add_argument("--shard-bytes", type=int, default=64_000_000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--csv", type=Path, help="also write the percentiles there")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(options, Path(folder))
+    print(json.dumps(figures))
+    if options.csv:
+        spread = {name: percentiles(f"{name}_peak", figures.pop(name), 0) for name in ("import", "export")}
+        row = {name: getattr(options, name) for name in ("layers", "hidden", "vocabulary", "repeats")}
+        packages = conditions("torch", "safetensors", "megatron-core")
+        write_csv(options.csv, [row | figures | spread["import"] | spread["export"] | packages])
+
+
+if __name__ == "__main__":
+    main()

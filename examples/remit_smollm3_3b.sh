@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# ReMiT mid-training of SmolLM3-3B with the paper's settings (section 5.1 and appendix D) on Slurm, from Hugging Face to Hugging Face:
+#
+#   BASE_HF=... RL_HF=... CORPUS=... RUN_DIR=... sbatch examples/remit_smollm3_3b.sh
+#
+# With --dry-run, and without sbatch, it prints the command and the memory of a GPU. docs/cluster.md has the rest.
+#SBATCH --job-name=remit_smollm3_3b
+#SBATCH --nodes=8
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+set -euo pipefail
+
+# sbatch runs a copy of this file from a spool folder: the functions are then found from where it was submitted.
+here=$(dirname "${BASH_SOURCE[0]}")
+[[ -e $here/lib/cluster.sh ]] || here=${REMIT_PROJECT:-${SLURM_SUBMIT_DIR:-.}}/examples
+[[ -e $here/lib/cluster.sh ]] || {
+  echo "error: $here/lib/cluster.sh: no such file; submit from the repository's root, or set REMIT_PROJECT to it" >&2
+  exit 2
+}
+# shellcheck source=examples/lib/cluster.sh
+source "$here/lib/cluster.sh"
+
+SEQ_LENGTH=${SEQ_LENGTH:-8192}
+GLOBAL_BATCH_SIZE=${GLOBAL_BATCH_SIZE:-256}   # sequences: 2M tokens a step
+LR=${LR:-2e-4}
+MICRO_BATCH_SIZE=${MICRO_BATCH_SIZE:-1}
+REFERENCE_MICRO_BATCH_SIZE=${REFERENCE_MICRO_BATCH_SIZE:-2}
+
+remit_main "$@"

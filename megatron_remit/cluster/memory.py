@@ -1,0 +1,54 @@
+"""What a run needs on its fullest GPU, by Megatron's own estimate and the weights of the reference."""
+
+import argparse
+from dataclasses import dataclass
+
+# Megatron: bf16 weights (2), fp32 gradients (4), and fp32 weights with two Adam moments (12, which the distributed
+# optimizer divides among the data-parallel ranks). The reference has the first only.
+_BYTES_OF_A_WEIGHT = 2
+# Scoring holds the logits of one reference microbatch in bf16 and, for the cross-entropy, in fp32.
+_BYTES_OF_A_SCORED_LOGIT = 6
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the fullest GPU. Scoring and training take turns, so their parts do not add up."""
+
+    weights_and_optimizer: float
+    activations: float
+    reference_weights: float
+    scoring: float
+
+    @property
+    def peak(self) -> float:
+        """Bytes at the fuller of the two moments."""
+        return self.weights_and_optimizer + self.reference_weights + max(self.activations, self.scoring)
+
+
+def estimate(policy: argparse.Namespace, reference: argparse.Namespace | None, microbatches: int) -> Memory:
+    """The memory of a bf16 run (Megatron's ``theoretical_memory_usage``, which knows no other precision).
+
+    Args:
+        policy: Megatron's arguments with the model's shape, ``world_size`` and ``data_parallel_size``.
+        reference: the same with the reference's shape; None for an NTP run.
+        microbatches: microbatches in a step on a data-parallel rank.
+
+    What it leaves out: NCCL's buffers, fragmentation, the CUDA context. Context parallelism divides the sequence.
+    """
+    from megatron.training import theoretical_memory_usage as megatron
+
+    local = argparse.Namespace(**vars(policy) | {"seq_length": policy.seq_length // policy.context_parallel_size})
+    with_parallel_sequence = policy.sequence_parallel and policy.recompute_granularity == "selective"
+    activations = (
+        megatron.compute_activation_memory if with_parallel_sequence else megatron.compute_activation_memory_without_sp
+    )
+    weights = scoring = 0.0
+    if reference is not None:
+        # Megatron counts 18 bytes a weight without the distributed optimizer.
+        plain = argparse.Namespace(**vars(reference) | {"use_distributed_optimizer": False})
+        weights = megatron.compute_weight_and_optimizer_memory(plain) / 18 * _BYTES_OF_A_WEIGHT
+        logits = policy.reference_micro_batch_size * local.seq_length * reference.padded_vocab_size
+        scoring = logits / policy.tensor_model_parallel_size * _BYTES_OF_A_SCORED_LOGIT
+    return Memory(
+        megatron.compute_weight_and_optimizer_memory(local), activations(local, microbatches), weights, scoring
+    )

@@ -1,0 +1,133 @@
+"""Writes a torch_dist checkpoint that no process holds whole: each tensor is made when its turn comes, then dropped.
+
+Megatron's own ``dist_checkpointing.save`` takes a state dict of tensors that are all in memory. Here torch's planner is
+told names, shapes and dtypes first, and asks for one tensor after the other while it writes.
+"""
+
+import io
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import (
+    SavePlan,
+    SavePlanner,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+from tqdm import tqdm
+
+from megatron_remit.convert.megatron_io import RELEASE, TRACKER
+
+# How Megatron's loader is to lay out its request; the same values a training run of 0.19.2 stores.
+_CONTENT_METADATA = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
+_SHARD_FILE = "__0_0.distcp"
+
+Make = Callable[[], torch.Tensor]
+
+
+class ReleaseWriter:
+    """Lists the tensors of a checkpoint without optimizer state, then writes them as ``FOLDER/release``."""
+
+    def __init__(self, num_layers: int, dtype: torch.dtype) -> None:
+        self._num_layers = num_layers
+        self._dtype = dtype
+        self._items: list[WriteItem] = []
+        self._make: dict[MetadataIndex, Make] = {}
+        self._objects: dict[MetadataIndex, Any] = {}
+
+    def add(self, name: str, shape: tuple[int, ...], layer: int | None, make: Make) -> None:
+        """Tensor ``name``, or its entry for ``layer``; ``make`` returns it, of ``shape``, when it is to be written."""
+        size, offsets, whole = shape, (0,) * len(shape), shape
+        if layer is not None:
+            size, offsets, whole = (1, *shape), (layer, *offsets), (self._num_layers, *shape)
+        index = MetadataIndex(name, torch.Size(offsets))
+        chunk = ChunkStorageMetadata(torch.Size(offsets), torch.Size(size))
+        data = TensorWriteData(chunk, TensorProperties(dtype=self._dtype), torch.Size(whole))
+        self._items.append(WriteItem(index, WriteItemType.SHARD, tensor_data=data))
+        self._make[index] = lambda: make().reshape(size)
+
+    def add_empty_extra_state(self, module: str, layered: bool = True) -> None:
+        """The empty object (one a layer if ``layered``) that linear and Transformer Engine's modules look for."""
+        count = self._num_layers if layered else 1
+        for layer in range(count):
+            self._add_object(ShardedObject(f"{module}._extra_state", None, (count,), (layer,)))
+
+    def write(self, folder: Path, arguments: dict[str, Any]) -> None:
+        """Write ``FOLDER/release`` with ``arguments`` as its Namespace, then the tracker file that names it."""
+        release = folder / RELEASE
+        release.mkdir(parents=True)
+        common = {"args": Namespace(**arguments), "checkpoint_version": 3.0, "iteration": 0}
+        common["content_metadata"] = dict(_CONTENT_METADATA)
+        self._add_object(ShardedObject("common_state", common, (1,), (0,)))
+        planner = _LazyPlanner(self._items, self._make, self._objects)
+        dcp.save({}, storage_writer=_OneByOneWriter(str(release)), planner=planner, no_dist=True)
+        save_config(CheckpointingConfig("torch_dist", 1), str(release))
+        (folder / TRACKER).write_text(RELEASE, encoding="utf-8")
+
+    def _add_object(self, sharded: ShardedObject) -> None:
+        index = MetadataIndex(sharded.unique_key)
+        self._items.append(WriteItem(index, WriteItemType.BYTE_IO))
+        self._objects[index] = sharded.data
+
+
+class _LazyPlanner(SavePlanner):
+    """Hands out what is written, one item at a time, and keeps nothing of it."""
+
+    def __init__(
+        self, items: list[WriteItem], make: dict[MetadataIndex, Make], objects: dict[MetadataIndex, Any]
+    ) -> None:
+        self._items, self._make, self._objects = items, make, objects
+
+    def set_up_planner(self, *args: Any, **kwargs: Any) -> None:
+        """Everything is known from the start."""
+
+    def create_local_plan(self) -> SavePlan:
+        return SavePlan(self._items)
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        return create_default_global_save_plan(all_plans)
+
+    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
+        return new_plan
+
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
+        if write_item.type == WriteItemType.SHARD:
+            return self._make[write_item.index]()
+        content = io.BytesIO()
+        # Megatron stores an object as a list with one entry for each of its shards of this key.
+        torch.save([self._objects[write_item.index]], content)
+        return content
+
+
+class _OneByOneWriter(dcp.FileSystemWriter):
+    """torch's writer keeps the last tensor of each name until its file is closed; this one keeps none."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        results = []
+        with open(Path(self.path) / _SHARD_FILE, "wb") as stream:
+            for item in tqdm(plan.items, desc="writing tensors", unit="tensor", disable=None):
+                start = stream.tell()
+                data = planner.resolve_data(item)
+                if isinstance(data, io.BytesIO):
+                    stream.write(data.getbuffer())
+                else:
+                    torch.save(data, stream)
+                length = stream.tell() - start
+                # Private by name, yet the class that torch pickles into every checkpoint's .metadata.
+                place = _StorageInfo(_SHARD_FILE, start, length)
+                results.append(WriteResult(index=item.index, size_in_bytes=length, storage_data=place))
+        future: Future[list[WriteResult]] = Future()
+        future.set_result(results)
+        return future

@@ -1,0 +1,123 @@
+"""The store of a training or scoring run: opened from its flags, checked against them, closed at its end."""
+
+import argparse
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import mpu
+
+from megatron_remit.errors import UserError
+from megatron_remit.reference.checkpoint import checkpoint_folder, saved_arguments
+from megatron_remit.reference.fingerprint import reference_fingerprint
+from megatron_remit.score_store.manifest import (
+    MANIFEST,
+    Identity,
+    Manifest,
+    check_identity,
+    create_manifest,
+    read_manifest,
+)
+from megatron_remit.score_store.reader import ScoreStore
+from megatron_remit.score_store.writer import StoreWriter
+
+_store: ScoreStore | None = None
+_writer: StoreWriter | None = None
+
+
+def open_store(args: argparse.Namespace, create: bool) -> ScoreStore:
+    """Open ``--score-store`` and check that its rows are those that this run's reference would give.
+
+    Without ``--reference-load`` the run takes the reference that the store names. With ``--score-wait`` a store that
+    is not there yet is waited for. ``create`` makes one.
+
+    Raises:
+        UserError: no store, another reference, tokenizer, vocabulary, sequence length, document masks or dtype, or a
+            shard that is missing, damaged or of another store.
+    """
+    global _store
+    expected = expected_identity(args)
+    if create:
+        identity = Identity(**{"dtype": "float16"} | expected)
+        manifest = create_manifest(args.score_store, Manifest(identity, job_description(args)))
+    else:
+        _wait_for_manifest(args)
+        manifest = read_manifest(args.score_store)
+    check_identity(args.score_store, manifest.identity, expected)
+    _store = ScoreStore(args.score_store)
+    return _store
+
+
+def expected_identity(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of the identity that the run's flags determine."""
+    expected = {
+        "tokenizer": args.remit_tokenizer_fingerprint,
+        "vocabulary": args.remit_vocab_size,
+        "sequence_length": args.seq_length,
+        "reset_attention_mask": args.reset_attention_mask,
+        "reset_position_ids": args.reset_position_ids,
+        "compute_dtype": str(args.params_dtype).removeprefix("torch."),
+    }
+    if args.score_dtype is not None:
+        expected["dtype"] = args.score_dtype
+    if args.reference_load is not None:
+        folder = checkpoint_folder(args.reference_load)
+        expected["reference"] = reference_fingerprint(folder, saved_arguments(folder))
+    return expected
+
+
+def job_description(args: argparse.Namespace) -> dict[str, Any]:
+    """How this run scores; for ``tools/score_store.py info``."""
+    return {
+        "reference": str(args.reference_load),
+        "micro_batch_size": args.reference_micro_batch_size,
+        "tensor_parallel": args.tensor_model_parallel_size,
+        "pipeline_parallel": args.pipeline_model_parallel_size,
+        "context_parallel": args.context_parallel_size,
+        "transformer_impl": args.transformer_impl,
+        "torch": torch.__version__,
+        "megatron_core": version("megatron-core"),
+        "python": platform.python_version(),
+    }
+
+
+def _wait_for_manifest(args: argparse.Namespace) -> None:
+    path: Path = args.score_store / MANIFEST
+    deadline = time.monotonic() + args.score_wait
+    if path.exists() or not args.score_wait:
+        return
+    print(f"> {path} is not there yet: waiting at most {args.score_wait:g} s", flush=True)
+    while not path.exists():
+        if time.monotonic() >= deadline:
+            raise UserError(f"{path}: still not there after {args.score_wait:g} s; start tools/score_corpus.py first")
+        time.sleep(0.5)
+
+
+def current_store() -> ScoreStore | None:
+    """The store of this process, if the run has one."""
+    return _store
+
+
+def start_writer(args: argparse.Namespace) -> StoreWriter | None:
+    """The writer of this rank: on tensor-parallel rank 0, context-parallel rank 0 of the last stage, else None."""
+    global _writer
+    if _writer is None and writes_scores():
+        _writer = StoreWriter(args.score_store, job_description(args), args.score_shard_seconds)
+    return _writer
+
+
+def writes_scores() -> bool:
+    """Whether this rank writes the rows of its model-parallel group."""
+    return (mpu.is_pipeline_last_stage(ignore_virtual=True) and mpu.get_tensor_model_parallel_rank() == 0
+            and mpu.get_context_parallel_rank() == 0)
+
+
+def close() -> None:
+    """Write the rows that wait, at the end of the run."""
+    global _writer
+    writer, _writer = _writer, None
+    if writer is not None:
+        writer.close()

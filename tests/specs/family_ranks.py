@@ -1,0 +1,148 @@
+"""What each gloo rank does in test_family_parallel: build, load, run and compare at every layout, in one start-up."""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.distributed.finalize_model_grads import _allreduce_non_tensor_model_parallel_grads
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from megatron.training import checkpointing
+from megatron.training.arguments import parse_args, validate_args
+from megatron.training.models.gpt import GPTModelBuilder
+
+from megatron_remit import host, patches
+from megatron_remit.arguments import add_remit_arguments
+from megatron_remit.model import Vocabulary, token_nll
+from megatron_remit.specs.native import gpt_config
+
+# name -> what a user adds to the command line
+_PP2 = ("--pipeline-model-parallel-size", "2")
+LAYOUTS = {
+    "tp1": (),
+    "tp2": ("--tensor-model-parallel-size", "2"),
+    "tp2_sequence_parallel": ("--tensor-model-parallel-size", "2", "--sequence-parallel"),
+    "pp2": _PP2,
+    "pp2_vpp2": (*_PP2, "--num-layers-per-virtual-pipeline-stage", "1"),
+}
+
+
+def run_arguments(folder: Path, layout: str) -> Namespace:
+    """The arguments of a run from the checkpoint in ``folder``: its shape comes from there."""
+    flags = ("--load", str(folder), "--use-checkpoint-args", "--seq-length", "16", "--micro-batch-size", "2",
+             "--global-batch-size", "4", "--train-iters", "1", "--lr", "1")
+    with patch.object(sys, "argv", ["pretrain", *flags, *LAYOUTS[layout]]):
+        args = parse_args(add_remit_arguments)
+    checkpointing.load_args_from_checkpoint(args)
+    return validate_args(args)
+
+
+def build(args: Namespace) -> list[torch.nn.Module]:
+    """This rank's model chunks, with process groups of the layout."""
+    parallel_state.destroy_model_parallel()
+    vpp = args.virtual_pipeline_model_parallel_size
+    parallel_state.initialize_model_parallel(
+        args.tensor_model_parallel_size, args.pipeline_model_parallel_size, virtual_pipeline_model_parallel_size=vpp
+    )
+    model_parallel_cuda_manual_seed(1, force_reset_rng=True)
+    builder = GPTModelBuilder(gpt_config(args))
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    stages = [None] if vpp is None else range(vpp)
+    return [builder.build_model(groups, vp_stage=stage) for stage in stages]
+
+
+def load(chunks: list[torch.nn.Module], folder: Path) -> list[dict[str, Any]]:
+    """The checkpoint's tensors for this rank's chunks, resharded by Megatron's own loader."""
+    metadata = {
+        "singleton_local_shards": False,
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+    }
+    request = {f"model{i}": chunk.sharded_state_dict(metadata=metadata) for i, chunk in enumerate(chunks)}
+    loaded = dist_checkpointing.load(request, str(folder / "release"))
+    # load() fills the parameters' own storage; copies keep a second load from changing the first.
+    return [
+        {name: value.clone() if torch.is_tensor(value) else value for name, value in loaded[f"model{i}"].items()}
+        for i in range(len(chunks))
+    ]
+
+
+def forward(
+    chunks: list[torch.nn.Module], ids_BS: torch.Tensor, vocabulary: int, labels_BS: torch.Tensor | None = None
+) -> torch.Tensor | None:
+    """Run the pipeline by hand: this rank's part [B, S, V / TP] of the logits, or the NLL [B, S] of the labels.
+
+    None where there is no last stage.
+    """
+    stages = parallel_state.get_pipeline_model_parallel_world_size()
+    here = parallel_state.get_pipeline_model_parallel_rank()
+    positions = torch.arange(ids_BS.size(1)).expand_as(ids_BS)
+    output = None
+    for step in range(len(chunks) * stages):
+        chunk, stage = divmod(step, stages)
+        if stage != here:
+            continue
+        if step:
+            hidden_SBH = torch.empty(ids_BS.size(1), ids_BS.size(0), chunks[chunk].config.hidden_size)
+            torch.distributed.recv(hidden_SBH, src=(stage - 1) % stages)
+            chunks[chunk].set_input_tensor(hidden_SBH)
+        output = chunks[chunk](ids_BS, positions, None, labels=labels_BS, output_processor=token_nll,
+                               output_processor_context=Vocabulary(vocabulary))
+        if step < len(chunks) * stages - 1:
+            torch.distributed.send(output.detach().contiguous(), dst=(stage + 1) % stages)
+            output = None
+    return output
+
+
+def compare_layouts(rank: int, folder: Path, cases: list[str]) -> None:
+    """For each case folder and layout: the largest difference of logits and of each gradient from HF, saved by rank."""
+    host.install()
+    patches.apply()
+    report: dict[tuple[str, str], dict[str, float]] = {}
+    for case in cases:
+        truth = torch.load(folder / case / "truth.pt")
+        for name in LAYOUTS:
+            args = run_arguments(folder / case / "weights", name)
+            chunks = build(args)
+            for chunk, state in zip(chunks, load(chunks, folder / case / "weights"), strict=True):
+                chunk.load_state_dict(state)
+            report[case, name] = _differences(chunks, truth, args, folder / case / "gradients")
+    torch.save(report, folder / f"report{rank}.pt")
+
+
+def _differences(chunks: list[torch.nn.Module], truth: dict, args: Namespace, gradients: Path) -> dict[str, Any]:
+    vocabulary = truth["logits"].size(-1)
+    with torch.no_grad():
+        nll_BS = forward(chunks, truth["ids"], vocabulary, truth["labels"])
+    logits_BSv = forward(chunks, truth["ids"], vocabulary)
+    found: dict[str, Any] = {}
+    if logits_BSv is not None:
+        whole_BSV = gather_from_tensor_model_parallel_region(logits_BSv.detach())
+        found["logits"] = (whole_BSV[..., :vocabulary] - truth["logits"]).abs().max().item()
+        found["padding"] = whole_BSV.size(-1) - vocabulary
+        found["largest padding logit"] = whole_BSV[..., vocabulary:].max().item() if found["padding"] else None
+        found["nll"] = (nll_BS - truth["nll"]).abs().max().item()
+    if args.pipeline_model_parallel_size == 1:
+        found["gradients"] = _gradient_differences(chunks[0], logits_BSv, truth["direction"], gradients)
+    return found
+
+
+def _gradient_differences(
+    model: torch.nn.Module, logits_BSv: torch.Tensor, direction_BSV: torch.Tensor, gradients: Path
+) -> dict[str, float]:
+    """Relative difference of each parameter's gradient from HF's, which is stored and resharded like a weight."""
+    start = parallel_state.get_tensor_model_parallel_rank() * logits_BSv.size(-1)
+    direction_BSv = direction_BSV[..., start : start + logits_BSv.size(-1)]
+    (logits_BSv[..., : direction_BSv.size(-1)] * direction_BSv).sum().backward()
+    model.ddp_config = SimpleNamespace(use_megatron_fsdp=False)
+    _allreduce_non_tensor_model_parallel_grads([model], model.config)
+    expected = load([model], gradients)[0]
+    return {
+        name: ((parameter.grad - expected[name]).abs().max() / expected[name].abs().max()).item()
+        for name, parameter in model.named_parameters()
+    }

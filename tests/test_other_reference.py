@@ -1,0 +1,93 @@
+"""A reference of another family and size than the policy: an OLMo-2 policy scored by a deeper, wider SmolLM3."""
+
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from megatron_remit.convert.hf_to_megatron import import_hf
+from tests.conftest import VOCABULARY, write_documents
+from tests.hf_models import make_model
+from tests.ranks import pretrain
+from tests.test_parallel_parity import FIGURES, assert_same, train
+
+LENGTH, SEQUENCES, END, EPSILON = 24, 8, 0, 0.2
+LAYOUTS = {
+    "TP2": {"tensor_model_parallel_size": 2},
+    "PP2": {"pipeline_model_parallel_size": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """Hidden 64 against 32, 6 layers against 4, 16 heads against 4, tied embeddings against untied, NoPE layers."""
+    folder = tmp_path_factory.mktemp("reference")
+    make_model("smollm3", folder / "hf_source", seed=3, vocab_size=VOCABULARY, num_hidden_layers=6)
+    import_hf(folder / "hf_source", folder / "weights")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_rank(material, reference, tmp_path_factory):
+    return train(material, tmp_path_factory.mktemp("one_rank"), 1, reference_load=reference / "weights")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_losses_and_gradients_equal_those_of_one_rank(layout, material, reference, tmp_path, one_rank):
+    found = train(material, tmp_path, 2, reference_load=reference / "weights", **LAYOUTS[layout])
+    assert_same(found, one_rank)
+
+
+def token_nll(folder, tokens, labels):
+    """NLL of each label by transformers, [S] float64, every document of the sequence read alone."""
+    model = AutoModelForCausalLM.from_pretrained(folder).double().eval()
+    ends = [t + 1 for t, token in enumerate(tokens) if token == END]
+    parts, start = [], 0
+    for end in [*ends, len(tokens)]:
+        if end > start:
+            with torch.no_grad():
+                parts.append(model(torch.tensor([tokens[start:end]])).logits[0])
+        start = end
+    return torch.nn.functional.cross_entropy(torch.cat(parts), torch.tensor(labels), reduction="none")
+
+
+def expected_figures(corpus, policy, reference):
+    """The step's figures from the equations, token by token. END as input is masked; END as label ends a document."""
+    rows = []
+    for first in range(0, LENGTH * SEQUENCES, LENGTH):
+        tokens, labels = corpus[first : first + LENGTH], corpus[first + 1 : first + LENGTH + 1]
+        nll, reference_nll = (token_nll(folder, tokens, labels).tolist() for folder in (policy, reference))
+        gaps: dict[int, list[float]] = {}
+        document, places = 0, []
+        for t in range(LENGTH):
+            places.append(document)
+            if tokens[t] != END:
+                gaps.setdefault(document, []).append(nll[t] - reference_nll[t])
+            document += labels[t] == END
+        for t in range(LENGTH):
+            if tokens[t] == END:
+                continue
+            mean = sum(gaps[places[t]]) / len(gaps[places[t]])
+            weight = 2 / (1 + math.exp(mean - nll[t] + reference_nll[t]))
+            clipped = min(max(weight, 1 - EPSILON), 1 + EPSILON)
+            rows.append([nll[t], clipped * nll[t], reference_nll[t], clipped, clipped**2,
+                         weight < 1 - EPSILON, weight > 1 + EPSILON])
+    lm, remit, other, mean, square, low, high = torch.tensor(rows, dtype=torch.float64).mean(0).tolist()
+    return dict(zip(FIGURES, (lm, remit, other, mean, (square - mean**2) ** 0.5, low, high), strict=True))
+
+
+@pytest.mark.slow
+def test_the_first_step_is_that_of_the_equations_on_transformers_losses(material, reference, tmp_path):
+    """With masks and means by document. The corpus is one step long, so that its shuffling changes no sum."""
+    draw = torch.Generator().manual_seed(4)
+    corpus = torch.randint(1, VOCABULARY, (LENGTH * SEQUENCES + 1,), generator=draw)
+    corpus[torch.rand(corpus.shape, generator=draw) < 0.15] = END
+    write_documents(tmp_path / "corpus", [corpus])
+    run = pretrain(1, *material.remit(
+        reference_load=reference / "weights", data_path=tmp_path / "corpus", train_iters=1, seq_length=LENGTH,
+        global_batch_size=SEQUENCES, reset_attention_mask=True, remit_centering="document"))
+    expected = expected_figures(corpus.tolist(), material.policy.parent / "hf_policy", reference / "hf_source")
+    for name in FIGURES:
+        assert run.series(name) == pytest.approx([expected[name]], rel=2e-5, abs=2e-6), name
