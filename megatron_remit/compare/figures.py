@@ -50,6 +50,14 @@ def drawing(name: str, caption: str, width: float = 8.2, height: float = 4.2) ->
         drawn.files[f"{name}.png"] = buffer.getvalue()
 
 
+def legend_above(figure: Figure, entries: int) -> None:
+    """The first axes' legend over the axes, two entries a row: nothing that is drawn lies under it."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=2, fontsize=9.5)
+    rows = (entries + 1) // 2
+    figure.tight_layout(rect=(0, 0, 1, 1 - (0.22 * rows + 0.06) / figure.get_figheight()))
+
+
 def table(rows: Iterable[Iterable[object]]) -> bytes:
     """Rows as CSV."""
     buffer = io.StringIO()
@@ -75,8 +83,7 @@ def logp_figure(logp: dict[str, np.ndarray]) -> Drawn:
         ax.set_xlim(bins[0], 0.0)
         ax.set_xlabel("log p of the token that stands in the text, nats")
         ax.set_ylabel(f"% of tokens per {bins[1] - bins[0]:.2g} nats (log)")
-        ax.legend(fontsize=9.5, loc="upper left")
-        figure.tight_layout()
+        legend_above(figure, len(shares))
     drawn.files["logprobs.csv"] = _histogram_csv("log p", bins, shares)
     return drawn
 
@@ -84,8 +91,9 @@ def logp_figure(logp: dict[str, np.ndarray]) -> Drawn:
 def kl_figure(kl: dict[str, np.ndarray], teacher: str) -> Drawn:
     """Distribution of the per-token KL divergence to a teacher over the whole vocabulary (figure 6b)."""
     high = max(np.quantile(values, 0.9999) for values in kl.values())
+    low = min(np.quantile(values, 0.001) for values in kl.values())
     # A divergence below 1e-6 nats is rounding.
-    bins = np.geomspace(1e-6, max(float(high), 1e-4), 71)
+    bins = np.geomspace(max(float(low), 1e-6), max(float(high), 1e-4), 71)
     shares = {name: _shares(values, bins) for name, values in kl.items()}
     caption = (
         f"KL divergence of each model from {teacher} at every token, over the whole vocabulary (paper, figure 6b). "
@@ -94,16 +102,14 @@ def kl_figure(kl: dict[str, np.ndarray], teacher: str) -> Drawn:
     with drawing("kl", caption) as (figure, drawn):
         ax = figure.subplots()
         for number, (name, share) in enumerate(shares.items()):
-            label = f"{name}: mean {kl[name].mean():.4f}, median {np.median(kl[name]):.4f}"
+            label = f"{name}: mean {kl[name].mean():.3g}, median {np.median(kl[name]):.3g}".replace("-", MINUS)
             ax.stairs(share, bins, baseline=None, label=label, linewidth=1.8, **line(number))
             ax.axvline(float(np.median(kl[name])), linewidth=0.9, **line(number))
         ax.set_xscale("log")
         ax.set_ylim(bottom=0)
-        ax.margins(y=0.25)
         ax.set_xlabel(f"KL({teacher} || model) at a token, nats (log scale; thin lines: medians)")
         ax.set_ylabel(f"% of tokens per 1/{70 / np.log10(bins[-1] / bins[0]):.0f} decade")
-        ax.legend(fontsize=9.5, loc="upper left")
-        figure.tight_layout()
+        legend_above(figure, len(shares))
     drawn.files["kl.csv"] = _histogram_csv("kl", bins, shares)
     return drawn
 

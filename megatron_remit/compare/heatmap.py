@@ -84,15 +84,16 @@ def legend(heatmap: Heatmap) -> str:
 
 
 def draw(heatmap: Heatmap, texts: Texts) -> Drawn:
-    """The first text as a picture, and the shown texts' tokens as CSV."""
+    """The first texts as a picture, up to ``PNG_TOKENS`` tokens of them, and more as CSV."""
     full = heatmap.full()
-    stop = min(texts.starts[1], PNG_TOKENS)
-    cells = _layout(texts.pieces[:stop])
+    shown_texts = min(SHOWN_TEXTS, len(texts))
+    stop = min(texts.starts[shown_texts], PNG_TOKENS)
+    cells = _layout(texts.pieces[:stop], texts.starts[1:shown_texts])
     rows = 1 + max(row for _, row, _, _ in cells)
     figures = "figure 11" if heatmap.two_sided else "figures 3 and 10"
     caption = (
-        f"log p({heatmap.a}) {MINUS} log p({heatmap.b}) of every token of the first text (paper, {figures}); no text "
-        "is picked by its result."
+        f"log p({heatmap.a}) {MINUS} log p({heatmap.b}) of every token of the first texts (paper, {figures}); none "
+        "was picked by its result."
     )
     width, height = 0.0935 * COLUMNS + 0.4, 0.235 * (rows + 2.2) + 0.2
     with drawing(heatmap.name, caption, width, height) as (figure, drawn):
@@ -120,11 +121,16 @@ def _draw_scale(ax: Axes, heatmap: Heatmap, full: float) -> None:
     ax.text(58.8, -1.42, f"+{full:g} nats: {heatmap.a} surer", ha="left", va="center", fontsize=10, parse_math=False)
 
 
-def _layout(pieces: list[str]) -> list[tuple[int, int, int, str]]:
-    """(token, row, column, characters) of each stretch of a token on one row of ``COLUMNS`` characters."""
+def _layout(pieces: list[str], borders: list[int]) -> list[tuple[int, int, int, str]]:
+    """(token, row, column, characters) of each stretch of a token on one row of ``COLUMNS`` characters.
+
+    An empty row stands before each token of ``borders``, where another text begins.
+    """
     cells: list[tuple[int, int, int, str]] = []
     row = column = 0
     for token, piece in enumerate(pieces):
+        if token in borders:
+            row, column = row + 1 + (column > 0), 0
         for part in piece.replace("\t", "    ").splitlines(keepends=True) or [""]:
             shown = part.rstrip("\r\n") + ("↵" if part[-1:] in ("\n", "\r") else "")
             while shown:

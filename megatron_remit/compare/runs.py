@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megatron_remit.compare.figures import Drawn, drawing, line, table
+from megatron_remit.compare.figures import Drawn, drawing, legend_above, line, table
 from megatron_remit.errors import UserError
 from megatron_remit.report.figures import smooth
 
@@ -100,11 +100,8 @@ def curves_figure(runs: dict[str, RunLog]) -> Drawn:
                     ax.plot(steps, values, color=style["color"], alpha=0.25, linewidth=0.7)
                     ax.plot(steps, smooth(values), label=name, linewidth=1.9, **style)
             ax.set_xlabel("step")
-            ax.set_ylabel({"loss": "loss, nats/token", "gradient norm": "gradient norm (log)"}[what])
-            ax.legend(fontsize=9.5)
-        if "gradient norm" in kinds:
-            axes[kinds.index("gradient norm")].set_yscale("log")
-        figure.tight_layout()
+            _scale(ax, what, [run.series[what][1] for run in runs.values() if what in run.series])
+        legend_above(figure, len(runs))
     rows: list[list[object]] = [["run", "what", "step", "value"]]
     for name, run in runs.items():
         for what, (steps, values) in run.series.items():
@@ -126,14 +123,23 @@ def accuracy_figure(runs: dict[str, Evaluations]) -> Drawn:
         _finish(axes[0], "training tokens, millions")
         _finish(axes[1], "training time, minutes")
         axes[0].set_ylabel("accuracy, %")
-        axes[0].legend(fontsize=9.5)
-        figure.tight_layout()
+        legend_above(figure, len(runs))
     rows: list[list[object]] = [list(ACCURACY_COLUMNS)]
     for name, points in runs.items():
         columns = zip(points.tokens, points.seconds, points.accuracy, strict=True)
         rows += [[name, *(f"{value:.10g}" for value in row)] for row in columns]
     drawn.files["accuracy.csv"] = table(rows)
     return drawn
+
+
+def _scale(ax: Axes, what: str, values: list[np.ndarray]) -> None:
+    """Logarithmic for gradient norms that span more than a decade: below that its ticks have no readable labels."""
+    known = np.concatenate(values)
+    known = known[np.isfinite(known) & (known > 0)]
+    log = what == "gradient norm" and known.size > 0 and known.max() > 10 * known.min()
+    if log:
+        ax.set_yscale("log")
+    ax.set_ylabel({"loss": "loss, nats/token", "gradient norm": f"gradient norm{' (log)' if log else ''}"}[what])
 
 
 def _finish(ax: Axes, label: str) -> None:
