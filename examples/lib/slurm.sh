@@ -23,7 +23,7 @@ environment() {
       die "$PYTHON is not there: set VENV to a virtual environment on a shared file system, or CONTAINER_IMAGE"
   fi
   if [[ -n ${SLURM_JOB_NODELIST:-} ]]; then
-    MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
+    MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)}
   fi
   # Jobs that share a node do not meet on a port.
   MASTER_ADDR=${MASTER_ADDR:-FIRST_NODE} MASTER_PORT=${MASTER_PORT:-$((20000 + ${SLURM_JOB_ID:-0} % 10000))}

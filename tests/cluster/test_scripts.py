@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 
 import pytest
 
@@ -34,7 +35,7 @@ def run(script, *arguments, **variables):
 
 def settings(folder, **variables):
     return {"BASE_HF": folder / "base", "RL_HF": folder / "rl", "CORPUS": folder / "corpus", "RUN_DIR": folder / "run",
-            "PYTHON": os.environ.get("PYTHON", ROOT / ".venv/bin/python")} | variables
+            "PYTHON": sys.executable} | variables
 
 
 @pytest.mark.parametrize("script", PAPER)

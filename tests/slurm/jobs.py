@@ -2,8 +2,9 @@
 
 import os
 import subprocess
+import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -38,7 +39,7 @@ class Job:
     log: Path
 
     def state(self):
-        """Slurm's state word, such as PENDING; COMPLETED and FAILED stay known for some minutes."""
+        """Slurm's state word, such as PENDING or COMPLETED."""
         shown = slurm("scontrol", "show", "job", self.number, "--oneliner")
         return dict(pair.split("=", 1) for pair in shown.split() if "=" in pair)["JobState"]
 
@@ -74,12 +75,11 @@ class Cluster:
 
     inputs: Inputs
     folder: Path
-    jobs: list[Job] = field(default_factory=list)
 
     def environment(self, name, **overrides):
         settings = TINY | {
             "BASE_HF": self.inputs.base, "RL_HF": self.inputs.rl, "CORPUS": self.inputs.corpus,
-            "RUN_DIR": self.folder / name, "PYTHON": os.environ.get("PYTHON", ROOT / ".venv/bin/python"),
+            "RUN_DIR": self.folder / name, "PYTHON": sys.executable,
         } | overrides
         kept = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
         return kept | {key: str(value) for key, value in settings.items() if value is not None}
@@ -88,8 +88,7 @@ class Cluster:
         log = self.folder / f"{name}.log"
         number = slurm("sbatch", "--parsable", "--nodes=1", f"--output={log}", *flags, SCRIPT,
                        env=self.environment(name, **overrides))
-        self.jobs.append(Job(number, self.folder / name, log))
-        return self.jobs[-1]
+        return Job(number, self.folder / name, log)
 
 
 def slurm(*command, env=None):

@@ -61,7 +61,7 @@ trap 'exit 130' INT TERM
 
 # free_ports N: N ports that nothing listens on.
 free_ports() {
-  python3 -c 'import socket, sys
+  "${PYTHON:-python3}" -c 'import socket, sys
 held = [socket.socket() for _ in range(int(sys.argv[1]))]
 for one in held: one.bind(("127.0.0.1", 0))
 print(*(one.getsockname()[1] for one in held))' "$1"
@@ -99,6 +99,8 @@ SwitchType=switch/none
 ReturnToService=2
 # Seconds between SIGTERM and SIGKILL when a job is cancelled, 30 by default.
 KillWait=5
+# Seconds for which a finished job can be asked about, 300 by default.
+MinJobAge=3600
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
 GresTypes=gpu
 NodeName=n1 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$port_1 CPUs=2 Gres=gpu:8
