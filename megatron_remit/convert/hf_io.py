@@ -75,7 +75,7 @@ class HfTensors:
             self._add(folder / SINGLE)
         else:
             raise UserError(f"{folder}: neither {SINGLE} nor {INDEX} is there; save the weights as safetensors first")
-        # Llama files of before 2023 carry RoPE's frequencies, which are computed from the config.
+        # Older Llama files carry RoPE's frequencies, which are computed from the config.
         self._found = {name: found for name, found in self._found.items() if not name.endswith("rotary_emb.inv_freq")}
 
     def _add(self, path: Path) -> None:

@@ -133,7 +133,7 @@ def test_a_checkpoint_has_every_name_that_transformer_engine_layers_ask_for(tmp_
     assert stored.keys() - tensors == states | {"common_state/shard_0_1"}
 
 
-def test_files_of_2023_with_rope_frequencies_in_them_are_read(tmp_path):
+def test_older_files_with_rope_frequencies_in_them_are_read(tmp_path):
     make_model("llama", tmp_path / "hf", tokenizer=False)
     tensors = _tensors(tmp_path / "hf")
     extra = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": torch.ones(4) for layer in range(4)}
