@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.slurm.jobs import TINY, slurm
 
+# The three jobs take minutes, on a busy machine many; each wait has a limit of its own.
+pytestmark = pytest.mark.timeout(2400)
 STEPS = int(TINY["TRAIN_ITERS"])
 SERIES = ("lm loss", "remit loss", "reference nll", "weight std", "grad-norm", "learning-rate")
 
