@@ -14,7 +14,6 @@ from megatron_remit.errors import UserError  # noqa: E402
 from megatron_remit.reference import fingerprint  # noqa: E402
 from megatron_remit.reference.checkpoint import saved_arguments  # noqa: E402
 from megatron_remit.score_store import run  # noqa: E402
-from megatron_remit.score_store.manifest import MANIFEST  # noqa: E402
 from megatron_remit.score_store.online import gather_sequence  # noqa: E402
 from megatron_remit.tokenizer import folder_fingerprint  # noqa: E402
 from tests.ranks import pretrain, run_ranks  # noqa: E402
@@ -130,8 +129,3 @@ def test_the_program_ends_with_the_message_and_no_step(material, tmp_path):
     assert ended.returncode != 0
     assert f"error: --score-store {tmp_path}/s: written for another reference" in ended.output
     assert not ended.scalars.get("lm loss")
-    empty = tmp_path / "empty"
-    run.open_store(arguments(material, material.remit(score_store=empty)), create=True)
-    missed = pretrain(1, *material.flags(objective="remit", score_store=empty), check=False)
-    assert "error: --score-store" in missed.output and "sample 0 of the run" in missed.output
-    assert (empty / MANIFEST).exists() and not missed.scalars.get("lm loss")

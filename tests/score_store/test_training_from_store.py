@@ -72,12 +72,9 @@ def test_another_objective_reads_the_same_store(material, exact_store):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "layout"), [
-    (4, {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}),
-    (2, {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 1}),
-], ids=["TP2xPP2", "PP2xVPP2"])
-def test_scores_of_one_rank_in_float16_serve_other_layouts(ranks, layout, material, online, corpus_store):
-    run = pretrain(ranks, *from_store(material, corpus_store, row_seed=3, **layout))
+def test_scores_of_one_rank_in_float16_serve_another_layout(material, online, corpus_store):
+    run = pretrain(4, *from_store(material, corpus_store, row_seed=3, tensor_model_parallel_size=2,
+                                  pipeline_model_parallel_size=2))
     # NLLs are near 6.4 here: float16 moves a row's by at most 2^-9, and a weight by as much.
     assert_close(figures(run), online, 2.0**-9)
     assert "loading the reference" not in run.output
@@ -92,11 +89,10 @@ def test_another_seed_micro_batch_and_data_parallel_size_find_every_row(material
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "layout"), [
-    (4, {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}),
+    (4, {"tensor_model_parallel_size": 2, "reference_micro_batch_size": 4}),
     (2, {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 1,
          "reference_micro_batch_size": 1}),
-    (2, {"reference_micro_batch_size": 4}),
-], ids=["TP2xPP2", "PP2xVPP2", "DP2"])
+], ids=["TP2xDP2", "PP2xVPP2"])
 def test_every_layout_scores_the_same_rows(ranks, layout, material, exact_store, tmp_path):
     score(ranks, tmp_path / "store", *material.remit(row_seed=3, score_dtype="float32", **layout))
     assert_same_rows(rows_of(tmp_path / "store"), rows_of(exact_store), 2e-5)
