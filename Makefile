@@ -1,11 +1,12 @@
 # make demo   the whole flywheel on a tiny model, ends with runs/demo/report.html
 # make test   lint and all tests
+# make test-slurm   the job scripts on a real Slurm on this machine (installs Debian's slurm-wlm and munge if missing)
 # VENV=DIR uses (and completes) another virtual environment.
 VENV ?= .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.megatron-remit-ready
 
-.PHONY: demo test lint env clean
+.PHONY: demo test test-slurm lint env clean
 .DEFAULT_GOAL := demo
 
 demo: env
@@ -13,6 +14,9 @@ demo: env
 
 test: env lint
 	$(PY) -m pytest
+
+test-slurm: env
+	PYTHON=$(abspath $(PY)) tests/slurm/with_cluster.sh $(PY) -m pytest tests/slurm
 
 lint: env
 	$(PY) -m ruff check .

@@ -2,19 +2,21 @@
 
     python -m benchmarks.convert_memory --layers 24 --hidden 768 --vocabulary 32000
 
-Makes a random bf16 Llama of that shape in a temporary folder, converts it there and back, several times, and prints one
-line of JSON. A peak is the largest resident memory (VmHWM) that Linux saw during the conversion, minus what was
-resident at its start: the libraries, warmed up by a conversion of a tiny model. All sizes are in bytes.
+Makes a random bf16 Llama of that shape in a temporary folder, converts it there and back, and prints one line of JSON.
+Each repeat is a new process, as a user's conversion is. A peak is the largest resident memory (VmHWM) that Linux saw
+during the conversion, minus what was resident at its start: the libraries, warmed up by a conversion of a tiny model.
+All sizes are in bytes.
 """
 
 import argparse
 import ctypes
 import gc
 import json
+import multiprocessing
 import re
-import shutil
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,22 +62,28 @@ def _status(field: str) -> int:
     return int(found.group(1)) * 1024
 
 
+def peaks(folder: Path, shard_bytes: int) -> tuple[int, int]:
+    """Peaks of importing and of exporting the model in ``folder/hf``, bytes."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        work = Path(name)
+        write_model(work / "warm", 1, 256, 256, shard_bytes)
+        import_hf(work / "warm", work / "warm_megatron")
+        export_hf(work / "warm_megatron", work / "warm", work / "warm_back")
+        imported = peak_of(lambda: import_hf(folder / "hf", work / "megatron"))
+        exported = peak_of(lambda: export_hf(work / "megatron", folder / "hf", work / "back", shard_bytes=shard_bytes))
+    return imported, exported
+
+
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Sizes of the model, and the peaks of each repeat in both directions, bytes."""
-    shard_bytes = options.shard_bytes
-    write_model(folder / "warm", 1, 256, 256, shard_bytes)
-    import_hf(folder / "warm", folder / "warm_megatron")
-    export_hf(folder / "warm_megatron", folder / "warm", folder / "warm_back")
-    sizes = write_model(folder / "hf", options.layers, options.hidden, options.vocabulary, shard_bytes)
-    peaks: dict[str, list[int]] = {"import": [], "export": []}
-    for _ in range(options.repeats):
-        peaks["import"].append(peak_of(lambda: import_hf(folder / "hf", folder / "megatron")))
-        peaks["export"].append(
-            peak_of(lambda: export_hf(folder / "megatron", folder / "hf", folder / "back", shard_bytes=shard_bytes))
-        )
-        shutil.rmtree(folder / "megatron")
-        shutil.rmtree(folder / "back")
-    return {"model": sum(sizes), "largest_tensor": max(sizes), "shard": shard_bytes, **peaks}
+    sizes = write_model(folder / "hf", options.layers, options.hidden, options.vocabulary, options.shard_bytes)
+    new_process = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=new_process, max_tasks_per_child=1) as pool:
+        found = [pool.submit(peaks, folder, options.shard_bytes).result() for _ in range(options.repeats)]
+    return {
+        "model": sum(sizes), "largest_tensor": max(sizes), "shard": options.shard_bytes,
+        "import": [pair[0] for pair in found], "export": [pair[1] for pair in found],
+    }
 
 
 def main() -> None:
@@ -87,14 +95,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--csv", type=Path, help="also write the percentiles there")
     options = parser.parse_args()
+    found = conditions("torch", "safetensors", "megatron-core")  # before others change the folder
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(options, Path(folder))
     print(json.dumps(figures))
     if options.csv:
         spread = {name: percentiles(f"{name}_peak", figures.pop(name), 0) for name in ("import", "export")}
         row = {name: getattr(options, name) for name in ("layers", "hidden", "vocabulary", "repeats")}
-        packages = conditions("torch", "safetensors", "megatron-core")
-        write_csv(options.csv, [row | figures | spread["import"] | spread["export"] | packages])
+        write_csv(options.csv, [row | figures | spread["import"] | spread["export"] | found])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The cross-entropies that benchmarks/logprob.py compares, those of them that import here.
 
-Each is a function of bf16 logits [N, 1, V] and int64 targets [N, 1] that returns the NLL of each token, differentiable in
-the logits, on one rank.
+Each is a function of bf16 logits [N, 1, V] and int64 targets [N, 1] that returns the NLL of each token, differentiable
+in the logits, on one rank.
 """
 
 import importlib.util

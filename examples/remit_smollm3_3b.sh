@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# ReMiT mid-training of SmolLM3-3B with the paper's settings (section 5.1 and appendix D) on Slurm, from Hugging Face to Hugging Face:
+# ReMiT mid-training of SmolLM3-3B on Slurm with the paper's settings (appendix D), from Hugging Face to Hugging Face:
 #
 #   BASE_HF=... RL_HF=... CORPUS=... RUN_DIR=... sbatch examples/remit_smollm3_3b.sh
 #

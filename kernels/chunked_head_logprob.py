@@ -20,7 +20,7 @@ from megatron_remit.kernels.vocab_parallel_logprob import Shard, gather_parts, l
 CHUNK_BYTES = 96 * 2**20
 """Memory of a chunk's logits. Enough rows to keep a GPU's matrix units busy, a twentieth of the 2 GiB above."""
 ROW_MULTIPLE = 128
-"""Rows of a matrix product's tile on a GPU: a chunk has a multiple of it."""
+"""Rows of a matrix product's tile on a GPU. A chunk has a multiple of it, and no product fewer rows unless all do."""
 
 
 def _keep(logits: Tensor) -> Tensor:
@@ -42,23 +42,27 @@ def logits_in_chunks(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield ``(rows, logits [C, V])`` for consecutive rows of ``hidden_NH``.
 
-    All chunks share one buffer: use a chunk's logits before asking for the next. If the whole logits fit into
-    ``chunk_bytes``, they are one chunk and one matrix product, the same as that of Megatron's output layer.
+    All chunks share one buffer, so there are no gradients (call it under ``torch.no_grad``), and a chunk's logits are
+    gone when the next is asked for. If the whole logits fit into ``chunk_bytes``, they are one chunk and one matrix
+    product, the same as that of Megatron's output layer.
     """
     rows, width = hidden_NH.size(0), weight_VH.size(0)
-    size = rows_of_a_chunk(rows, width * hidden_NH.element_size(), chunk_bytes)
+    size = min(rows_of_a_chunk(rows, width * hidden_NH.element_size(), chunk_bytes), rows)
     buffer_CV = hidden_NH.new_empty(size, width)
     for start in range(0, rows, size):
-        chunk = slice(start, min(start + size, rows))
-        logits_CV = torch.matmul(hidden_NH[chunk], weight_VH.t(), out=buffer_CV[: chunk.stop - start])
-        yield chunk, scale_logits(logits_CV)
+        stop = min(start + size, rows)
+        # A product of a few rows is another routine (of one row a vector's), whose sums differ in the last bit. So a
+        # small rest is computed together with rows that are already done.
+        first = max(min(start, stop - ROW_MULTIPLE), 0)
+        logits_CV = torch.matmul(hidden_NH[first:stop], weight_VH.t(), out=buffer_CV[: stop - first])
+        yield slice(start, stop), scale_logits(logits_CV[start - first :])
 
 
 def rows_of_a_chunk(rows: int, row_bytes: int, chunk_bytes: int) -> int:
-    """Rows of each chunk but the last, which is smaller: all of them if they fit, else equal parts, rounded up to
-    ``ROW_MULTIPLE``, of which no part is larger than ``chunk_bytes`` (but by that rounding)."""
+    """Rows of each chunk but the last, which may be smaller: all if they fit into ``chunk_bytes``, else a multiple of
+    ``ROW_MULTIPLE`` that fits (at least that many), as equal parts as it allows."""
     fitting = max(chunk_bytes // row_bytes // ROW_MULTIPLE * ROW_MULTIPLE, ROW_MULTIPLE)
-    if rows * row_bytes <= chunk_bytes or rows <= fitting:
+    if rows * row_bytes <= chunk_bytes:
         return rows
     return math.ceil(rows / math.ceil(rows / fitting) / ROW_MULTIPLE) * ROW_MULTIPLE
 
@@ -79,8 +83,8 @@ def chunked_head_nll(
 
     Args:
         hidden_sBH: final hidden states; this rank's positions under sequence parallelism, else all of them.
-        weight_VH: this rank's rows of the output weight, or of the embedding where the two are tied. The output layer of
-            Megatron's ``GPTModel`` has no bias.
+        weight_VH: this rank's rows of the output weight, or of the embedding where the two are tied. There is no bias,
+            as in Megatron's ``GPTModel``.
         targets_SB: int64 ids of all positions, -100 for those to leave out.
         vocabulary_size, group, implementation: as in ``vocab_parallel_nll``.
         sequence_parallel: gather the hidden states first, as Megatron's output layer does.

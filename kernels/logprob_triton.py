@@ -7,8 +7,8 @@
 How a program reads. A row is cut into segments of a fixed number of columns, whatever the number of rows, so that few
 rows fill a GPU too and a row's bits do not depend on the rows beside it. A program takes one segment in tiles of
 [UNROLL, LANES, VECTOR]: a thread owns one lane of LANES and reads VECTOR neighbouring columns with one 16-byte load,
-UNROLL of them in flight. Each lane has a maximum and a sum of its own, so nothing is exchanged between threads before the
-segment's end. Only the last tile is masked.
+UNROLL of them in flight. Each lane has a maximum and a sum of its own, so nothing is exchanged between threads before
+the segment's end. Only the last tile is masked.
 
 Row offsets are int64: [8192, 262144] already has 2^31 elements. There are no atomics and no autotuning: the same input
 gives the same bits.
@@ -52,8 +52,8 @@ class Configuration:
         return triton.cdiv(max(width, 1), constants["LANES"] * constants["VECTOR"] * self.unroll * self.tiles)
 
 
-# A segment is 32768 columns in 16 bits: 64 KiB for a program to read. The gradient needs more registers for each column,
-# so it takes fewer at a time and leaves room for more programs.
+# A segment is 32768 columns of 16 bits: 64 KiB for a program to read. The gradient needs more registers for a column:
+# it takes fewer at a time and leaves room for more programs.
 statistics_configuration = Configuration(num_warps=8, unroll=4, tiles=4)
 gradient_configuration = Configuration(num_warps=8, unroll=2, tiles=8)
 MERGE_BLOCK = 128

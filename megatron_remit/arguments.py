@@ -109,10 +109,11 @@ def check_arguments(args: argparse.Namespace) -> None:
                 "--reset-attention-mask with --transformer-impl transformer_engine: Megatron asks Transformer Engine "
                 "for causal attention, which ignores the mask; use --transformer-impl local"
             )
-        if args.pipeline_model_parallel_size > 2:
+        if args.pipeline_model_parallel_size > 2 or args.virtual_pipeline_model_parallel_size:
             raise UserError(
-                f"--reset-attention-mask with --pipeline-model-parallel-size {args.pipeline_model_parallel_size}: "
-                "middle stages read no data and so know no document borders; use at most 2 stages"
+                f"--reset-attention-mask with --pipeline-model-parallel-size {args.pipeline_model_parallel_size} and "
+                f"{args.virtual_pipeline_model_parallel_size or 1} model chunks a stage: the chunks between the first "
+                "and the last read no data and so know no document borders; use at most 2 stages of one chunk"
             )
     if args.cross_entropy_impl == "triton" and not host.has_cuda() and os.environ.get("TRITON_INTERPRET") != "1":
         raise UserError(

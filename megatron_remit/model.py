@@ -45,30 +45,30 @@ def token_nll(
     take no probability from the others, whatever the padding (a Hugging Face model has none, and the NLL must be the
     same at every TP size).
 
-    With gradients the output layer gives the logits, and the backward pass writes theirs into the same memory: nobody
-    else has them. Without gradients (the reference, and evaluation) the logits are made and used in chunks.
+    The policy's output layer gives its logits, and the backward pass writes their gradient into the same memory: nobody
+    else has them. A frozen model (the reference) never has its whole logits; they are made and used in chunks.
     """
     implementation = choose_implementation(context.cross_entropy_impl, hidden_states.device)
-    by_megatron = labels is None or implementation == "megatron"
-    if by_megatron or torch.is_grad_enabled():
-        logits_SBV, _bias = output_layer(
-            hidden_states, weight=output_weight, runtime_gather_output=runtime_gather_output
-        )
-        logits_SBV = scale_logits(logits_SBV)
-    if by_megatron:
-        logits_SBV = mask_padded_vocabulary(logits_SBV, context.size)
-        if labels is None:
-            return logits_SBV.transpose(0, 1).contiguous()
-        return compute_language_model_loss(labels, logits_SBV)
-    labels_SB, group = labels.transpose(0, 1), output_layer.tp_group
-    if torch.is_grad_enabled():
-        nll_SB = vocab_parallel_nll(logits_SBV, labels_SB, context.size, group, implementation, in_place=True)
-    else:
+    weight = output_layer.weight if output_weight is None else output_weight
+    # Only frozen weights are read past the output layer: Megatron's hooks on it bring trained ones up to date.
+    chunked = not (torch.is_grad_enabled() or weight.requires_grad)
+    if chunked and labels is not None and implementation != "megatron":
         nll_SB = chunked_head_nll(
-            hidden_states, output_layer.weight if output_weight is None else output_weight, labels_SB, context.size,
-            group, implementation, output_layer.sequence_parallel, scale_logits,
+            hidden_states, weight, labels.transpose(0, 1), context.size, output_layer.tp_group, implementation,
+            output_layer.sequence_parallel, scale_logits,
         )
-    return nll_SB.transpose(0, 1).contiguous()
+        return nll_SB.transpose(0, 1).contiguous()
+    logits_SBV, _bias = output_layer(hidden_states, weight=output_weight, runtime_gather_output=runtime_gather_output)
+    logits_SBV = scale_logits(logits_SBV)
+    if labels is not None and implementation != "megatron":
+        nll_SB = vocab_parallel_nll(
+            logits_SBV, labels.transpose(0, 1), context.size, output_layer.tp_group, implementation, in_place=True
+        )
+        return nll_SB.transpose(0, 1).contiguous()
+    logits_SBV = mask_padded_vocabulary(logits_SBV, context.size)
+    if labels is None:
+        return logits_SBV.transpose(0, 1).contiguous()
+    return compute_language_model_loss(labels, logits_SBV)
 
 
 def mask_padded_vocabulary(logits_SBV: Tensor, vocabulary_size: int) -> Tensor:

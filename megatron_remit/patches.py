@@ -4,7 +4,9 @@ import functools
 import importlib.util
 from typing import Any
 
+import torch
 from megatron.core.datasets import utils as dataset_utils
+from megatron.core.optimizer import distrib_optimizer
 from megatron.training import checkpointing, training
 from megatron.training.vocab_utils import calculate_padded_vocab_size
 from torch.nn import Module
@@ -30,6 +32,8 @@ def apply() -> None:
     checkpointing.load_args_from_checkpoint = _load_args(checkpointing.load_args_from_checkpoint)
     training.train_step = step_metrics.with_step_metrics(training.train_step)
     training.training_log = step_metrics.with_negative_means(training.training_log)
+    if not distrib_optimizer.HAVE_APEX_OR_TE:
+        _resume_torch_adam(distrib_optimizer.DistributedOptimizer)
 
 
 def score_ahead_with(reference: list[Module]) -> None:
@@ -72,3 +76,34 @@ def _load_args(original: Any) -> Any:
         return result
 
     return call
+
+
+def _resume_torch_adam(optimizer_class: Any) -> None:
+    """Let the distributed optimizer load a checkpoint when its Adam is torch's (no Transformer Engine, no apex).
+
+    torch counts the steps of each parameter. Megatron asks for that count before there is any state, which fails, and
+    at the end of loading overwrites the restored count with the one before, 0, so Adam's bias correction starts anew.
+    """
+    state_dict, load_state_dict = optimizer_class.state_dict, optimizer_class.load_state_dict
+
+    @functools.wraps(state_dict)
+    def state(self: Any) -> Any:
+        inner = self.optimizer
+        if inner.state:
+            return state_dict(self)
+        for group in inner.param_groups:
+            inner.state.update({parameter: {"step": torch.tensor(0.0)} for parameter in group["params"]})
+        try:
+            return state_dict(self)
+        finally:
+            inner.state.clear()
+
+    @functools.wraps(load_state_dict)
+    def load(self: Any, saved: Any) -> None:
+        load_state_dict(self, saved)
+        steps = {group["step"] for group in saved.get("optimizer", {}).get("param_groups", ()) if "step" in group}
+        for entry in self.optimizer.state.values():
+            if "step" in entry and steps:
+                entry["step"] = torch.tensor(float(max(steps)))
+
+    optimizer_class.state_dict, optimizer_class.load_state_dict = state, load

@@ -149,6 +149,14 @@ def test_document_centering_without_a_mark_between_documents(end, pad, found):
         check_end_of_document(argparse.Namespace(eod=end, pad=pad), "hf")
 
 
+def test_document_masks_with_model_chunks_that_read_no_data(material):
+    args = parsed(material.remit(reset_attention_mask=True, pipeline_model_parallel_size=2))
+    check_arguments(args)
+    args.virtual_pipeline_model_parallel_size = 2
+    with pytest.raises(UserError, match=r"--reset-attention-mask .* 2 model chunks"):
+        check_arguments(args)
+
+
 def test_growing_batches(material):
     with pytest.raises(UserError, match="--rampup-batch-size"):
         check_arguments(parsed([*material.remit(), "--rampup-batch-size", "4", "4", "100"]))

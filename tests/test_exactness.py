@@ -54,11 +54,12 @@ def test_a_reference_equal_to_the_policy_gives_delta_zero_and_weight_one_at_step
 
 
 @pytest.mark.slow
-def test_a_resumed_run_equals_the_uninterrupted_one(material, tmp_path):
+@pytest.mark.parametrize("optimizer", [{}, {"use_distributed_optimizer": True, "bf16": True}])
+def test_a_resumed_run_equals_the_uninterrupted_one(optimizer, material, tmp_path):
     """Adam and a cosine schedule, evaluation between the steps; the resumed run starts from step 2's checkpoint."""
     common = {
-        **ADAM, "lr_decay_style": "cosine", "min_lr": 1e-7, "train_iters": 4, "save_interval": 2, "split": "80,20,0",
-        "eval_interval": 2, "eval_iters": 1,
+        **ADAM, **optimizer, "lr_decay_style": "cosine", "min_lr": 1e-7, "train_iters": 4, "save_interval": 2,
+        "split": "80,20,0", "eval_interval": 2, "eval_iters": 1,
     }
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     first = pretrain(1, *material.remit(**common, save=whole))

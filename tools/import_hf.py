@@ -12,7 +12,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="new folder, to be passed to --load")
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it holds a checkpoint")
     options = parser.parse_args()
-    # Imported here since the checkpoint writer starts a process that imports this file again.
+    # Imported late: --help need not wait for torch and Megatron.
     from megatron_remit.convert.hf_to_megatron import import_hf
 
     import_hf(options.hf, options.out, overwrite=options.overwrite)

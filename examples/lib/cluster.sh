@@ -32,6 +32,9 @@ settings() {
   IMPORT_DIR=$(realpath -m "${IMPORT_DIR:-$(dirname "$RUN_DIR")/imported}")
   [[ -d $BASE_HF ]] || die "BASE_HF=$BASE_HF: no such folder"
   [[ $OBJECTIVE == ntp || -d $RL_HF ]] || die "RL_HF=$RL_HF: no such folder"
+  # Whole paths: inside a container the working folder is another.
+  BASE_HF=$(realpath "$BASE_HF") RL_HF=${RL_HF:+$(realpath "$RL_HF")}
+  data_path
 
   EPSILON=${EPSILON:-0.2} MIN_LR=${MIN_LR:-1e-7} TOKENS=${TOKENS:-50000000000}
   WARMUP_ITERS=${WARMUP_ITERS:-0} SEED=${SEED:-1234}
@@ -39,14 +42,15 @@ settings() {
   REFERENCE_MICRO_BATCH_SIZE=${REFERENCE_MICRO_BATCH_SIZE:-$MICRO_BATCH_SIZE}
   SAVE_INTERVAL=${SAVE_INTERVAL:-500} EVAL_INTERVAL=${EVAL_INTERVAL:-500} EVAL_ITERS=${EVAL_ITERS:-10}
   SPLIT=${SPLIT:-99,1,0} PRECISION=${PRECISION:-bf16} EXTRA_ARGS=${EXTRA_ARGS:-}
-  NODES=${SLURM_NNODES:-${NODES:-1}}
+  # Without Slurm (--dry-run): as many nodes as the script asks for.
+  NODES=${SLURM_NNODES:-${NODES:-$(sed -n 's/^#SBATCH --nodes=//p' "$0")}}
   GPUS_PER_NODE=${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}
   MAX_RESTARTS=${MAX_RESTARTS:-100}
   number SEQ_LENGTH GLOBAL_BATCH_SIZE MICRO_BATCH_SIZE REFERENCE_MICRO_BATCH_SIZE TOKENS TP PP NODES GPUS_PER_NODE
   local tokens_per_step=$((GLOBAL_BATCH_SIZE * SEQ_LENGTH))
   TRAIN_ITERS=${TRAIN_ITERS:-$(((TOKENS + tokens_per_step - 1) / tokens_per_step))}
   number TRAIN_ITERS SAVE_INTERVAL
-  # Above every core of a node would fight for the cores. One thread a rank is what torchrun sets too.
+  # The ranks of a node share its cores.
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
   export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
   # Megatron asks for it under tensor parallelism: kernels start in the order in which they were queued.
@@ -54,15 +58,27 @@ settings() {
   environment
 }
 
+# CORPUS in DATA_PATH=(...): weights as they are, prefixes as whole paths; the prefixes also in PREFIXES=(...).
+data_path() {
+  local words word
+  read -ra words <<< "$CORPUS"
+  DATA_PATH=() PREFIXES=()
+  for word in "${words[@]}"; do
+    if [[ ! $word =~ ^[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$ ]]; then
+      word=$(realpath -m "$word")
+      PREFIXES+=("$word")
+    fi
+    DATA_PATH+=("$word")
+  done
+}
+
 # Megatron's flags of this run, in training=(...); the load flags depend on what has been saved and come last.
 training_flags() {
-  local corpus
-  read -ra corpus <<< "$CORPUS"
   training=(
     --use-checkpoint-args --exit-on-missing-checkpoint
     --tokenizer-type HuggingFaceTokenizer --tokenizer-model "$BASE/hf"
     --objective "$OBJECTIVE"
-    --data-path "${corpus[@]}" --split "$SPLIT" --seq-length "$SEQ_LENGTH" --seed "$SEED"
+    --data-path "${DATA_PATH[@]}" --split "$SPLIT" --seq-length "$SEQ_LENGTH" --seed "$SEED"
     --micro-batch-size "$MICRO_BATCH_SIZE" --global-batch-size "$GLOBAL_BATCH_SIZE" --train-iters "$TRAIN_ITERS"
     --lr "$LR" --min-lr "$MIN_LR" --lr-decay-style cosine --lr-warmup-iters "$WARMUP_ITERS"
     --adam-beta1 0.9 --adam-beta2 0.95 --weight-decay 0.1 --clip-grad 1.0
@@ -120,16 +136,26 @@ train() {
   die "training ended with status $status at step $(saved_iteration); the first 'error:' or traceback above says why"
 }
 
-dry_run() {
-  echo "srun ${step_flags[*]} --nodes=$NODES --ntasks=$NODES \\"
-  printf '  %q' "${command[@]}"
+# print_command word...: as a shell would take it, a flag a line.
+print_command() {
+  local word quoted
+  printf %s "$1"
+  for word in "${@:2}"; do
+    quoted=$word
+    [[ $word =~ ^[A-Za-z0-9_./:=,+@-]+$ ]] || printf -v quoted %q "$word"
+    if [[ $word == -* ]]; then printf ' \\\n    %s' "$quoted"; else printf ' %s' "$quoted"; fi
+  done
   echo
+}
+
+dry_run() {
+  print_command srun "${step_flags[@]}" --nodes="$NODES" --ntasks="$NODES" "${command[@]}"
   if [[ -n ${CONTAINER_IMAGE:-} ]]; then
     # The image cannot be entered without Slurm: the same script inside it does what follows.
     echo "For the check of the corpus and the memory, run this script with --dry-run inside the image."
     return
   fi
-  "${planning[@]}"
+  PYTHONWARNINGS=ignore "${planning[@]}"
 }
 
 remit_main() {

@@ -1,8 +1,8 @@
-# Hugging Face in and out: each model is imported once for all jobs, the trained one exported once. Sourced by cluster.sh.
+# Hugging Face in and out: a model is imported once for all jobs, the trained one exported. Sourced by cluster.sh.
 # shellcheck shell=bash
 
-# import_folder HF: where the import of HF belongs. The name follows the content (path, sizes and times of the files), so a
-# model that was replaced in place is imported anew.
+# import_folder HF: where the import of HF belongs. The name follows the content (path, sizes and times of the files),
+# so a model that was replaced in place is imported anew.
 import_folder() {
   local hf key
   hf=$(realpath "$1")
@@ -18,7 +18,8 @@ import_once() {
   exec {lock}> "$out.lock"
   if ! flock -n "$lock"; then
     say "waiting for another job that imports $hf"
-    wait_for_child flock "$lock" || stop_or_die $? "no lock on $out.lock: does the file system of IMPORT_DIR support flock?"
+    wait_for_child flock "$lock" ||
+      stop_or_die $? "no lock on $out.lock: does the file system of IMPORT_DIR support flock?"
   fi
   if [[ -d $out ]]; then
     say "imported by another job: $out"

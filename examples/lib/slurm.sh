@@ -23,7 +23,7 @@ environment() {
       die "$PYTHON is not there: set VENV to a virtual environment on a shared file system, or CONTAINER_IMAGE"
   fi
   if [[ -n ${SLURM_JOB_NODELIST:-} ]]; then
-    MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
+    MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)}
   fi
   # Jobs that share a node do not meet on a port.
   MASTER_ADDR=${MASTER_ADDR:-FIRST_NODE} MASTER_PORT=${MASTER_PORT:-$((20000 + ${SLURM_JOB_ID:-0} % 10000))}
@@ -31,29 +31,26 @@ environment() {
 
 # Every folder that the run reads or writes, at the same path inside the container, then the user's CONTAINER_MOUNTS.
 mounts() {
-  local folder words folders=("$BASE_HF" "${RL_HF:-$BASE_HF}" "$RUN_DIR" "$IMPORT_DIR")
-  read -ra words <<< "$CORPUS"
-  for folder in "${words[@]}"; do
-    [[ $folder != */* ]] || folders+=("$(dirname "$folder")")
-  done
+  local prefix folders=("$BASE_HF" "${RL_HF:-$BASE_HF}" "$RUN_DIR" "$IMPORT_DIR")
+  for prefix in "${PREFIXES[@]}"; do folders+=("$(dirname "$prefix")"); done
   {
-    realpath -m "${folders[@]}" | sort -u | sed 's/.*/&:&/'
+    printf '%s\n' "${folders[@]}" | sort -u | sed 's/.*/&:&/'
     [[ -z ${CONTAINER_MOUNTS:-} ]] || echo "$CONTAINER_MOUNTS"
   } | paste -sd , -
 }
 
-# step NODES command...: one task on each of NODES nodes. Run by wait_for_child, in a shell of its own, which becomes srun:
-# so a signal to the child is one to srun.
+# step NODES command...: one task on each of NODES nodes. Run by wait_for_child, in a shell of its own, which becomes
+# srun: so a signal to the child is one to srun.
 step() {
   local nodes=$1
   shift
   exec srun "${step_flags[@]}" --nodes="$nodes" --ntasks="$nodes" "$@"
 }
 
-# Slurm sends USR1 before the time limit (#SBATCH --signal=B:USR1@...) and may send TERM on preemption. srun passes USR1 on
-# to its tasks: the launcher has the workers save, anything else ends.
+# Slurm sends USR1 before the time limit (#SBATCH --signal=B:USR1@...) and may send TERM on preemption. srun passes
+# USR1 on to its tasks: the launcher has the workers save, anything else ends.
 on_signal() {
-  say "signal from Slurm: stopping to be requeued"
+  say "signal from Slurm: saving and stopping"
   interrupted=1 signalled=1
   if [[ -n $child ]]; then kill -USR1 "$child" 2> /dev/null || true; fi
 }
@@ -81,7 +78,13 @@ stop_or_die() {
 
 # Put this job back into the queue; it continues from its last checkpoint.
 requeue() {
-  local restarts=${SLURM_RESTART_COUNT:-0}
+  local restarts=${SLURM_RESTART_COUNT:-0} state
+  # A job that the user cancelled, or that Slurm itself has requeued or timed out, is ending already.
+  state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
+  if [[ $state != RUNNING ]]; then
+    say "ended by Slurm ($state) at step $(saved_iteration) of $TRAIN_ITERS"
+    exit 1
+  fi
   ((restarts < MAX_RESTARTS)) ||
     die "restarted $restarts times (MAX_RESTARTS): not requeued; submit the same command again to continue"
   say "requeued at step $(saved_iteration) of $TRAIN_ITERS"

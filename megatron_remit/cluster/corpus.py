@@ -1,4 +1,4 @@
-"""Whether a corpus belongs to a tokenizer, from the manifest that the corpus tool wrote: read in no time at any size."""
+"""Whether a corpus belongs to a tokenizer, from the corpus tool's manifest: no time at any size."""
 
 import json
 from pathlib import Path

@@ -2,8 +2,8 @@
 
 Slurm announces preemption and the time limit with SIGTERM or SIGUSR1. Megatron's ``--exit-signal-handler`` saves after
 the current step when a *worker* gets SIGTERM. torchrun in between is in the way: it answers SIGTERM by ending its
-workers, with SIGKILL after 30 seconds, which is less than many a checkpoint takes. So torchrun runs here as a child that
-ignores both signals, and this process passes SIGTERM to the workers and then waits for as long as they need.
+workers, with SIGKILL after 30 seconds, which is less than many a checkpoint takes. So torchrun runs here as a child
+that ignores both signals, and this process passes SIGTERM to the workers and then waits for as long as they need.
 """
 
 import os
@@ -11,13 +11,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 import psutil
 
 ANNOUNCEMENTS = (signal.SIGTERM, signal.SIGUSR1)
-# A worker that still starts up ignores the signal: it is sent again until torchrun has ended.
-REPEAT_SECONDS = 5.0
+POLL_SECONDS = 0.5
 # torchrun's own list (--signals-to-handle) without SIGTERM.
 _ENDS_TORCHRUN = "SIGINT,SIGHUP,SIGQUIT"
 
@@ -44,24 +44,37 @@ def launch(torchrun_arguments: Sequence[str]) -> int:
     ])
     for number in ANNOUNCEMENTS:
         signal.signal(number, remember)
-    announced = False
+    asked: set[int] = set()
     while True:
         try:
-            return torchrun.wait(timeout=REPEAT_SECONDS if announced else 0.5)
+            return torchrun.wait(timeout=POLL_SECONDS)
         except subprocess.TimeoutExpired:
             if asked_to_stop:
-                if not announced:
-                    print("> asked to stop: the workers save a checkpoint after this step", flush=True)
-                announced = True
-                _ask_workers(torchrun.pid)
+                _ask_workers(torchrun.pid, asked)
 
 
-def _ask_workers(torchrun: int) -> None:
+def _ask_workers(torchrun: int, asked: set[int]) -> None:
+    """Send SIGTERM to each worker once, as soon as it handles it.
+
+    Before that, while it starts up, the signal would be lost. A second one could meet Python at its exit, when handlers
+    are gone and SIGTERM ends a process whose checkpoint is saved as if it had failed.
+    """
     try:
-        for worker in psutil.Process(torchrun).children():
-            worker.send_signal(signal.SIGTERM)
-    except psutil.NoSuchProcess:
+        ready = [worker for worker in psutil.Process(torchrun).children() if _handles_sigterm(worker.pid)]
+        for worker in ready:
+            if worker.pid not in asked:
+                asked.add(worker.pid)
+                print(f"> asked worker {worker.pid} to save a checkpoint after this step and to end", flush=True)
+                worker.send_signal(signal.SIGTERM)
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         pass  # ended since
+
+
+def _handles_sigterm(process: int) -> bool:
+    """Whether ``process`` has a handler for SIGTERM of its own (the mask of caught signals in Linux' /proc)."""
+    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    caught = next(line for line in lines if line.startswith("SigCgt:")).split()[1]
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 if __name__ == "__main__":

@@ -26,12 +26,12 @@ def plan_run(base_hf: Path, reference_hf: Path | None, gpus: int, training: list
     policy = _arguments(training)
     _set_layout(policy, gpus)
     microbatches = _microbatches(policy)
-    reference = None
+    # A reference of another family has none of the policy's shape arguments: copied before they are set.
+    reference = None if policy.objective == "ntp" else copy.copy(policy)
     _set_shape(policy, base_hf)
-    if policy.objective != "ntp":
+    if reference is not None:
         if reference_hf is None:
             raise UserError("--objective remit needs --reference-hf, the Hugging Face folder of the RL model")
-        reference = copy.copy(policy)
         _set_shape(reference, reference_hf)
         _check_same_tokenizer(base_hf, reference_hf)
     corpora = {prefix: check_manifest(prefix, base_hf) for prefix in corpus_prefixes(policy.data_path or [])}

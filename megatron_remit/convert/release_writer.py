@@ -5,6 +5,7 @@ told names, shapes and dtypes first, and asks for one tensor after the other whi
 """
 
 import io
+import os
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -90,8 +91,10 @@ class _LazyPlanner(SavePlanner):
     ) -> None:
         self._items, self._make, self._objects = items, make, objects
 
-    def set_up_planner(self, *args: Any, **kwargs: Any) -> None:
-        """Everything is known from the start."""
+    def set_up_planner(
+        self, state_dict: dict[str, Any], storage_meta: Any = None, is_coordinator: bool = False
+    ) -> None:
+        """Nothing to do: the items are known, and there is no state dict."""
 
     def create_local_plan(self) -> SavePlan:
         return SavePlan(self._items)
@@ -128,6 +131,8 @@ class _OneByOneWriter(dcp.FileSystemWriter):
                 # Private by name, yet the class that torch pickles into every checkpoint's .metadata.
                 place = _StorageInfo(_SHARD_FILE, start, length)
                 results.append(WriteResult(index=item.index, size_in_bytes=length, storage_data=place))
+            stream.flush()
+            os.fsync(stream.fileno())
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
         return future

@@ -22,6 +22,7 @@ from megatron.core.transformer.torch_norm import L2Norm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.training import print_rank_0
 from megatron.training.argument_utils import gpt_config_from_args
 from megatron.training.models.gpt import GPTModelConfig, default_layer_spec
 
@@ -66,6 +67,7 @@ def native_layer_spec(config: GPTModelConfig, vp_stage: int | None = None) -> Tr
     feature = left_to_megatron(config)
     if feature is not None:
         _check_megatron_can(transformer, feature)
+        print_rank_0(f"> {feature}: layers are Megatron's own local ones")
         return default_layer_spec(config, vp_stage)
     _check(transformer)
     norm = _NORMS[transformer.normalization]

@@ -163,6 +163,10 @@ def test_llama_3_rope_frequencies_are_those_of_transformers_bit_for_bit(tmp_path
     assert torch.equal(ours.inv_freq, ROPE_INIT_FUNCTIONS["llama3"](config)[0])
 
 
+def test_every_family_is_in_the_tables_that_the_tests_run_over():
+    assert {model_class.__name__ for model_class, _ in SHAPES.values()} == FAMILIES.keys()
+
+
 @pytest.mark.parametrize("family", SHAPES)
 def test_every_argument_that_an_import_stores_is_one_that_megatron_knows(tmp_path, family):
     parser = add_remit_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)))

@@ -73,7 +73,7 @@ def head_difference(group, implementation, sequence_parallel):
 
 
 def model_difference(sequence_parallel, tied):
-    """Of `token_nll` through GPTModel at TP2: without gradients (chunked head), with gradients, and by Megatron."""
+    """Of `token_nll` through GPTModel at TP2: frozen (chunked head), trained, evaluated, and by Megatron."""
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(2)
     model_parallel_cuda_manual_seed(1, force_reset_rng=True)
@@ -93,14 +93,16 @@ def model_difference(sequence_parallel, tied):
         nll_BS = nll(impl)
         nll_BS.sum().backward()
         results[impl] = nll_BS.detach(), {name: each.grad.clone() for name, each in model.named_parameters()}
-    small = mock.patch.object(nll_model, "chunked_head_nll", in_small_chunks)
+    (whole, by_name), (expected, expected_by_name) = results["auto"], results["megatron"]
     with torch.no_grad():
-        chunked, (whole, by_name) = nll("auto"), results["auto"]
-        with small:
+        evaluated = nll("auto")
+        model.requires_grad_(False)
+        chunked = nll("auto")
+        with mock.patch.object(nll_model, "chunked_head_nll", wraps=in_small_chunks) as head:
             small_chunks = nll("auto")
-    expected, expected_by_name = results["megatron"]
     return {
-        "shape": float(chunked.shape != labels.shape),
+        "shape": float(chunked.shape != labels.shape), "head not used": float(not head.called),
+        "evaluation and training": largest(evaluated, whole),
         "reference and policy": largest(chunked, whole), "small chunks": largest(small_chunks, whole),
         "nll": largest(whole, expected),
         "gradient": max(largest(by_name[name], each) / each.abs().max().item() for name, each in

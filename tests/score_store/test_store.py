@@ -241,6 +241,18 @@ def test_a_row_that_is_not_there_stops_the_run_or_is_left_to_the_reference(folde
     assert left["reference_nll"].isnan().all()
 
 
+def test_a_damaged_row_stops_the_run_or_is_left_to_the_reference(folder, capsys):
+    store_sample(folder, 4)
+    shard = next(folder.glob(PATTERN))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UserError, match=rf"sample 4 of the run: .*{shard.name}: damaged, row 0 .* prune"):
+        ScoredDataset(Samples(), ScoreStore(folder), online=False, wait_seconds=0.0)[4]
+    left = ScoredDataset(Samples(), ScoreStore(folder), online=True, wait_seconds=0.0)[4]
+    assert left["reference_nll"].isnan().all()
+    assert f"scoring sample 4 online: {shard}: damaged" in capsys.readouterr().out
+
+
 def test_a_run_follows_a_scorer_and_says_that_it_waits(folder, capsys):
     dataset = ScoredDataset(Samples(), ScoreStore(folder), online=False, wait_seconds=30.0)
     scorer = threading.Timer(0.3, store_sample, (folder, 5))

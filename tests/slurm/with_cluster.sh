@@ -3,8 +3,8 @@
 #
 #   tests/slurm/with_cluster.sh COMMAND...
 #
-# munged, slurmctld and slurmd keep everything in a folder of their own under TMPDIR, listen on free ports, and are stopped
-# at the end whatever happens. Root is needed only to install Debian's packages where they are missing.
+# munged, slurmctld and slurmd keep everything in a folder of their own under TMPDIR, listen on free ports, and are
+# stopped at the end whatever happens. Root is needed only to install Debian's packages where they are missing.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -22,21 +22,34 @@ if ((${#missing[@]})); then
     exit 2
   fi
   "${as_root[@]}" apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null
 fi
 export PATH=$PATH:/usr/sbin
 
 home=$(mktemp -d "${TMPDIR:-/tmp}/remit-slurm.XXXXXX")
 started=()
 
+# ours: processes that have this cluster's SLURM_CONF in their environment: the daemons, and jobs that outlived them.
+ours() {
+  local file pid
+  for file in /proc/[0-9]*/environ; do
+    pid=${file//[!0-9]/}
+    [[ $pid == "$$" || $pid == "$BASHPID" ]] ||
+      { grep -qzxF "SLURM_CONF=$home/slurm.conf" "$file" 2> /dev/null && echo "$pid"; } || true
+  done
+}
+
 stop() {
-  local status=$? pid
+  local status=$?
   trap - EXIT INT TERM
   scancel --quiet --user "$(id -un)" 2> /dev/null || true
-  # Jobs end first: slurmd waits for them. Then the daemons, in the order in which they depend on each other.
+  # Jobs end first, while the daemons can see to it (KillWait).
   for _ in {1..20}; do [[ -n $(squeue --noheader 2> /dev/null) ]] || break; sleep 0.5; done
-  for pid in "${started[@]}"; do kill "$pid" 2> /dev/null || true; done
-  for pid in "${started[@]}"; do wait "$pid" 2> /dev/null || true; done
+  kill "${started[@]}" 2> /dev/null || true
+  for _ in {1..20}; do [[ -n $(jobs -pr) ]] || break; sleep 0.25; done
+  # shellcheck disable=SC2046 # one word a process
+  kill -KILL "${started[@]}" $(ours) 2> /dev/null || true
   if ((status)); then
     for log in "$home"/*.log; do echo "--- $(basename "$log")"; tail -n 15 "$log"; done >&2
   fi
@@ -48,7 +61,7 @@ trap 'exit 130' INT TERM
 
 # free_ports N: N ports that nothing listens on.
 free_ports() {
-  python3 -c 'import socket, sys
+  "${PYTHON:-python3}" -c 'import socket, sys
 held = [socket.socket() for _ in range(int(sys.argv[1]))]
 for one in held: one.bind(("127.0.0.1", 0))
 print(*(one.getsockname()[1] for one in held))' "$1"
@@ -84,6 +97,10 @@ SelectTypeParameters=CR_Core
 MpiDefault=none
 SwitchType=switch/none
 ReturnToService=2
+# Seconds between SIGTERM and SIGKILL when a job is cancelled, 30 by default.
+KillWait=5
+# Seconds for which a finished job can be asked about, 300 by default.
+MinJobAge=3600
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
 GresTypes=gpu
 NodeName=n1 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$port_1 CPUs=2 Gres=gpu:8

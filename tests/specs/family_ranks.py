@@ -5,7 +5,6 @@ from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from megatron.core import dist_checkpointing, parallel_state
@@ -13,6 +12,7 @@ from megatron.core.distributed.finalize_model_grads import _allreduce_non_tensor
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from megatron.core.utils import get_batch_on_this_cp_rank
 from megatron.training import checkpointing
 from megatron.training.arguments import parse_args, validate_args
 from megatron.training.models.gpt import GPTModelBuilder
@@ -30,6 +30,7 @@ LAYOUTS = {
     "tp2_sequence_parallel": ("--tensor-model-parallel-size", "2", "--sequence-parallel"),
     "pp2": _PP2,
     "pp2_vpp2": (*_PP2, "--num-layers-per-virtual-pipeline-stage", "1"),
+    "cp2": ("--context-parallel-size", "2"),
 }
 
 
@@ -37,8 +38,8 @@ def run_arguments(folder: Path, layout: str) -> Namespace:
     """The arguments of a run from the checkpoint in ``folder``: its shape comes from there."""
     flags = ("--load", str(folder), "--use-checkpoint-args", "--seq-length", "16", "--micro-batch-size", "2",
              "--global-batch-size", "4", "--train-iters", "1", "--lr", "1")
-    with patch.object(sys, "argv", ["pretrain", *flags, *LAYOUTS[layout]]):
-        args = parse_args(add_remit_arguments)
+    sys.argv = ["pretrain", *flags, *LAYOUTS[layout]]
+    args = parse_args(add_remit_arguments)
     checkpointing.load_args_from_checkpoint(args)
     return validate_args(args)
 
@@ -48,7 +49,8 @@ def build(args: Namespace) -> list[torch.nn.Module]:
     parallel_state.destroy_model_parallel()
     vpp = args.virtual_pipeline_model_parallel_size
     parallel_state.initialize_model_parallel(
-        args.tensor_model_parallel_size, args.pipeline_model_parallel_size, virtual_pipeline_model_parallel_size=vpp
+        args.tensor_model_parallel_size, args.pipeline_model_parallel_size, virtual_pipeline_model_parallel_size=vpp,
+        context_parallel_size=args.context_parallel_size,
     )
     model_parallel_cuda_manual_seed(1, force_reset_rng=True)
     builder = GPTModelBuilder(gpt_config(args))
@@ -72,16 +74,22 @@ def load(chunks: list[torch.nn.Module], folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def on_this_rank(value_BS: torch.Tensor) -> torch.Tensor:
+    """This context-parallel rank's part of the sequences [B, S, ..]."""
+    group = parallel_state.get_context_parallel_group()
+    return get_batch_on_this_cp_rank({"part": value_BS}, is_hybrid_cp=False, cp_group=group)["part"]
+
+
 def forward(
     chunks: list[torch.nn.Module], ids_BS: torch.Tensor, vocabulary: int, labels_BS: torch.Tensor | None = None
 ) -> torch.Tensor | None:
-    """Run the pipeline by hand: this rank's part [B, S, V / TP] of the logits, or the NLL [B, S] of the labels.
-
-    None where there is no last stage.
-    """
+    """Run the pipeline by hand on whole sequences [B, S]: the logits [B, S / CP, V / TP] of this rank, or the NLL
+    [B, S / CP] of the labels; None where there is no last stage."""
     stages = parallel_state.get_pipeline_model_parallel_world_size()
     here = parallel_state.get_pipeline_model_parallel_rank()
-    positions = torch.arange(ids_BS.size(1)).expand_as(ids_BS)
+    positions = on_this_rank(torch.arange(ids_BS.size(1)).expand_as(ids_BS))
+    ids_BS = on_this_rank(ids_BS)
+    labels_BS = None if labels_BS is None else on_this_rank(labels_BS)
     output = None
     for step in range(len(chunks) * stages):
         chunk, stage = divmod(step, stages)
@@ -99,19 +107,18 @@ def forward(
     return output
 
 
-def compare_layouts(rank: int, folder: Path, cases: list[str]) -> None:
+def compare_layouts(rank: int, folder: Path, runs: list[tuple[str, str]]) -> None:
     """For each case folder and layout: the largest difference of logits and of each gradient from HF, saved by rank."""
     host.install()
     patches.apply()
     report: dict[tuple[str, str], dict[str, float]] = {}
-    for case in cases:
+    for case, layout in runs:
+        args = run_arguments(folder / case / "weights", layout)
+        chunks = build(args)
+        for chunk, state in zip(chunks, load(chunks, folder / case / "weights"), strict=True):
+            chunk.load_state_dict(state)
         truth = torch.load(folder / case / "truth.pt")
-        for name in LAYOUTS:
-            args = run_arguments(folder / case / "weights", name)
-            chunks = build(args)
-            for chunk, state in zip(chunks, load(chunks, folder / case / "weights"), strict=True):
-                chunk.load_state_dict(state)
-            report[case, name] = _differences(chunks, truth, args, folder / case / "gradients")
+        report[case, layout] = _differences(chunks, truth, args, folder / case / "gradients")
     torch.save(report, folder / f"report{rank}.pt")
 
 
@@ -123,12 +130,12 @@ def _differences(chunks: list[torch.nn.Module], truth: dict, args: Namespace, gr
     found: dict[str, Any] = {}
     if logits_BSv is not None:
         whole_BSV = gather_from_tensor_model_parallel_region(logits_BSv.detach())
-        found["logits"] = (whole_BSV[..., :vocabulary] - truth["logits"]).abs().max().item()
+        found["logits"] = (whole_BSV[..., :vocabulary] - on_this_rank(truth["logits"])).abs().max().item()
         found["padding"] = whole_BSV.size(-1) - vocabulary
         found["largest padding logit"] = whole_BSV[..., vocabulary:].max().item() if found["padding"] else None
-        found["nll"] = (nll_BS - truth["nll"]).abs().max().item()
+        found["nll"] = (nll_BS - on_this_rank(truth["nll"])).abs().max().item()
     if args.pipeline_model_parallel_size == 1:
-        found["gradients"] = _gradient_differences(chunks[0], logits_BSv, truth["direction"], gradients)
+        found["gradients"] = _gradient_differences(chunks[0], logits_BSv, on_this_rank(truth["direction"]), gradients)
     return found
 
 
@@ -139,6 +146,8 @@ def _gradient_differences(
     start = parallel_state.get_tensor_model_parallel_rank() * logits_BSv.size(-1)
     direction_BSv = direction_BSV[..., start : start + logits_BSv.size(-1)]
     (logits_BSv[..., : direction_BSv.size(-1)] * direction_BSv).sum().backward()
+    for parameter in model.parameters():
+        torch.distributed.all_reduce(parameter.grad, group=parallel_state.get_context_parallel_group())
     model.ddp_config = SimpleNamespace(use_megatron_fsdp=False)
     _allreduce_non_tensor_model_parallel_grads([model], model.config)
     expected = load([model], gradients)[0]

@@ -1,12 +1,16 @@
-"""The local core attention against Megatron's own, and what it refuses."""
+"""The local core attention against plain softmax attention, over context-parallel ranks, and what it refuses."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_remit import host
 from megatron_remit.errors import UserError
 from megatron_remit.specs.attention import SDPACoreAttention
+from tests.ranks import run_ranks
 
 
 def _attention(mask_type=AttnMaskType.causal, **overrides):
@@ -49,6 +53,36 @@ def test_a_mask_tensor_separates_documents():
 def test_what_it_cannot_do_is_refused_by_name(overrides, named):
     with pytest.raises(UserError, match=named):
         _attention(**overrides)
+
+
+def _attention_over_three_ranks(rank):
+    host.install()
+    group = torch.distributed.group.WORLD
+    chunks = torch.arange(24).chunk(6)
+    here = torch.cat([chunks[rank], chunks[5 - rank]])
+    hidden = torch.ones(2, 1, 24, 24).triu(1).bool()
+    hidden[0, :, 5:, :5] = hidden[1, :, 13:, :13] = True
+    for mask_type, mask in ((AttnMaskType.causal, None), (AttnMaskType.no_mask, None), (AttnMaskType.causal, hidden)):
+        torch.manual_seed(0)
+        # Grouped queries, values narrower than keys.
+        whole = [torch.randn(24, 2, heads, width, dtype=torch.float64) for heads, width in ((4, 8), (2, 8), (2, 6))]
+        direction = torch.randn(24, 2, 24, dtype=torch.float64)
+        results = []
+        for parts, cp_group in ((slice(None), None), (here, group)):
+            config = TransformerConfig(num_layers=1, hidden_size=32, num_attention_heads=4, attention_dropout=0.0,
+                                       context_parallel_size=1 if cp_group is None else 3)
+            attention = SDPACoreAttention(config, 1, mask_type, "self", pg_collection=SimpleNamespace(cp=cp_group))
+            leaves = [x[parts].clone().requires_grad_() for x in whole]
+            output = attention(*leaves, None if mask is None else mask[:, :, parts])
+            (output * direction[parts]).sum().backward()
+            results.append([output, *(leaf.grad for leaf in leaves)])
+        for found, expected in zip(results[1], results[0], strict=True):
+            torch.testing.assert_close(found, expected[here])
+
+
+def test_context_parallel_ranks_compute_their_rows_and_gradients():
+    """Megatron's zigzag order: rank r of 3 holds chunks r and 5 - r of 6."""
+    run_ranks(3, _attention_over_three_ranks)
 
 
 def test_padding_masks_are_refused():

@@ -1,0 +1,95 @@
+"""The job scripts without Slurm: the paper's settings in the command that --dry-run prints, and the messages."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.hf_models import make_olmo2
+from tests.ranks import ROOT
+from tests.slurm.jobs import TINY
+
+# The paper, section 5.1 and appendix D: learning rate, sequence length, tokens a step; 50B tokens, cosine to 1e-7.
+PAPER = {
+    "remit_olmo1b.sh": ("3e-4", 4096, 2 * 2**20),
+    "remit_smollm3_3b.sh": ("2e-4", 8192, 2 * 2**20),
+    "remit_youtu_llm_2b.sh": ("2e-4", 8192, 64 * 2**20),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scripts")
+    make_olmo2(folder / "base")
+    make_olmo2(folder / "rl", seed=2)
+    return folder
+
+
+def run(script, *arguments, **variables):
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
+    done = subprocess.run(["bash", str(ROOT / "examples" / script), *arguments], capture_output=True, text=True,
+                          env=kept | {key: str(value) for key, value in variables.items()}, timeout=240)
+    return done.returncode, done.stdout + done.stderr
+
+
+def settings(folder, **variables):
+    return {"BASE_HF": folder / "base", "RL_HF": folder / "rl", "CORPUS": folder / "corpus", "RUN_DIR": folder / "run",
+            "PYTHON": sys.executable} | variables
+
+
+@pytest.mark.parametrize("script", PAPER)
+def test_the_printed_command_has_the_papers_settings(script, folder):
+    rate, length, tokens = PAPER[script]
+    status, text = run(script, "--dry-run", **settings(folder, CONTAINER_IMAGE="image.sqsh"))
+    assert status == 0 and text.startswith("srun "), text
+    steps = -(-50_000_000_000 // tokens)
+    for flags in (f"--lr {rate}", "--min-lr 1e-7", "--lr-decay-style cosine", f"--seq-length {length}",
+                  f"--global-batch-size {tokens // length}", f"--train-iters {steps}", "--remit-epsilon 0.2",
+                  "--objective remit", "--bf16", "--exit-signal-handler", "--finetune"):
+        assert f"    {flags}" in text.replace(" \\\n", "\n").splitlines(), f"{flags}\n{text}"
+
+
+def test_a_container_gets_the_folders_of_the_run(folder):
+    _, text = run("remit_olmo1b.sh", "--dry-run",
+                  **settings(folder, CONTAINER_IMAGE="image.sqsh", CONTAINER_MOUNTS="/scratch:/scratch"))
+    mounts = next(line for line in text.splitlines() if "--container-mounts" in line)
+    for part in (folder / "base", folder / "rl", folder / "run", folder / "imported", folder, "/scratch"):
+        assert f"{part}:{part}" in mounts
+    assert "--container-image=image.sqsh" in text and "--no-container-mount-home" in text
+
+
+def test_relative_paths_and_blends_become_whole_paths(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    _, text = run("remit_olmo1b.sh", "--dry-run", **settings(
+        folder, BASE_HF="base", RL_HF="rl", RUN_DIR="run", CORPUS="0.3 corpus 1 data/more", CONTAINER_IMAGE="image"))
+    assert f"--data-path 0.3 {folder}/corpus 1 {folder}/data/more" in text
+    assert f"--save {folder}/run/checkpoints" in text
+    mounts = next(line for line in text.splitlines() if "--container-mounts" in line)
+    assert all(f"{part}:{part}" in mounts for part in (folder / "base", folder / "rl", folder, folder / "data"))
+
+
+@pytest.mark.parametrize(("variables", "message"), [
+    ({"BASE_HF": ""}, "BASE_HF is not set: give the Hugging Face folder of the model to train"),
+    ({"RL_HF": ""}, "RL_HF is not set"),
+    ({"CORPUS": ""}, "CORPUS is not set"),
+    ({"RUN_DIR": ""}, "RUN_DIR is not set"),
+    ({"BASE_HF": "/nowhere"}, "BASE_HF=/nowhere: no such folder"),
+    ({"PYTHON": "/nowhere/python"}, "/nowhere/python is not there: set VENV"),
+    ({"TP": "two"}, "TP is 'two': expected a whole number above 0"),
+])
+def test_messages_name_the_variable(variables, message, folder):
+    status, text = run("remit_olmo1b.sh", "--dry-run", **settings(folder, **variables))
+    assert status == 2 and f"error: {message}" in text
+
+
+def test_the_script_is_not_run_by_hand(folder):
+    status, text = run("remit_olmo1b.sh", **settings(folder))
+    assert status == 2 and "submit it with sbatch" in text
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_dry_run_checks_the_corpus(folder):
+    status, text = run("remit_olmo1b.sh", "--dry-run", **settings(folder, NODES=1, **TINY))
+    assert status == 2 and f"error: {folder}/corpus.bin: no such file" in text
