@@ -31,6 +31,7 @@ LAYOUTS = {
     "TP2 with sequence parallelism, larger reference microbatch": (
         {"tensor_model_parallel_size": 2, "sequence_parallel": True, "reference_micro_batch_size": 4}),
     "PP2xVPP2": {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 1},
+    "CP2": {"context_parallel_size": 2},
     "DP2 with distributed optimizer": ADAM | {
         "use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True},
 }

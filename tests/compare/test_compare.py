@@ -12,6 +12,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from megatron_remit.compare import score
 from megatron_remit.compare.build import Request, compare
 from megatron_remit.compare.heatmap import Heatmap
 from megatron_remit.compare.inputs import read_texts, shared_tokenizer
@@ -19,6 +20,7 @@ from megatron_remit.compare.score import score_all
 from megatron_remit.compare.tokens import token_margins
 from megatron_remit.errors import UserError
 from tests.hf_models import make_olmo2
+from tests.ranks import run_ranks
 
 TEXTS = ["So the sum is 3.\nTherefore <b>&amp;</b> $x$ follows.", "", "ba de " * 40, "Therefore: \tdone"]
 
@@ -58,23 +60,22 @@ def result(folder, tmp_path_factory):
     return compare(request(folder, tmp_path_factory.mktemp("out") / "new")).parent
 
 
-@pytest.fixture(scope="module")
-def scored(folder):
+def _scored(folder):
     models = {name: folder / name for name in ("base", "rl")}
     tokenizer = shared_tokenizer(models)
     texts = read_texts([folder / "texts.jsonl"], "text", 10_000, tokenizer, folder / "base")
     return texts, score_all(models, texts, "rl", 32, "float32")
 
 
-def test_the_pieces_of_the_texts_are_the_texts(scored):
-    texts, _ = scored
+def test_the_pieces_of_the_texts_are_the_texts(folder):
+    texts, _ = _scored(folder)
     assert len(texts) == 3, "the empty text is left out"
     whole = ["".join(texts.pieces[a:b]) for a, b in zip(texts.starts[:-1], texts.starts[1:], strict=True)]
     assert whole == [text for text in TEXTS if text]
 
 
-def test_log_probabilities_and_kl_are_those_of_transformers_in_float64(folder, scored, monkeypatch):
-    texts, scores = scored
+def _agrees_with_transformers(rank, folder):
+    texts, scores = _scored(folder)
     models = {name: AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float64) for name in scores.logp}
     for start, end in zip(texts.starts[:-1], texts.starts[1:], strict=True):
         for first in range(start, end, 32):
@@ -91,11 +92,15 @@ def test_log_probabilities_and_kl_are_those_of_transformers_in_float64(folder, s
     assert "rl" not in scores.kl
 
     # Batches and chunks of one row and one token give the same.
-    monkeypatch.setattr("megatron_remit.compare.score.BATCH_TOKENS", 1)
-    monkeypatch.setattr("megatron_remit.compare.score.CHUNK_LOGITS", 1)
+    score.BATCH_TOKENS = score.CHUNK_LOGITS = 1
     small = score_all({name: folder / name for name in models}, texts, "rl", 32, "float32")
     np.testing.assert_allclose(small.logp["base"], scores.logp["base"], atol=1e-5)
     np.testing.assert_allclose(small.kl["base"], scores.kl["base"], atol=1e-5)
+
+
+def test_log_probabilities_and_kl_are_those_of_transformers_in_float64(folder):
+    """In a fresh process: with host.install(), which other tests call, transformers does not load rotary tables."""
+    run_ranks(1, _agrees_with_transformers, folder)
 
 
 def test_every_figure_is_there_as_png_and_csv_and_in_a_page_that_loads_nothing(result):

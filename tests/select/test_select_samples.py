@@ -1,0 +1,152 @@
+"""Difference sampling over a corpus whose right answer is known: the stores give each token a known difference."""
+
+import argparse
+import dataclasses
+import json
+import shutil
+
+import numpy
+import pytest
+
+from megatron_remit import host
+
+host.install()
+
+from megatron.core.datasets.indexed_dataset import IndexedDataset  # noqa: E402
+
+from megatron_remit.errors import UserError  # noqa: E402
+from megatron_remit.score_store.reader import ScoreStore  # noqa: E402
+from megatron_remit.select import command  # noqa: E402
+from megatron_remit.select.documents import Position, _note, _position  # noqa: E402
+from tests.ranks import ROOT, run_command  # noqa: E402
+
+
+def gain(tokens):
+    # Megatron's GPT dataset reads the tokenizer's padding token (1) as token 0, also where a corpus holds it.
+    tokens = numpy.where(tokens == 1, 0, tokens.astype(int))
+    return (tokens % 7 - 3) / 4
+
+
+@pytest.fixture(scope="module")
+def flags(material):
+    return [*material.flags(load=None, finetune=None, use_checkpoint_args=None, num_layers=1, hidden_size=8,
+                            num_attention_heads=1, max_position_embeddings=64, row_seed=5)]
+
+
+@pytest.fixture(scope="module")
+def folder(flags, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("select")
+    done = run_command(["python", "-m", "tests.select.make_stores", folder, *flags])
+    assert done.returncode == 0, done.failure()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def truth(material):
+    """Each document's tokens, and the sum of their differences."""
+    corpus = IndexedDataset(str(material.corpus), mmap=True)
+    rows = [corpus[number].copy() for number in range(len(corpus))]  # the mapped file closes with the corpus
+    return rows, numpy.array([gain(row).sum() for row in rows])
+
+
+def select(flags, folder, *more):
+    return run_command(["python", ROOT / "tools/select_samples.py", *flags, "--store-large", folder / "large",
+                        "--store-small", folder / "small", *more])
+
+
+@pytest.mark.slow
+def test_the_documents_with_the_largest_sums_are_kept(flags, folder, truth):
+    done = select(flags, folder, "--out", folder / "kept")
+    assert done.returncode == 0, done.failure()
+    rows, sums = truth
+    scores = numpy.load(folder / "kept.scores.npy")
+    known = ~numpy.isnan(scores)
+    # The stream's first token has no prediction, and its last tokens fill no row.
+    assert 0 < (~known).sum() < 10
+    assert (numpy.abs(scores - sums)[known] > 1e-9).sum() <= 1
+    manifest = json.loads((folder / "kept.json").read_text())
+    keep = round(0.8 * known.sum())
+    best = sorted(numpy.flatnonzero(known), key=lambda number: (-scores[number], number))[:keep]
+    expected = sorted([*best, *numpy.flatnonzero(~known)])
+    written = IndexedDataset(str(folder / "kept"), mmap=True)
+    assert len(written) == len(expected) == len(written.document_indices) - 1
+    for place, number in enumerate(expected):
+        assert numpy.array_equal(written[place], rows[number])
+    assert manifest["kept"]["documents"] == keep and manifest["dropped"]["documents"] == known.sum() - keep
+    assert manifest["kept"]["tokens"] == sum(len(rows[number]) for number in best)
+    assert manifest["kept"]["mean score"] == pytest.approx(scores[best].mean())
+    assert manifest["kept"]["mean score"] > manifest["dropped"]["mean score"]
+    assert manifest["kept without a score"]["documents"] == (~known).sum()
+    assert scores[best].min() == manifest["threshold"]
+
+    # A second call refuses to write over it; without the corpus it goes on from the finished scores.
+    again = select(flags, folder, "--out", folder / "kept")
+    assert again.returncode == 2 and "kept.bin exists" in again.output
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_where_its_last_note_is(folder, truth):
+    found = numpy.load(folder / "interrupted.npz")
+    first, second, rows = found["reads"]
+    assert first == 21 and second == rows - 16, "notes are taken every 8 rows here"
+    known = ~numpy.isnan(found["scores"])
+    assert (numpy.abs(found["scores"] - truth[1])[known] > 1e-9).sum() <= 1
+
+
+@pytest.mark.slow
+def test_a_store_without_a_row_is_named(flags, folder, tmp_path):
+    shutil.copytree(folder / "large", tmp_path / "large")
+    (tmp_path / "small").mkdir()
+    shutil.copy(folder / "small" / "manifest.json", tmp_path / "small")
+    done = select(flags, tmp_path, "--out", tmp_path / "kept")
+    assert done.returncode == 2
+    assert f"error: {tmp_path / 'small'}: row 0 of the corpus is not in it" in done.output
+    assert not (tmp_path / "kept.bin").exists()
+
+
+def options(tmp_path, **overrides):
+    return argparse.Namespace(**{
+        "keep_ratio": 0.8, "row_seed": 5, "out": tmp_path / "kept", "seq_length": 24, "reset_attention_mask": False,
+        "reset_position_ids": False, "remit_vocab_size": 515, "remit_tokenizer_fingerprint": None} | overrides)
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    ({"keep_ratio": 0.0}, r"--keep-ratio 0.0: .* \(0, 1\]"), ({"keep_ratio": 1.1}, r"--keep-ratio 1.1"),
+    ({"row_seed": None}, "--row-seed is not set"),
+])
+def test_flags_that_cannot_work(overrides, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        command._check(options(tmp_path, **overrides))
+
+
+def test_an_output_without_its_folder(tmp_path):
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        command._check(options(tmp_path, out=tmp_path / "nowhere" / "kept"))
+
+
+@pytest.mark.slow
+def test_stores_of_one_model_or_of_another_corpus(folder, tmp_path):
+    large, small = ScoreStore(folder / "large"), ScoreStore(folder / "small")
+    fingerprint = large.manifest.identity.tokenizer
+    args = options(tmp_path, remit_tokenizer_fingerprint=fingerprint)
+    command._check_stores(args, large, small)
+    with pytest.raises(UserError, match="of one model"):
+        command._check_stores(args, large, large)
+    for change, message in (({"seq_length": 25}, "another sequence length"), ({"remit_vocab_size": 9}, "vocabulary"),
+                            ({"remit_tokenizer_fingerprint": "0" * 64}, "another tokenizer")):
+        with pytest.raises(UserError, match=message):
+            command._check_stores(argparse.Namespace(**vars(args) | change), large, small)
+
+
+def test_progress_of_another_selection_is_refused(tmp_path):
+    scores = tmp_path / "kept.scores.npy"
+    scores.write_bytes(b"")
+    note = tmp_path / "kept.scores.progress.json"
+    _note(note, Position("one", 3, 2, 1, 0.5))
+    assert dataclasses.asdict(_position(note, scores, "one")) == {
+        "job": "one", "row": 3, "place": 2, "left": 1, "total": 0.5}
+    with pytest.raises(UserError, match="of another selection"):
+        _position(note, scores, "two")
+    note.write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        _position(note, scores, "one")
