@@ -1,8 +1,9 @@
 # make demo   the whole flywheel on a tiny model, ends with runs/demo/report.html
 # make test   lint and all tests
 # make test-slurm   the job scripts on a real Slurm on this machine (installs Debian's slurm-wlm and munge if missing)
-# VENV=DIR uses (and completes) another virtual environment.
+# VENV=DIR uses (and completes) another virtual environment; WORKERS=N runs that many test files at once.
 VENV ?= .venv
+WORKERS ?= 2
 PY := $(VENV)/bin/python
 READY := $(VENV)/.megatron-remit-ready
 
@@ -13,7 +14,7 @@ demo: env
 	PYTHON=$(PY) bash examples/flywheel_tiny.sh
 
 test: env lint
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 test-slurm: env
 	PYTHON=$(abspath $(PY)) tests/slurm/with_cluster.sh $(PY) -m pytest tests/slurm

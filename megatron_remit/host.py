@@ -17,6 +17,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 # Every factory and conversion that Megatron calls with a device.
 _FACTORIES = (
@@ -44,6 +45,9 @@ def install() -> None:
     os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     # Megatron insists on it for tensor parallelism, where it orders kernels on a GPU.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    # `with torch.device(...)`, with which transformers builds models on the meta device, lists the factories once and
+    # knows them by identity: listed after the replacement, none of the real ones would be among them.
+    _device_constructors()
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     for name in _METHODS:

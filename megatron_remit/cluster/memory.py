@@ -3,11 +3,15 @@
 import argparse
 from dataclasses import dataclass
 
+from megatron_remit.kernels.chunked_head_logprob import CHUNK_BYTES
+
 # Megatron: bf16 weights (2), fp32 gradients (4), and fp32 weights with two Adam moments (12, which the distributed
 # optimizer divides among the data-parallel ranks). The reference has the first only.
 _BYTES_OF_A_WEIGHT = 2
-# Scoring holds the logits of one reference microbatch in bf16 and, for the cross-entropy, in fp32.
-_BYTES_OF_A_SCORED_LOGIT = 6
+# With Megatron's cross-entropy scoring holds the logits of one reference microbatch in bf16 and in fp32; the kernels
+# hold a chunk of them in bf16.
+_BYTES_OF_A_LOGIT = 2
+_BYTES_OF_A_LOGIT_IN_MEGATRON = 6
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,11 @@ def estimate(policy: argparse.Namespace, reference: argparse.Namespace | None, m
         plain = argparse.Namespace(**vars(reference) | {"use_distributed_optimizer": False})
         weights = megatron.compute_weight_and_optimizer_memory(plain) / 18 * _BYTES_OF_A_WEIGHT
         logits = policy.reference_micro_batch_size * local.seq_length * reference.padded_vocab_size
-        scoring = logits / policy.tensor_model_parallel_size * _BYTES_OF_A_SCORED_LOGIT
+        logits //= policy.tensor_model_parallel_size
+        if policy.cross_entropy_impl == "megatron":
+            scoring = logits * _BYTES_OF_A_LOGIT_IN_MEGATRON
+        else:
+            scoring = min(logits * _BYTES_OF_A_LOGIT, CHUNK_BYTES)
     return Memory(
         megatron.compute_weight_and_optimizer_memory(local), activations(local, microbatches), weights, scoring
     )

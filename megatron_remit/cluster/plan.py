@@ -7,8 +7,7 @@ from pathlib import Path
 from megatron_remit import host
 from megatron_remit.cluster.corpus import check_manifest, corpus_prefixes
 from megatron_remit.cluster.memory import Memory, estimate
-from megatron_remit.convert.families import family_of
-from megatron_remit.convert.hf_io import read_json
+from megatron_remit.convert.families import read_config
 from megatron_remit.errors import UserError
 from megatron_remit.tokenizer import folder_fingerprint
 
@@ -31,7 +30,9 @@ def plan_run(base_hf: Path, reference_hf: Path | None, gpus: int, training: list
     _set_shape(policy, base_hf)
     if reference is not None:
         if reference_hf is None:
-            raise UserError("--objective remit needs --reference-hf, the Hugging Face folder of the RL model")
+            raise UserError(
+                f"--objective {policy.objective} needs --reference-hf, the Hugging Face folder of the reference"
+            )
         _set_shape(reference, reference_hf)
         _check_same_tokenizer(base_hf, reference_hf)
     corpora = {prefix: check_manifest(prefix, base_hf) for prefix in corpus_prefixes(policy.data_path or [])}
@@ -83,8 +84,8 @@ def _microbatches(args: argparse.Namespace) -> int:
 def _set_shape(args: argparse.Namespace, hf: Path) -> None:
     from megatron.training.vocab_utils import calculate_padded_vocab_size
 
-    config = read_json(hf / "config.json")
-    for name, value in family_of(config, str(hf / "config.json")).arguments(config).items():
+    family, config = read_config(hf)
+    for name, value in family.arguments(config).items():
         setattr(args, name, value)
     if args.max_position_embeddings < args.seq_length:
         raise UserError(

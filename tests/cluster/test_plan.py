@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from transformers import Olmo2Config, Olmo2ForCausalLM
 
 from megatron_remit.cluster.plan import plan_run
@@ -63,13 +64,31 @@ def test_weights_are_those_of_the_hugging_face_model(folder):
     assert gib(text, "weights, gradients, optimizer") == pytest.approx((6 + 12 / 32) * parameters / 2**30, rel=5e-3)
 
 
+@pytest.mark.parametrize("architecture", ["SmolLM3ForCausalLM", "YoutuForCausalLM"])
+def test_weights_of_the_other_families(architecture, folder, tmp_path):
+    """transformers' default configs, which have 3.08B and 1.96B parameters."""
+    model_class = getattr(transformers, architecture)
+    config = model_class.config_class(architectures=[architecture])
+    config.save_pretrained(tmp_path / "model")
+    make_tokenizer(tmp_path / "model", 515)
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in model_class(config).parameters())
+    text = plan_run(tmp_path / "model", tmp_path / "model", 32, [*PAPER, "--data-path", str(folder / "corpus")])
+    assert gib(text, "reference: weights") == pytest.approx(2 * parameters / 2**30, rel=5e-3)
+
+
 def test_scoring_and_training_take_turns(folder):
-    text = plan(folder, "--reference-micro-batch-size", "16")
+    text = plan(folder, "--reference-micro-batch-size", "16", "--cross-entropy-impl", "megatron")
     logits = 16 * 4096 * 100352 * 6 / 2**30
     assert gib(text, "reference: logits") == pytest.approx(logits, abs=0.01)
     expected = gib(text, "weights, gradients, optimizer") + gib(text, "reference: weights") + max(
         logits, gib(text, "activations"))
     assert gib(text, "peak") == pytest.approx(expected, abs=0.02)
+
+
+def test_the_kernels_hold_a_chunk_of_the_references_logits(folder):
+    text = plan(folder, "--reference-micro-batch-size", "16")
+    assert gib(text, "reference: logits") == pytest.approx(96 / 1024, abs=0.01)
 
 
 def test_tensor_parallelism_divides_the_memory_and_the_ranks(folder):
