@@ -11,17 +11,15 @@ printed are its 20th, 50th and 80th percentiles. Only the steps from the store l
 import argparse
 import csv
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from common import write_csv
+from common import conditions, percentiles, write_csv
 
 WARM_UP_STEPS = 6
 WAYS = ("ntp", "remit", "stored")
@@ -115,26 +113,20 @@ def report(options: argparse.Namespace, seconds: dict[str, list[float]]) -> None
     """Print the percentiles and append one row to the CSV."""
     import torch
 
-    p20, p50, p80 = percentiles([ntp / remit for ntp, remit in zip(seconds["ntp"], seconds["remit"], strict=True)])
-    stored = percentiles([ntp / stored for ntp, stored in zip(seconds["ntp"], seconds["stored"], strict=True)])
+    def ratios(way: str) -> list[float]:
+        return [ntp / other for ntp, other in zip(seconds["ntp"], seconds[way], strict=True)]
+
     rest = [(remit - reference) / ntp for ntp, remit, reference in
             zip(seconds["ntp"], seconds["remit"], seconds["reference"], strict=True)]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     row = {
-        "commit": commit.stdout.strip(), "device": device, "python": platform.python_version(),
-        "torch": torch.__version__, "megatron_core": version("megatron-core"), "threads": torch.get_num_threads(),
+        **conditions("torch", "megatron-core"), "threads": torch.get_num_threads(),
         **{name: getattr(options, name) for name in (
             "hidden_size", "num_layers", "seq_length", "micro_batch_size", "global_batch_size", "vocab_size", "pairs")},
-        "ntp_ms_p50": round(statistics.median(seconds["ntp"]) * 1e3, 2),
-        "remit_ms_p50": round(statistics.median(seconds["remit"]) * 1e3, 2),
-        "reference_ms_p50": round(statistics.median(seconds["reference"]) * 1e3, 2),
+        **{f"{way}_ms_p50": round(statistics.median(seconds[way]) * 1e3, 2) for way in ("ntp", "remit", "reference")},
         "step_without_reference_over_ntp_p50": round(statistics.median(rest), 4),
-        "throughput_ratio_p20": round(p20, 4), "throughput_ratio_p50": round(p50, 4),
-        "throughput_ratio_p80": round(p80, 4),
+        **percentiles("throughput_ratio", ratios("remit"), 4),
         "stored_ms_p50": round(statistics.median(seconds["stored"]) * 1e3, 2),
-        **{f"stored_throughput_ratio_{name}": round(value, 4)
-           for name, value in zip(("p20", "p50", "p80"), stored, strict=True)},
+        **percentiles("stored_throughput_ratio", ratios("stored"), 4),
     }
     for name, value in row.items():
         print(f"{name:>38}: {value}")
@@ -143,12 +135,6 @@ def report(options: argparse.Namespace, seconds: dict[str, list[float]]) -> None
         rows.append(row)
         names = list(dict.fromkeys(name for one in rows for name in one))
         write_csv(options.csv, [{name: one.get(name, "") for name in names} for one in rows])
-
-
-def percentiles(values: list[float]) -> tuple[float, float, float]:
-    """20th, 50th and 80th percentile."""
-    cuts = statistics.quantiles(values, n=10, method="inclusive")
-    return cuts[1], cuts[4], cuts[7]
 
 
 if __name__ == "__main__":

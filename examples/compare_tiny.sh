@@ -26,12 +26,12 @@ fi
 # shellcheck source=examples/lib/tiny.sh
 . examples/lib/tiny.sh
 
-ARMS=${ARMS:-ntp remit remit_nonrl remit_permuted ntp_equal_compute remit_sft remit_early remit_no_clip rho1 kd}
+ARMS=${ARMS:-ntp remit remit_nonrl remit_permuted ntp_equal_compute remit_sft remit_early remit_no_clip rho1 miniplm kd}
 
 # What tells an arm from NTP on MID_TOKENS tokens.
 flags_of() {
   case $1 in
-    ntp | ntp_equal_compute) ;;
+    ntp | ntp_equal_compute | miniplm) ;;
     remit) remit_from rl_reference ;;
     remit_nonrl) remit_from mid ;;
     remit_permuted) remit_from rl_reference && echo --remit-control permute ;;
@@ -48,6 +48,25 @@ remit_from() { echo --objective remit --reference-load "$MEGATRON/$1"; }
 # A ReMiT step costs 8/6 of an NTP step: NTP on as many more tokens has cost the same.
 tokens_of() { if [ "$1" = ntp_equal_compute ]; then echo $((MID_TOKENS * 4 / 3)); else echo "$MID_TOKENS"; fi; }
 
+corpus_of() { if [ "$1" = miniplm ]; then echo selected; else echo mid; fi; }
+
+# MiniPLM: the documents that the RL model prefers most over the base, by a score store of each.
+select_documents() {
+  local steps=$((RL_MID_TOKENS * 11 / 10 / (SEQ * BATCH))) data  # more than one epoch of the corpus
+  data=(
+    --load "$MEGATRON/base" --use-checkpoint-args
+    --tokenizer-type HuggingFaceTokenizer --tokenizer-model "$MEGATRON/init/hf"
+    --data-path "$DATA/mid" --split "100,0,0" --seq-length "$SEQ" --row-seed 1
+    --micro-batch-size "$BATCH" --global-batch-size "$BATCH" --train-iters "$steps" --eval-iters 0
+  )
+  for name in base rl_reference; do
+    quiet "score_$name" "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node 1 tools/score_corpus.py \
+      "${data[@]}" --reference-load "$MEGATRON/$name" --score-store "$RUN_DIR/scores/$name"
+  done
+  quiet select "$PYTHON" tools/select_samples.py "${data[@]}" --store-large "$RUN_DIR/scores/rl_reference" \
+    --store-small "$RUN_DIR/scores/base" --keep-ratio 0.8 --out "$DATA/selected"
+}
+
 other_references() {
   to_megatron sft
   reinforce rl_early $(((GRPO_STEPS + 9) / 10))
@@ -59,7 +78,7 @@ run_arm() {
   flags=$(flags_of "$1")
   tokens=$(tokens_of "$1")
   # shellcheck disable=SC2086 # words, not one argument
-  RUN_SEED=$2 SAVES=$points pretrain "$run" base mid "$tokens" 1e-3 1e-4 $flags
+  RUN_SEED=$2 SAVES=$points pretrain "$run" base "$(corpus_of "$1")" "$tokens" 1e-3 1e-4 $flags
   "$PYTHON" examples/flywheel/evaluate_run.py --megatron "$MEGATRON/$run" --hf-template "$MEGATRON/init/hf" \
     --data "$DATA" --tensorboard "$RUN_DIR/tb/$run" --sequences-per-step $BATCH --sequence-length $SEQ \
     --limit "$EVAL_LIMIT" --out "$RUN_DIR/eval/$run.json"
@@ -80,6 +99,7 @@ stage base "pretraining the base, $BASE_TOKENS tokens" "3 minutes" train base in
 stage mid "NTP mid-training before RL, $RL_MID_TOKENS tokens" "2 minutes" train mid base mid "$RL_MID_TOKENS" 1e-3 1e-4
 stage rl_reference "SFT, then GRPO with a verifiable reward (TRL)" "4 minutes" post_train
 stage references "the SFT model and an early RL model as references" "1 minute" other_references
+stage selected "MiniPLM: 80 % of the documents, by two score stores" "1 minute" select_documents
 for name in base mid sft rl_early rl_reference; do
   stage "eval_$name" "held-out accuracy of $name (lm-eval)" "half a minute" \
     "$PYTHON" examples/flywheel/evaluate.py --model "$HF/$name" --data "$DATA" --arm "$name" \
