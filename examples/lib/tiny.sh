@@ -5,7 +5,7 @@
 PYTHON=${PYTHON:-.venv/bin/python}
 SEED=${SEED:-1}
 BASE_TOKENS=${BASE_TOKENS:-2000000}       # pretraining of the base
-RL_MID_TOKENS=${RL_MID_TOKENS:-800000}    # NTP mid-training of the model that RL starts from
+RL_MID_TOKENS=${RL_MID_TOKENS:-1200000}   # NTP mid-training of the model that RL starts from: a reference must be ahead
 MID_TOKENS=${MID_TOKENS:-600000}          # mid-training of the arms that are compared
 SFT_STEPS=${SFT_STEPS:-30}
 GRPO_STEPS=${GRPO_STEPS:-60}
