@@ -25,8 +25,9 @@ RUN python -m pip list --format=freeze > /tmp/image.txt \
     && cut -d= -f1 /tmp/image.txt | sed 's/[-_.]/[-_.]/g; s/.*/^&==/' > /tmp/present.txt \
     && grep -viE -f /tmp/present.txt constraints.txt > /tmp/added.txt \
     && PIP_CONSTRAINT='' python -m pip install --no-cache-dir -c /tmp/kept.txt -c /tmp/added.txt -e . \
-    && python -m pip list --format=freeze | grep -xiF -f /tmp/kept.txt | sort | diff - <(sort /tmp/kept.txt) \
-    && rm /tmp/image.txt /tmp/kept.txt /tmp/present.txt /tmp/added.txt
+    && sort /tmp/kept.txt > /tmp/sorted.txt \
+    && python -m pip list --format=freeze | grep -xiF -f /tmp/kept.txt | sort | diff - /tmp/sorted.txt \
+    && rm /tmp/image.txt /tmp/kept.txt /tmp/present.txt /tmp/added.txt /tmp/sorted.txt
 
 # Not root: files that a job writes into mounted folders belong to the user whose id is passed at build or run time.
 # (Not named UID: bash has a variable of that name.)
