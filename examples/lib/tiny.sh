@@ -57,7 +57,7 @@ to_hf() {
 pretrain() {
   local name=$1 from=$2 corpus=$3 tokens=$4 lr=$5 min_lr=$6
   shift 6
-  local steps=$((tokens / (SEQ * BATCH)))
+  local steps=$((tokens / (SEQ * BATCH))) saves=${SAVES:-1}
   rm -rf "${MEGATRON:?}/$name" "$RUN_DIR/tb/$name"
   "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node 1 -m megatron_remit.pretrain \
     --load "$MEGATRON/$from" --use-checkpoint-args --finetune --exit-on-missing-checkpoint \
@@ -66,7 +66,7 @@ pretrain() {
     --micro-batch-size $BATCH --global-batch-size $BATCH --train-iters $steps \
     --lr "$lr" --min-lr "$min_lr" --lr-decay-style cosine --lr-warmup-fraction 0.02 \
     --adam-beta1 0.9 --adam-beta2 0.95 --weight-decay 0.1 --clip-grad 1.0 \
-    --save "$MEGATRON/$name" --save-interval $((steps / ${SAVES:-1})) --no-save-optim \
+    --save "$MEGATRON/$name" --save-interval $(((steps + saves - 1) / saves)) --no-save-optim \
     --tensorboard-dir "$RUN_DIR/tb/$name" --tensorboard-log-interval 1 --log-interval 10 "$@" 2>&1 |
     "$PYTHON" examples/flywheel/progress.py "$RUN_DIR/logs/train_$name.log" ||
     { tail -n 30 "$RUN_DIR/logs/train_$name.log"; exit 1; }
