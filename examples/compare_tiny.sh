@@ -4,7 +4,7 @@
 #   the stages of flywheel_tiny.sh up to the RL reference, once; then for each arm and seed
 #   mid-training on the same tokens -> accuracy on held-out problems at several points -> table and curves
 #
-# Usage: examples/compare_tiny.sh             (about an hour on two cores)
+# Usage: examples/compare_tiny.sh             (about 40 minutes on two cores)
 #   RUN_DIR=runs/compare  where everything goes; a finished stage is not run again
 #   SEEDS="1 2 3"         order of the data; the base and the references are the same for all
 #   ARMS="ntp remit ..."  a part of the arms
@@ -91,7 +91,7 @@ arm_stage() {
   echo "= arm $1, seed $2: done"
 }
 
-echo "All methods and controls in $RUN_DIR: about an hour on two cores; interrupt and start again as you like."
+echo "All methods and controls in $RUN_DIR: about 40 minutes on two cores; interrupt and start again as you like."
 for arm in $ARMS; do flags_of "$arm" > /dev/null; done
 stage data "problems, filler text, tokenizer, .bin/.idx corpora" "half a minute" make_data
 stage model "a random OLMo-2 model, imported from Hugging Face" "half a minute" make_model
@@ -105,6 +105,9 @@ for name in base mid sft rl_early rl_reference; do
     "$PYTHON" examples/flywheel/evaluate.py --model "$HF/$name" --data "$DATA" --arm "$name" \
     --out "$RUN_DIR/eval/$name.json" --limit "$EVAL_LIMIT"
 done
+stage token_kinds "what weights and choices do to each kind of token" "half a minute" \
+  "$PYTHON" examples/flywheel/token_kinds.py --hf "$HF" --text "$DATA/mid.jsonl" --sequence-length $SEQ \
+  --out "$RUN_DIR/token_kinds.json"
 # Arm by arm: two seeds of an arm do not share the order of the data, whose index the first of them writes.
 for arm in $ARMS; do
   for seed in $SEEDS; do
@@ -114,4 +117,4 @@ for arm in $ARMS; do
 done
 while [ "$(jobs -rp | wc -l)" -gt 0 ]; do wait -n; done
 "$PYTHON" examples/flywheel/compare_summary.py --run-dir "$RUN_DIR" --out "$RESULTS" --mid-tokens "$MID_TOKENS" \
-  --problems "$EVAL_LIMIT"
+  --problems "$EVAL_LIMIT" --jobs "$JOBS"

@@ -6,6 +6,7 @@ import re
 import sys
 
 import pytest
+import torch
 
 from tests.ranks import ROOT, run_command
 
@@ -13,6 +14,7 @@ sys.path.insert(0, str(ROOT / "examples" / "flywheel"))
 
 from make_data import equation, problem
 from reward import reward
+from token_kinds import kinds, summarise
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +85,25 @@ def test_the_same_seed_gives_the_same_data(data, tmp_path):
     assert done.returncode == 0
     for name in ("base", "mid", "heldout", "grpo"):
         assert (tmp_path / f"{name}.jsonl").read_bytes() == (data / f"{name}.jsonl").read_bytes()
+
+
+def test_each_token_of_a_problem_has_its_kind():
+    pieces = ["Q:", " Ben", " has", " ", "1", "8", " pens", ".", "\n", "A", ":", " ", "1", "8", "+", "9", "=", "2", "7",
+              " ####", " ", "2", "7"]
+    found = list(zip(pieces, kinds("".join(pieces), pieces), strict=True))
+    digits = [(piece, kind) for piece, kind in found if piece.isdigit()]
+    assert digits == [("1", "question: numbers"), ("8", "question: numbers"), ("1", "solution: operands"),
+                      ("8", "solution: operands"), ("9", "solution: operands"), ("2", "solution: results"),
+                      ("7", "solution: results"), ("2", "solution: answer"), ("7", "solution: answer")]
+    assert dict(found)[" pens"] == "question: words" and dict(found)["="] == "solution: signs"
+    assert set(kinds("18+9=27", list("18+9=27"))) == {"bare equations"}
+    assert set(kinds("Ben likes figs.", ["Ben", " likes", " figs."])) == {"filler"}
+
+
+def test_weights_and_choice_are_those_of_the_objectives_for_each_kind():
+    policy_BS, reference_BS = torch.tensor([[3.0, 1.0, 1.0, 1.0, 1.0]]), torch.tensor([[1.0, 1.0, 1.0, 1.0, 2.0]])
+    hard, plain, lost = summarise("base", policy_BS, reference_BS, [["a", "b", "b", "b", "c"]], ratio=0.8, epsilon=0.2)
+    assert [one["delta"] for one in (hard, plain, lost)] == [2.0, 0.0, -1.0]
+    assert [one["kept"] for one in (hard, plain, lost)] == [1.0, 1.0, 0.0]
+    # The mean delta is 0.2: 2 * sigmoid(-0.2) = 0.9003, the other two are clipped.
+    assert [one["weight"] for one in (hard, plain, lost)] == pytest.approx([1.2, 0.9003, 0.8], abs=1e-4)

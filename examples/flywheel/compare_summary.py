@@ -11,6 +11,7 @@ import matplotlib
 from evaluate import TASKS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_remit.report.figures import STYLE
 from megatron_remit.report.results import machine, versions
@@ -26,7 +27,7 @@ ARMS = {
     "remit_nonrl": ("control: ReMiT, the model before SFT and RL", "#0072B2", "-"),
     "remit_permuted": ("control: ReMiT, weights permuted", "#56B4E9", ":"),
     "rho1": ("RHO-1, 80 % of the tokens kept", "#009E73", ":"),
-    "miniplm": ("MiniPLM: NTP on 80 % of the documents", "#E69F00", "--"),
+    "miniplm": ("MiniPLM: NTP on 80 % of the documents", "#0072B2", "--"),
     "kd": ("KD from the RL reference", "#CC79A7", "-."),
 }
 PANELS = {
@@ -61,14 +62,27 @@ def spread(numbers: list[float]) -> str:
     return f"{statistics.mean(numbers):.1f} ± {statistics.stdev(numbers):.1f}"
 
 
-def table(runs: dict[str, dict[str, Points]]) -> str:
-    """Final accuracies and seconds of each arm."""
-    lines = ["| arm | seeds | tokens | two-step, % | three-step, % | seconds of training |", "|---" * 6 + "|"]
+def weight_spread(folder: Path, steps: int = 30) -> float | None:
+    """Standard deviation of the token weights, mean of a run's last ``steps`` steps; None where none is logged."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    if "weight std" not in events.Tags()["scalars"]:
+        return None
+    return statistics.mean(event.value for event in events.Scalars("weight std")[-steps:])
+
+
+def table(runs: dict[str, dict[str, Points]], logs: Path) -> str:
+    """Final accuracies and seconds of each arm, and how far its token weights spread around 1."""
+    lines = ["| arm | seeds | tokens | two-step, % | three-step, % | spread of the weights | seconds of training |",
+             "|---" * 7 + "|"]
     for arm, seeds in runs.items():
         last = [points[-1] for points in seeds.values()]
         cells = [spread(values(seeds, task, -1)) for task in TASKS]
         seconds = spread([point["seconds"] for point in last])
-        lines.append(f"| {ARMS[arm][0]} | {len(seeds)} | {last[0]['tokens']:,} | {cells[0]} | {cells[1]} | {seconds} |")
+        found = [value for seed in seeds if (value := weight_spread(logs / f"{arm}.{seed}")) is not None]
+        weights = f"{statistics.mean(found):.3f}" if found else "-"
+        lines.append(f"| {ARMS[arm][0]} | {len(seeds)} | {last[0]['tokens']:,} | {cells[0]} | {cells[1]} | {weights} "
+                     f"| {seconds} |")
     return "\n".join(lines)
 
 
@@ -98,9 +112,21 @@ def compared(runs: dict[str, dict[str, Points]]) -> str:
             same = all(gain > 0 for gain in gains) or all(gain < 0 for gain in gains)
             verdict = "the same in every seed" if same else "not the same: not told apart"
             told = ", ".join(f"{gain:+.1f}" for gain in gains)
-            rows.append(
-                f"| {ARMS[arm][0]} | {ARMS[baseline][0]} | {statistics.mean(gains):+.1f} | {told} | {verdict} |")
+            error = f" ± {statistics.stdev(gains) / len(gains) ** 0.5:.1f}" if len(gains) > 1 else ""
+            rows.append(f"| {ARMS[arm][0]} | {ARMS[baseline][0]} | {statistics.mean(gains):+.1f}{error} | {told} "
+                        f"| {verdict} |")
     return "\n".join(rows)
+
+
+def token_kinds(path: Path) -> str:
+    """What token_kinds.py found, one row a kind, the two policies side by side."""
+    cells: dict[str, list[str]] = {}
+    for one in json.loads(path.read_text())["kinds"]:
+        row = cells.setdefault(one["kind"], [f"{one['tokens']:,}"])
+        row += [f"{one['nll']:.2f}", f"{one['delta']:+.3f}", f"{one['weight']:.3f}", f"{100 * one['kept']:.0f}"]
+    head = "NLL | delta | weight | kept, %"
+    rows = [f"| kind | tokens | base: {head} | mid: {head} |", "|---" * 10 + "|"]
+    return "\n".join(rows + [f"| {kind} | {' | '.join(row)} |" for kind, row in cells.items()])
 
 
 def mean_accuracy(points: Points) -> float:
@@ -108,18 +134,19 @@ def mean_accuracy(points: Points) -> float:
     return statistics.mean(100 * points[-1]["tasks"][task]["accuracy"] for task in TASKS)
 
 
-def draw(runs: dict[str, dict[str, Points]], path: Path) -> None:
-    """Mean accuracy of the seeds against tokens, with the range of the seeds as a band."""
+def draw(runs: dict[str, dict[str, Points]], models: dict[str, dict[str, Any]], path: Path) -> None:
+    """Mean accuracy of the seeds against tokens, from the base on, with the range of the seeds as a band."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(12, 8.4))
-        grid = figure.subplots(len(TASKS), len(PANELS), sharex=True, sharey=True)
+        grid = figure.subplots(len(TASKS), len(PANELS), sharex=True, sharey="row")
         for row, task in zip(grid, TASKS, strict=True):
             for ax, (title, arms) in zip(row, PANELS.items(), strict=True):
+                before, reference = (100 * models[name][task]["accuracy"] for name in ("base", "rl_reference"))
+                ax.axhline(reference, color="#555555", linewidth=1, label=MODELS["rl_reference"])
                 for arm in arms:
                     if arm in runs:
-                        _curve(ax, arm, runs[arm], task)
+                        _curve(ax, arm, runs[arm], task, before)
                 ax.set_title(f"{task.replace('_', '-')} problems: {title}", fontsize=11)
-                ax.set_ylim(-3, 103)
         for ax in grid[-1]:
             ax.set_xlabel("mid-training tokens, thousands")
             ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=9.5)
@@ -131,10 +158,10 @@ def draw(runs: dict[str, dict[str, Points]], path: Path) -> None:
         os.replace(temporary, path)
 
 
-def _curve(ax: Axes, arm: str, seeds: dict[str, Points], task: str) -> None:
+def _curve(ax: Axes, arm: str, seeds: dict[str, Points], task: str, before: float) -> None:
     first = next(iter(seeds.values()))
-    x = [point["tokens"] / 1e3 for point in first]
-    each = [values(seeds, task, at) for at in range(len(first))]
+    x = [0.0] + [point["tokens"] / 1e3 for point in first]
+    each = [[before] * len(seeds)] + [values(seeds, task, at) for at in range(len(first))]
     label, colour, dashes = ARMS[arm]
     ax.fill_between(x, [min(one) for one in each], [max(one) for one in each], color=colour, alpha=0.12, linewidth=0)
     ax.plot(x, [statistics.mean(one) for one in each], color=colour, linestyle=dashes, marker="o", markersize=4,
@@ -147,16 +174,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the Markdown page; the PNG has its name")
     parser.add_argument("--mid-tokens", type=int, required=True)
     parser.add_argument("--problems", type=int, required=True)
+    parser.add_argument("--jobs", type=int, required=True, help="arms that ran at once")
     options = parser.parse_args()
     runs, models = read(options.run_dir / "eval")
     picture = options.out.with_suffix(".png")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    draw(runs, picture)
-    seconds = sum(int(path.read_text()) for path in (options.run_dir / "done").iterdir())
+    draw(runs, models, picture)
+    seconds = {path.name: int(path.read_text()) for path in (options.run_dir / "done").iterdir()}
+    of_arms = sum(value for name, value in seconds.items() if "." in name)
+    minutes = (sum(seconds.values()) - of_arms + of_arms / options.jobs) / 60
     found, host = versions(), machine()
     text = PAGE.format(
-        picture=picture.name, tokens=options.mid_tokens, problems=options.problems, table=table(runs),
-        on_the_way=on_the_way(runs), compared=compared(runs), minutes=seconds / 60,
+        picture=picture.name, tokens=options.mid_tokens, problems=options.problems,
+        table=table(runs, options.run_dir / "tb"), kinds=token_kinds(options.run_dir / "token_kinds.json"),
+        on_the_way=on_the_way(runs), compared=compared(runs), minutes=minutes, jobs=options.jobs,
         models="\n".join(
             " | ".join([f"| {MODELS[name]}", *(f"{100 * tasks[task]['accuracy']:.1f}" for task in TASKS), ""]).rstrip()
             for name, tasks in models.items()
@@ -174,8 +205,9 @@ PAGE = """# All methods on the tiny flywheel
 
 `examples/compare_tiny.sh` mid-trains one base of 0.9M parameters on {tokens:,} tokens with every method, and
 evaluates greedy accuracy on {problems} held-out problems of each kind. A seed orders the data; base and references
-are the same for all. Spreads are sample standard deviations over the seeds. Training seconds are those of the steps,
-two runs at once with one thread each.
+are the same for all. Numbers after ± are sample standard deviations over the seeds. Training seconds are those of the
+steps, {jobs} runs at once with one thread each. The spread of the weights is the standard deviation of the token
+weights in the last 30 steps: 0 would be NTP.
 
 ## At the end
 
@@ -195,14 +227,21 @@ Mean of the two kinds.
 
 ![accuracy against tokens]({picture})
 
-Lines are means over the seeds, bands their whole range.
+Lines are means over the seeds from the base on, bands their whole range.
 
 ## Compared seed by seed
 
-Gains in percentage points, mean of the two kinds; both sides of a pair saw the same
+Gains in percentage points with their standard error, mean of the two kinds; both sides of a pair saw the same
 tokens in the same order (MiniPLM and the longer NTP run: other tokens).
 
 {compared}
+
+## What the methods do to each kind of token
+
+The first rows of the corpus under two policies: the base, where the arms start, and the model of NTP mid-training on
+more tokens than theirs. NLL and delta to the RL reference in nats, the mean ReMiT weight, the share that RHO-1 keeps.
+
+{kinds}
 
 ## What may be concluded, and what not
 
@@ -218,7 +257,7 @@ tokens in the same order (MiniPLM and the longer NTP run: other tokens).
 
 ## Conditions
 
-{minutes:.0f} minutes of stages in all (arms run two at a time, each counted in full). {host}. {versions}.
+About {minutes:.0f} minutes in all, {jobs} arms at a time. {host}. {versions}.
 """
 
 
