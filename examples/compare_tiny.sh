@@ -52,7 +52,7 @@ corpus_of() { if [ "$1" = miniplm ]; then echo selected; else echo mid; fi; }
 
 # MiniPLM: the documents that the RL model prefers most over the base, by a score store of each.
 select_documents() {
-  local steps=$((RL_MID_TOKENS * 11 / 10 / (SEQ * BATCH))) data  # more than one epoch of the corpus
+  local steps=$((RL_MID_TOKENS * 11 / 10 / (SEQ * BATCH))) data name  # more than one epoch of the corpus
   data=(
     --load "$MEGATRON/base" --use-checkpoint-args
     --tokenizer-type HuggingFaceTokenizer --tokenizer-model "$MEGATRON/init/hf"
@@ -63,6 +63,7 @@ select_documents() {
     quiet "score_$name" "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node 1 tools/score_corpus.py \
       "${data[@]}" --reference-load "$MEGATRON/$name" --score-store "$RUN_DIR/scores/$name"
   done
+  rm -f "$DATA"/selected.{bin,idx,json}
   quiet select "$PYTHON" tools/select_samples.py "${data[@]}" --store-large "$RUN_DIR/scores/rl_reference" \
     --store-small "$RUN_DIR/scores/base" --keep-ratio 0.8 --out "$DATA/selected"
 }
