@@ -1,4 +1,7 @@
-"""A reference of another family and size than the policy: an OLMo-2 policy scored by a deeper, wider SmolLM3."""
+"""A reference of another family and size than the policy: an OLMo-2 policy scored by a deeper, wider SmolLM3.
+
+Its hidden states, which distillation keeps, are twice as wide as the policy's and its output layer is its embedding.
+"""
 
 import math
 
@@ -7,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from megatron_remit.convert.hf_to_megatron import import_hf
+from tests.checkpoints import load_tensors
 from tests.conftest import VOCABULARY, write_documents
 from tests.hf_models import make_model
 from tests.ranks import pretrain
@@ -41,8 +45,41 @@ def test_losses_and_gradients_equal_those_of_one_rank(layout, material, referenc
     assert_same(found, one_rank)
 
 
-def token_nll(folder, tokens, labels):
-    """NLL of each label by transformers, [S] float64, every document of the sequence read alone."""
+@pytest.fixture(scope="module")
+def train_objectives(material, reference):
+    """Five steps of RHO-1 in each scope, KD and the permuted control."""
+    def run(folder, ranks=1, **overrides):
+        flags = material.flags(objective="rho1", reference_load=reference / "weights", train_iters=5, save=folder,
+                               save_interval=5, no_save_optim=True, lr=0.3, **overrides)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PLAN", "all")
+            return pretrain(ranks, *flags, module="tests.planned_objectives"), folder
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def one_rank_objectives(train_objectives, tmp_path_factory):
+    return train_objectives(tmp_path_factory.mktemp("one_rank_objectives"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_other_objectives_equal_those_of_one_rank(layout, train_objectives, one_rank_objectives, tmp_path):
+    expected, folder = one_rank_objectives
+    run, _ = train_objectives(tmp_path, 2, **LAYOUTS[layout])
+    for name in ("lm loss", "rho1 loss", "kept delta mean", "kd loss", "reference kl", "remit loss"):
+        assert run.series(name) and run.series(name) == pytest.approx(expected.series(name), rel=2e-5, abs=2e-6), name
+    found, known = (load_tensors(path / "iter_0000005") for path in (tmp_path, folder))
+    assert found.keys() == known.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(
+            tensor[:VOCABULARY], known[name][:VOCABULARY], rtol=1e-4, atol=1e-5, msg=lambda text, n=name: n + text)
+
+
+def token_logp(folder, tokens):
+    """Log-probabilities over the vocabulary by transformers, [S, V] float64, every document of the sequence read alone.
+    """
     model = AutoModelForCausalLM.from_pretrained(folder).double().eval()
     ends = [t + 1 for t, token in enumerate(tokens) if token == END]
     parts, start = [], 0
@@ -51,7 +88,12 @@ def token_nll(folder, tokens, labels):
             with torch.no_grad():
                 parts.append(model(torch.tensor([tokens[start:end]])).logits[0])
         start = end
-    return torch.nn.functional.cross_entropy(torch.cat(parts), torch.tensor(labels), reduction="none")
+    return torch.cat(parts).log_softmax(dim=-1)
+
+
+def token_nll(folder, tokens, labels):
+    """NLL of each label, [S] float64."""
+    return torch.nn.functional.nll_loss(token_logp(folder, tokens), torch.tensor(labels), reduction="none")
 
 
 def expected_figures(corpus, policy, reference):
@@ -79,16 +121,46 @@ def expected_figures(corpus, policy, reference):
     return dict(zip(FIGURES, (lm, remit, other, mean, (square - mean**2) ** 0.5, low, high), strict=True))
 
 
-@pytest.mark.slow
-def test_the_first_step_is_that_of_the_equations_on_transformers_losses(material, reference, tmp_path):
-    """With masks and means by document. The corpus is one step long, so that its shuffling changes no sum."""
+@pytest.fixture(scope="module")
+def first_step(material, reference, tmp_path_factory):
+    """A run of one step with document masks. The corpus is one step long, so that its shuffling changes no sum."""
+    prefix = tmp_path_factory.mktemp("corpus") / "corpus"
     draw = torch.Generator().manual_seed(4)
     corpus = torch.randint(1, VOCABULARY, (LENGTH * SEQUENCES + 1,), generator=draw)
     corpus[torch.rand(corpus.shape, generator=draw) < 0.15] = END
-    write_documents(tmp_path / "corpus", [corpus])
-    run = pretrain(1, *material.remit(
-        reference_load=reference / "weights", data_path=tmp_path / "corpus", train_iters=1, seq_length=LENGTH,
-        global_batch_size=SEQUENCES, reset_attention_mask=True, remit_centering="document"))
+    write_documents(prefix, [corpus])
+
+    def run(**overrides):
+        return pretrain(1, *material.remit(
+            reference_load=reference / "weights", data_path=prefix, train_iters=1, seq_length=LENGTH,
+            global_batch_size=SEQUENCES, reset_attention_mask=True, **overrides))
+
+    return corpus, run
+
+
+@pytest.mark.slow
+def test_the_first_step_is_that_of_the_equations_on_transformers_losses(first_step, material, reference):
+    """With means by document."""
+    corpus, train_step = first_step
+    run = train_step(remit_centering="document")
     expected = expected_figures(corpus.tolist(), material.policy.parent / "hf_policy", reference / "hf_source")
     for name in FIGURES:
         assert run.series(name) == pytest.approx([expected[name]], rel=2e-5, abs=2e-6), name
+
+
+@pytest.mark.slow
+def test_distillation_is_the_divergence_of_transformers_distributions(first_step, material, reference):
+    corpus, train_step = first_step
+    run = train_step(objective="kd", kd_alpha=0.7, kd_temperature=2.0)
+    losses, divergences, policy = [], [], material.policy.parent / "hf_policy"
+    for first in range(0, LENGTH * SEQUENCES, LENGTH):
+        tokens, labels = corpus[first : first + LENGTH].tolist(), corpus[first + 1 : first + LENGTH + 1]
+        student_SV, teacher_SV = (
+            (token_logp(folder, tokens) / 2.0).log_softmax(dim=-1) for folder in (policy, reference / "hf_source"))
+        divergence_S = (teacher_SV.exp() * (teacher_SV - student_SV)).sum(dim=-1)
+        loss_S = 0.3 * token_nll(policy, tokens, labels.tolist()) + 0.7 * 4.0 * divergence_S
+        read_S = corpus[first : first + LENGTH] != END
+        losses.append(loss_S[read_S])
+        divergences.append(divergence_S[read_S])
+    assert run.series("reference kl") == pytest.approx([torch.cat(divergences).mean().item()], rel=2e-5)
+    assert run.series("kd loss") == pytest.approx([torch.cat(losses).mean().item()], rel=2e-5)

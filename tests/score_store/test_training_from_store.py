@@ -64,10 +64,13 @@ def test_scores_in_float32_train_as_the_reference_does_bit_for_bit(material, onl
 
 
 @pytest.mark.slow
-def test_another_objective_reads_the_same_store(material, exact_store):
-    expected = pretrain(1, *material.remit(row_seed=3, objective="rho1"))
-    run = pretrain(1, *from_store(material, exact_store, row_seed=3, objective="rho1"))
-    for name in ("lm loss", "rho1 loss"):
+@pytest.mark.parametrize("scope", ["sequence", "global-batch"])
+def test_another_objective_reads_the_same_store(scope, material, exact_store):
+    flags = {"row_seed": 3, "objective": "rho1", "rho1_scope": scope}
+    expected = pretrain(1, *material.remit(**flags))
+    run = pretrain(1, *from_store(material, exact_store, **flags))
+    assert "loading the reference" not in run.output
+    for name in ("lm loss", "rho1 loss", "kept delta mean", "kept share"):
         assert run.series(name) == expected.series(name), name
 
 

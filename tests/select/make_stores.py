@@ -16,7 +16,7 @@ import numpy  # noqa: E402
 from megatron.training.arguments import parse_and_validate_args  # noqa: E402
 
 from megatron_remit import patches  # noqa: E402
-from megatron_remit.arguments import add_remit_arguments  # noqa: E402
+from megatron_remit.arguments import add_remit_arguments, check_arguments  # noqa: E402
 from megatron_remit.checked_dataset import CheckedGPTDataset  # noqa: E402
 from megatron_remit.data import build_datasets  # noqa: E402
 from megatron_remit.pretrain import set_vocabulary  # noqa: E402
@@ -51,11 +51,12 @@ def main():
     sys.argv = [sys.argv[0], *sys.argv[2:]]
     patches.apply()
     args = parse_and_validate_args(extra_args_provider=add_remit_arguments)
+    check_arguments(args)
     set_vocabulary(args)
     dataset, *_ = build_datasets((1, 0, 0), lambda: True)
     identity = Identity(
-        "", args.remit_tokenizer_fingerprint, args.remit_vocab_size, args.seq_length, False, False, "float32",
-        "float16")
+        "", args.remit_tokenizer_fingerprint, args.remit_vocab_size, args.seq_length, args.reset_attention_mask,
+        args.reset_position_ids, "float32", "float16")
     writers = {}
     for name in ("large", "small"):
         create_manifest(folder / name, Manifest(replace(identity, reference=name * 8), {}))
@@ -63,7 +64,7 @@ def main():
     rows = len(dataset.sample_index) - 1
     for row in range(rows):
         sample = CheckedGPTDataset.__getitem__(dataset, row)
-        labels, key = sample["labels"].numpy(), row_key(sample, False, False)
+        labels, key = sample["labels"].numpy(), row_key(sample, args.reset_position_ids, args.reset_attention_mask)
         large = 4 + labels % 5 / 4
         writers["large"].add(key, large)
         writers["small"].add(key, large + gain(labels))

@@ -35,7 +35,10 @@ def flags(material):
 
 @pytest.fixture(scope="module")
 def folder(flags, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("select")
+    return make_stores(tmp_path_factory.mktemp("select"), flags)
+
+
+def make_stores(folder, flags):
     done = run_command(["python", "-m", "tests.select.make_stores", folder, *flags])
     assert done.returncode == 0, done.failure()
     return folder
@@ -82,6 +85,30 @@ def test_the_documents_with_the_largest_sums_are_kept(flags, folder, truth):
     # A second call refuses to write over it; without the corpus it goes on from the finished scores.
     again = select(flags, folder, "--out", folder / "kept")
     assert again.returncode == 2 and "kept.bin exists" in again.output
+
+
+@pytest.mark.slow
+def test_documents_read_alone_and_ranked_by_the_score_of_a_token(flags, folder, truth, tmp_path):
+    """With document masks the rows have other keys, so only stores that were written with masks serve."""
+    masked = [*flags, "--reset-attention-mask", "--reset-position-ids"]
+    refused = select(masked, folder, "--out", tmp_path / "refused")
+    assert refused.returncode == 2 and "--reset-attention-mask" in refused.output
+    make_stores(tmp_path, masked)
+    done = select(masked, tmp_path, "--out", tmp_path / "kept", "--keep-ratio", 0.5, "--per-token")
+    assert done.returncode == 0, done.failure()
+    rows, sums = truth
+    scores = numpy.load(tmp_path / "kept.scores.npy")
+    known = ~numpy.isnan(scores)
+    assert (numpy.abs(scores - sums)[known] > 1e-9).sum() <= 1
+    mean = scores / [len(row) for row in rows]
+    order = sorted(numpy.flatnonzero(known), key=lambda number: (-mean[number], number))
+    keep = round(0.5 * known.sum())
+    expected = sorted([*order[:keep], *numpy.flatnonzero(~known)])
+    written = IndexedDataset(str(tmp_path / "kept"), mmap=True)
+    assert [list(written[place]) for place in range(len(written))] == [list(rows[number]) for number in expected]
+    # The sum would have chosen others.
+    assert set(order[:keep]) != set(sorted(numpy.flatnonzero(known), key=lambda number: -scores[number])[:keep])
+    assert json.loads((tmp_path / "kept.json").read_text())["ranked by"] == "score / tokens"
 
 
 @pytest.mark.slow
