@@ -98,7 +98,9 @@ class _VocabParallelKl(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, grad_output_SB: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_SBV,) = ctx.saved_tensors
-        return gradient_SBV * grad_output_SB.unsqueeze(-1).to(gradient_SBV.dtype), None, None, None, None, None
+        # In place, or there would be a second buffer of this size. A second backward pass is an error of autograd's.
+        gradient_SBV.mul_(grad_output_SB.unsqueeze(-1).to(gradient_SBV.dtype))
+        return gradient_SBV, None, None, None, None, None
 
 
 def _chunk(policy_Cv: Tensor, reference_Cv: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:

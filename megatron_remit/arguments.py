@@ -122,12 +122,22 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
     if args.row_seed is not None and args.mock_data:
         raise UserError("--row-seed cuts a corpus into rows, and --mock-data has none; leave one of them out")
+    if args.remit_control != "none" and args.objective != "remit":
+        raise UserError(
+            f"--remit-control {args.remit_control} changes the weights of --objective remit, and the objective is "
+            f"{args.objective}; give --objective remit or leave the control out"
+        )
     check_score_store(args)
     if not OBJECTIVES[args.objective].needs_reference:
         return
     if scores_ahead(args) and args.reference_load is None:
         raise UserError(
             f"--objective {args.objective} needs a reference: give --reference-load DIR (tools/import_hf.py makes one)"
+        )
+    if args.objective == "kd" and args.fp16:
+        raise UserError(
+            "--objective kd with --fp16: the gradient of the KL divergence is made before the loss scale multiplies "
+            "it, and its small parts would be zero in fp16; use --bf16 or fp32"
         )
     if args.cuda_graph_impl == "full_iteration":
         raise UserError(

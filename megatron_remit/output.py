@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from megatron.training import get_args
 from torch import Tensor
 from torch.nn import Module
@@ -21,6 +22,8 @@ class Output:
 
     processor: Callable[..., Tensor]
     context: Any
+    kept_dtype: torch.dtype = torch.float32
+    """What the values are kept in after a pass without gradients. Megatron's wrapper for 16-bit models gives fp32."""
 
 
 def nll_output() -> Output:

@@ -84,6 +84,15 @@ def test_losses_and_gradients_equal_those_of_one_rank(layout, train, tmp_path, r
 
 
 @pytest.mark.slow
+def test_bf16_gives_the_figures_of_fp32_to_its_precision(train, one_rank, tmp_path):
+    """Megatron's wrapper of 16-bit models upcasts what they give, also the hidden states that distillation keeps."""
+    expected, _ = one_rank
+    run = train("all", tmp_path, ranks=2, bf16=True, tensor_model_parallel_size=2, sequence_parallel=True)
+    for name in ("lm loss", "reference nll", "kd loss", "reference kl", "remit loss", "weight mean"):
+        assert run.series(name) == pytest.approx(expected.series(name), rel=1e-2), name
+
+
+@pytest.mark.slow
 def test_the_figures_are_what_they_say(one_rank):
     run, _ = one_rank
     for share in run.series("kept share"):

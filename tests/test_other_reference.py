@@ -149,6 +149,22 @@ def test_the_first_step_is_that_of_the_equations_on_transformers_losses(first_st
 
 
 @pytest.mark.slow
+def test_rho1_is_the_mean_of_the_tokens_with_the_highest_excess_by_transformers(first_step, material, reference):
+    corpus, train_step = first_step
+    run = train_step(objective="rho1", rho1_keep_ratio=0.6)
+    kept = []
+    for first in range(0, LENGTH * SEQUENCES, LENGTH):
+        tokens, labels = corpus[first : first + LENGTH].tolist(), corpus[first + 1 : first + LENGTH + 1].tolist()
+        nll, reference_nll = (
+            token_nll(folder, tokens, labels).tolist()
+            for folder in (material.policy.parent / "hf_policy", reference / "hf_source"))
+        read = [t for t in range(LENGTH) if tokens[t] != END]
+        read.sort(key=lambda t: reference_nll[t] - nll[t])
+        kept += [nll[t] for t in read[: round(0.6 * len(read))]]
+    assert run.series("rho1 loss") == pytest.approx([sum(kept) / len(kept)], rel=2e-5)
+
+
+@pytest.mark.slow
 def test_distillation_is_the_divergence_of_transformers_distributions(first_step, material, reference):
     corpus, train_step = first_step
     run = train_step(objective="kd", kd_alpha=0.7, kd_temperature=2.0)

@@ -61,7 +61,7 @@ class Distillation(Objective):
 
     def reference_output(self) -> Output:
         """The final hidden states: one number for each hidden unit, where the logits would be one for each token id."""
-        return Output(_final_hidden, None)
+        return Output(_final_hidden, None, get_args().params_dtype)
 
     def look_ahead(self, step: Step) -> None:
         model = unwrap_model(step.reference[-1])

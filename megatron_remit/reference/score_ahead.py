@@ -153,11 +153,11 @@ def regroup(batches: list[Batch], size: int, micro_batch_size: int) -> list[Batc
 def _forward_step(
     output: Output, data_iterator: Iterator[Batch], model: Module
 ) -> tuple[Tensor, Callable[..., Tensor]]:
-    return run_model(next(data_iterator), model, output), _keep
+    return run_model(next(data_iterator), model, output), partial(_keep, output.kept_dtype)
 
 
-def _keep(value: Tensor, non_loss_data: bool = False) -> Tensor:
-    return value.detach()
+def _keep(dtype: torch.dtype, value: Tensor, non_loss_data: bool = False) -> Tensor:
+    return value.detach().to(dtype)
 
 
 class StepClock:
