@@ -53,11 +53,14 @@ def score_ahead_with(reference: list[Module]) -> None:
 
 def _load_args(original: Any) -> Any:
     """``--use-checkpoint-args`` also takes ``EXTRA_CHECKPOINT_ARGS`` and the logical vocabulary, and pads the
-    vocabulary anew: the padding of the saved run belongs to its tensor-parallel size."""
+    vocabulary anew: the padding of the saved run belongs to its tensor-parallel size. A given ``--tokenizer-model``
+    stays: Megatron would put the saved run's path in its place, which is gone once a folder was moved."""
 
     @functools.wraps(original)
     def call(args: Any, *rest: Any, **kwargs: Any) -> Any:
         given = args.padded_vocab_size
+        if args.tokenizer_model is not None:
+            args.use_tokenizer_model_from_checkpoint_args = False
         result = original(args, *rest, **kwargs)
         if not isinstance(result, tuple):
             return result

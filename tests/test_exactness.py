@@ -74,6 +74,20 @@ def test_a_resumed_run_equals_the_uninterrupted_one(optimizer, material, tmp_pat
 
 
 @pytest.mark.slow
+def test_the_validation_loss_is_that_of_ntp_whatever_the_objective(material):
+    """At learning rate 0 all runs validate the same weights; the losses that they train on differ."""
+    common = {"lr": 0.0, "train_iters": 1, "split": "80,20,0", "eval_interval": 1, "eval_iters": 2}
+    lines = {}
+    for objective in ({}, {"objective": "remit"}, {"objective": "rho1", "rho1_keep_ratio": 0.5}, {"objective": "kd"}):
+        reference = {"reference_load": material.reference} if objective else {}
+        run = pretrain(1, *material.flags(**common, **objective, **reference))
+        lines[objective.get("objective", "ntp")] = re.findall(r"validation loss at iteration 1 .*", run.output)
+    # Between the steps and after the last one, on other sequences.
+    assert len(set(lines["ntp"])) == 2 and all("lm loss value: 6.4" in line for line in lines["ntp"])
+    assert lines["remit"] == lines["rho1"] == lines["kd"] == lines["ntp"]
+
+
+@pytest.mark.slow
 def test_the_rerun_state_machine_scores_a_repeated_step_again(material):
     """Megatron's error injector has it repeat step 1 to see whether a suspect loss comes out again: the reference
     scores the replayed microbatches too, so the repeated loss has the same digits. (It then exits, as designed.)"""

@@ -1,5 +1,7 @@
 """A model has the shape that its own checkpoint states: the policy with --use-checkpoint-args, the reference always."""
 
+import shutil
+
 import pytest
 
 from megatron_remit import host
@@ -13,6 +15,7 @@ from megatron_remit.convert.families import read_config  # noqa: E402
 from megatron_remit.convert.hf_to_megatron import import_hf  # noqa: E402
 from megatron_remit.reference.checkpoint import reference_arguments  # noqa: E402
 from tests.hf_models import SHAPES, make_model  # noqa: E402
+from tests.ranks import pretrain  # noqa: E402
 from tests.test_bad_input import parsed  # noqa: E402
 
 # A policy that differs in everything that makes up a shape.
@@ -39,6 +42,19 @@ def test_the_policy_needs_no_flag_for_its_shape(imported, material):
     checkpointing.load_args_from_checkpoint(args)
     assert {name: getattr(args, name) for name in expected} == expected
     assert args.apply_rope_fusion is not args.multi_latent_attention
+
+
+@pytest.mark.slow
+def test_a_given_tokenizer_stays_where_the_saved_runs_folder_is_gone(material, tmp_path):
+    shutil.copytree(material.policy / "hf", tmp_path / "hf")
+    pretrain(1, *material.flags(train_iters=1, save=tmp_path / "run", save_interval=1, tokenizer_model=tmp_path / "hf"))
+    (tmp_path / "hf").rename(tmp_path / "moved")
+    args = parsed(material.flags(load=tmp_path / "run", tokenizer_model=tmp_path / "moved"))
+    checkpointing.load_args_from_checkpoint(args)
+    assert args.tokenizer_model == str(tmp_path / "moved")
+    args = parsed(material.flags(load=tmp_path / "run", tokenizer_model=None))
+    checkpointing.load_args_from_checkpoint(args)
+    assert args.tokenizer_model == str(tmp_path / "hf")
 
 
 def test_the_reference_takes_nothing_from_the_policy(imported, material):
