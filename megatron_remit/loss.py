@@ -15,6 +15,7 @@ from megatron.core import mpu
 from megatron.core.rerun_state_machine import get_rerun_state_machine
 from megatron.training import get_args
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from megatron_remit.objectives.permute import permute_weights
 from megatron_remit.objectives.remit import remit_weights
@@ -51,15 +52,15 @@ def remit_loss(
     args = get_args()
     mask_BS = mask_BS.float()
     nll_BS = nll_BS.float()
-    cp_group = mpu.get_context_parallel_group() if args.context_parallel_size > 1 else None
     weights = remit_weights(
-        nll_BS.detach(), reference_nll_BS, mask_BS, args.remit_epsilon, args.remit_centering, cp_group, document_ids_BS
+        nll_BS.detach(), reference_nll_BS, mask_BS, args.remit_epsilon, args.remit_centering, cp_group(),
+        document_ids_BS,
     )
     mask_N = mask_BS.reshape(-1)
     num_tokens = mask_N.sum().detach().to(torch.int)
     weight_BS = weights.weight_BS
     if args.remit_control == "permute":
-        weight_BS = permute_weights(weight_BS, mask_BS, sample_B, args.seed, cp_group)
+        weight_BS = permute_weights(weight_BS, mask_BS, sample_B, args.seed, cp_group())
     # Flattened before the product, as in `ntp_loss`, so that weights equal to 1 sum to the same bits.
     weighted_nll_N = nll_BS.reshape(-1) * weight_BS.reshape(-1)
     loss = (weighted_nll_N * mask_N).sum()
@@ -76,6 +77,11 @@ def remit_loss(
     report = {name: pair((value_BS.reshape(-1) * mask_N).sum(), num_tokens) for name, value_BS in summed.items()}
     report["remit loss"] = pair(loss, num_tokens)
     return loss, num_tokens, report
+
+
+def cp_group() -> ProcessGroup | None:
+    """The ranks that hold the other parts of this rank's sequences; None where sequences are whole."""
+    return mpu.get_context_parallel_group() if get_args().context_parallel_size > 1 else None
 
 
 def pair(total: Tensor, num_tokens: Tensor) -> Tensor:

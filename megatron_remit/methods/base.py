@@ -7,10 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from megatron.core import mpu
-from megatron.training import get_args
 from torch import Tensor
-from torch.distributed import ProcessGroup
 from torch.nn import Module
 
 from megatron_remit.batch import Batch
@@ -57,8 +54,3 @@ class Objective:
     def loss(self, batch: Batch, output: Tensor) -> LossResult:
         """The loss of one microbatch from :meth:`policy_output`'s result (see :mod:`megatron_remit.loss`)."""
         return ntp_loss(batch["loss_mask"], output)
-
-
-def cp_group() -> ProcessGroup | None:
-    """The ranks that hold the other parts of this rank's sequences; None where sequences are whole."""
-    return mpu.get_context_parallel_group() if get_args().context_parallel_size > 1 else None

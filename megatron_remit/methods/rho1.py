@@ -12,8 +12,8 @@ from megatron.training import get_args
 from torch import Tensor
 
 from megatron_remit.batch import Batch
-from megatron_remit.loss import LossResult, check_loss, pair
-from megatron_remit.methods.base import Objective, Step, cp_group
+from megatron_remit.loss import LossResult, check_loss, cp_group, pair
+from megatron_remit.methods.base import Objective, Step
 from megatron_remit.objectives.rho1 import keep_in_global_batch, keep_in_microbatch
 
 

@@ -1,15 +1,15 @@
 """Rows that the store lacks: which microbatches the reference must score, and where the scores go.
 
-Shape suffixes: B sequences of a reference microbatch, S sequence positions on this rank, C chunk of the sequence.
+Shape suffixes: B sequences of a reference microbatch, S sequence positions on this rank.
 """
 
 import torch
 from megatron.core import mpu
 from megatron.training import get_args
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from megatron_remit.batch import Batch
+from megatron_remit.objectives.groups import whole_sequence
 from megatron_remit.score_store.run import start_writer
 
 
@@ -59,7 +59,7 @@ def filled(groups: list[Batch], wanted: list[int], scored: list[Tensor]) -> list
 
 
 def _write(key_B2: Tensor | None, missing_B: Tensor, nll_BS: Tensor) -> None:
-    whole_BS = gather_sequence(nll_BS, mpu.get_context_parallel_group())
+    whole_BS = whole_sequence(nll_BS, mpu.get_context_parallel_group())
     writer = start_writer(get_args())
     if writer is None:
         return
@@ -71,17 +71,3 @@ def key_of(high_low: Tensor) -> tuple[int, int]:
     """The key in its two int64 halves (``score_key``), as unsigned numbers."""
     high, low = (value % (1 << 64) for value in high_low.tolist())
     return high, low
-
-
-def gather_sequence(nll_BS: Tensor, group: ProcessGroup) -> Tensor:
-    """The whole sequences from the parts that context-parallel ranks hold.
-
-    Rank r of n holds the chunks r and 2n - 1 - r (Megatron's ``get_batch_on_this_cp_rank``).
-    """
-    ranks = group.size()
-    if ranks == 1:
-        return nll_BS
-    parts = [torch.empty_like(nll_BS) for _ in range(ranks)]
-    torch.distributed.all_gather(parts, nll_BS.contiguous(), group=group)
-    halves = [part_BS.chunk(2, dim=1) for part_BS in parts]
-    return torch.cat([half_BC for half_BC, _ in halves] + [half_BC for _, half_BC in reversed(halves)], dim=1)

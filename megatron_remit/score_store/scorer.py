@@ -22,10 +22,11 @@ from torch.utils.data import Dataset, default_collate
 
 from megatron_remit.batch import get_batch
 from megatron_remit.data import reads_data
+from megatron_remit.objectives.groups import whole_sequence
 from megatron_remit.output import nll_output
 from megatron_remit.reference.score_ahead import score_microbatches
 from megatron_remit.score_store.keys import Key, row_key
-from megatron_remit.score_store.online import agree_on_maximum, gather_sequence
+from megatron_remit.score_store.online import agree_on_maximum
 from megatron_remit.score_store.reader import ScoreStore
 from megatron_remit.score_store.run import start_writer, writes_scores
 from megatron_remit.score_store.writer import StoreWriter
@@ -59,7 +60,7 @@ def score_rows(reference: list[Module], dataset: Dataset | None, store: ScoreSto
         padded = rows + rows[-1:] * (count * size - len(rows))
         nlls = _score(reference, dataset, padded, count)
         if nlls:
-            whole_BS = torch.cat([gather_sequence(nll_BS, mpu.get_context_parallel_group()) for nll_BS in nlls])
+            whole_BS = torch.cat([whole_sequence(nll_BS, mpu.get_context_parallel_group()) for nll_BS in nlls])
             if planner is not None:
                 planner.store_rows(whole_BS)
     if planner is not None:

@@ -43,3 +43,17 @@ def _split_values_give_the_choice_of_whole_ones(rank):
 
 def test_ranks_that_hold_parts_choose_as_one_that_holds_all():
     run_ranks(2, _split_values_give_the_choice_of_whole_ones)
+
+
+def _parts_of_megatrons_cut_come_together(rank, size):
+    from megatron.core.utils import get_batch_on_this_cp_rank
+
+    whole = torch.arange(2 * 8 * size, dtype=torch.float32).reshape(2, -1)
+    group = torch.distributed.group.WORLD
+    part = get_batch_on_this_cp_rank({"nll": whole.clone()}, is_hybrid_cp=False, cp_group=group)["nll"]
+    assert part.shape == (2, 8) and torch.equal(whole_sequence(part, group), whole)
+
+
+def test_parts_of_a_sequence_come_together_in_order():
+    """Against Megatron's own cut for context parallelism."""
+    run_ranks(2, _parts_of_megatrons_cut_come_together, 2)

@@ -14,9 +14,8 @@ from megatron_remit.errors import UserError  # noqa: E402
 from megatron_remit.reference import fingerprint  # noqa: E402
 from megatron_remit.reference.checkpoint import saved_arguments  # noqa: E402
 from megatron_remit.score_store import run  # noqa: E402
-from megatron_remit.score_store.online import gather_sequence  # noqa: E402
 from megatron_remit.tokenizer import folder_fingerprint  # noqa: E402
-from tests.ranks import pretrain, run_ranks  # noqa: E402
+from tests.ranks import pretrain  # noqa: E402
 from tests.test_bad_input import parsed  # noqa: E402
 
 
@@ -105,20 +104,6 @@ def test_the_fingerprint_of_a_reference_follows_its_content(material, tmp_path, 
     for at, counts in ((3 * step + 10, True), (len(whole) // 8 * 7 + 999, True), (3 * step + 1500, False)):
         shard.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         assert (of(copied) != sampled) == counts
-
-
-def _gather(rank, size):
-    from megatron.core.utils import get_batch_on_this_cp_rank
-
-    whole = torch.arange(2 * 8 * size, dtype=torch.float32).reshape(2, -1)
-    group = torch.distributed.group.WORLD
-    part = get_batch_on_this_cp_rank({"nll": whole.clone()}, is_hybrid_cp=False, cp_group=group)["nll"]
-    assert part.shape == (2, 8) and torch.equal(gather_sequence(part, group), whole)
-
-
-def test_parts_of_a_sequence_come_together_in_order():
-    """Against Megatron's own cut for context parallelism."""
-    run_ranks(2, _gather, 2)
 
 
 @pytest.mark.slow
