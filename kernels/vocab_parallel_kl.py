@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.distributed import ProcessGroup
 
+from megatron_remit.kernels.vocab_parallel_logprob import Shard
+
 # Elements of one array of a chunk. About five such arrays live at a time: 160 MiB in fp32.
 CHUNK_ELEMENTS = 1 << 23
 
@@ -78,8 +80,7 @@ class _VocabParallelKl(torch.autograd.Function):
     ) -> Tensor:
         logits_NV = logits_SBV.reshape(-1, logits_SBV.size(-1))
         tokens, rows = logits_NV.shape
-        first = rows * (torch.distributed.get_rank(group) if group is not None else 0)
-        columns = min(max(vocabulary_size - first, 0), rows)
+        columns = Shard.of(rows, vocabulary_size, group).columns
         dtype = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
         kl_N = torch.empty(tokens, dtype=dtype, device=logits_NV.device)
         gradient_NV = torch.zeros_like(logits_NV) if ctx.needs_input_grad[0] else None
