@@ -23,9 +23,9 @@ def main() -> None:
     from megatron_remit.fixed_rows import FixedRowsDataset
     from megatron_remit.pretrain import set_vocabulary
     from megatron_remit.score_store.reader import ScoreStore
-    from megatron_remit.select.corpus import write_manifest, write_selection
+    from megatron_remit.select.corpus import write_manifest, write_selection, writing
     from megatron_remit.select.documents import score_documents
-    from megatron_remit.select.ranking import threshold
+    from megatron_remit.select.ranking import count_known, threshold
 
     patches.apply()
     args = parse_and_validate_args(extra_args_provider=_arguments)
@@ -42,21 +42,27 @@ def main() -> None:
     if len(corpus.document_indices) - 1 != len(corpus.sequence_lengths):
         raise UserError(f"{args.data_path[0]}: its documents have several parts; tools/preprocess_corpus.py writes one")
     scores = args.out.with_name(args.out.name + ".scores.npy")
-    score_documents(dataset, large, small, scores, _job(args, large, small, len(corpus.sequence_lengths)))
+    job = _job(args, large, small)
+    _refuse_a_foreign_corpus(args.out, scores, job)
+    with writing(args.out):
+        score_documents(dataset, large, small, scores, job)
     score_D = numpy.load(scores, mmap_mode="r")
-    known = int(numpy.count_nonzero(~numpy.isnan(score_D)))
+    known = count_known(score_D)
     if known == 0:
         raise UserError(f"{args.data_path[0]}: no document ends inside a row; the corpus is shorter than --seq-length")
     cut = threshold(_Ranked(score_D, corpus.sequence_lengths, args.per_token), max(1, round(args.keep_ratio * known)))
-    shares = write_selection(corpus, score_D, cut, args.per_token, args.out)
+    with writing(args.out):
+        shares = write_selection(corpus, score_D, cut, args.per_token, args.out)
     stores = {name: asdict(store.manifest.identity) for name, store in (("large", large), ("small", small))}
-    write_manifest(args.out.with_name(args.out.name + ".json"), {
+    content = {
         "rule": "kept are the documents whose score lies above the threshold, the first `ties` of those equal to it, "
                 "and those without a score; scores.npy holds log p_large - log p_small of each document, nats",
         "ranked by": "score / tokens" if args.per_token else "score",
         "keep ratio": args.keep_ratio, "threshold": cut.score, "ties": cut.ties, "corpus": str(args.data_path[0]),
         "row seed": args.row_seed, "stores": stores, "scores": scores.name, **shares,
-    })
+    }
+    with writing(args.out):
+        write_manifest(args.out.with_name(args.out.name + ".json"), content)
     for fate, share in shares.items():
         print(f"{fate}: {share['documents']} documents, {share['tokens']} tokens")
 
@@ -95,10 +101,15 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--keep-ratio {args.keep_ratio}: expected a number in (0, 1]; the paper keeps 0.8")
     if args.row_seed is None:
         raise UserError("--row-seed is not set; give that of tools/score_corpus.py: it fixes which rows the corpus has")
-    for suffix in (".bin", ".idx", ".json"):
-        path = args.out.with_name(args.out.name + suffix)
-        if path.exists():
-            raise UserError(f"--out {args.out}: {path} exists; choose another prefix or remove it")
+    if not args.data_path or len(args.data_path) != 1:
+        found = "not set" if not args.data_path else " ".join(args.data_path)
+        raise UserError(f"--data-path is {found}: the selection is made over one corpus; give its one prefix")
+    if not args.out.name:
+        raise UserError(f"--out {args.out}: is a folder; give the prefix of the files, such as {args.out / 'selected'}")
+    # Written last, so it marks a selection that is done.
+    manifest = args.out.with_name(args.out.name + ".json")
+    if manifest.exists():
+        raise UserError(f"--out {args.out}: {manifest} exists; choose another prefix or remove it")
     if not args.out.parent.is_dir():
         raise UserError(f"--out {args.out}: the folder {args.out.parent} does not exist; create it or choose another")
 
@@ -107,19 +118,34 @@ def _check_stores(args: argparse.Namespace, large: Any, small: Any) -> None:
     """Both hold the rows of this corpus, of two models."""
     from megatron_remit.score_store.manifest import check_identity
 
-    for store in (large, small):
-        check_identity(store.folder, store.manifest.identity, {
-            "tokenizer": args.remit_tokenizer_fingerprint, "vocabulary": args.remit_vocab_size,
-            "sequence_length": args.seq_length, "reset_attention_mask": args.reset_attention_mask,
-            "reset_position_ids": args.reset_position_ids,
-        })
+    for flag, store in (("--store-large", large), ("--store-small", small)):
+        try:
+            check_identity(store.folder, store.manifest.identity, {
+                "tokenizer": args.remit_tokenizer_fingerprint, "vocabulary": args.remit_vocab_size,
+                "sequence_length": args.seq_length, "reset_attention_mask": args.reset_attention_mask,
+                "reset_position_ids": args.reset_position_ids,
+            })
+        except UserError as error:
+            raise UserError(str(error).replace("--score-store", flag, 1)) from None
     if large.manifest.identity.reference == small.manifest.identity.reference:
         raise UserError(
             f"--store-large {large.folder} and --store-small {small.folder} are of one model; give those of two"
         )
 
 
-def _job(args: argparse.Namespace, large: Any, small: Any, documents: int) -> str:
-    parts = (str(args.data_path), args.row_seed, args.seq_length, documents, large.manifest.identity.digest(),
-             small.manifest.identity.digest())
+def _refuse_a_foreign_corpus(out: Path, scores: Path, job: str) -> None:
+    """A corpus without its manifest may be written over only if a stopped run of this very selection left it."""
+    from megatron_remit.select.documents import position
+
+    for suffix in (".bin", ".idx"):
+        path = out.with_name(out.name + suffix)
+        if path.exists() and position(scores, job) is None:
+            raise UserError(f"--out {out}: {path} exists; choose another prefix or remove it")
+
+
+def _job(args: argparse.Namespace, large: Any, small: Any) -> str:
+    """What the scores depend on. A corpus that was written anew is another one, though it has the same name."""
+    files = [Path(args.data_path[0] + suffix).stat() for suffix in (".bin", ".idx")]
+    parts = (args.data_path[0], [(file.st_size, file.st_mtime_ns) for file in files], args.row_seed, args.seq_length,
+             large.manifest.identity.digest(), small.manifest.identity.digest())
     return hashlib.sha256(repr(parts).encode()).hexdigest()

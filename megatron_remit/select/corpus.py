@@ -2,6 +2,9 @@
 
 import json
 import os
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,13 +46,15 @@ def write_selection(
     ``dropped``, ``kept without a score``.
 
     Raises:
-        UserError: the files cannot be written.
+        OSError: the files cannot be written.
     """
     shares = {"kept": Share(), "dropped": Share(), "kept without a score": Share()}
     parts = {suffix: out.with_name(f"{out.name}.tmp{suffix}") for suffix in (".bin", ".idx")}
     ties = cut.ties
     try:
         builder = IndexedDatasetBuilder(str(parts[".bin"]), dtype=corpus.index.dtype)
+        # Megatron's lists take 80 bytes a document, these 12.
+        builder.sequence_lengths, builder.document_indices = array("i"), array("q", [0])
         for number in tqdm(range(len(scores_D)), desc="writing documents", unit="document", disable=None):
             length = int(corpus.sequence_lengths[number])
             score = ranked(scores_D[number : number + 1], corpus.sequence_lengths[number : number + 1], per_token)[0]
@@ -62,8 +67,6 @@ def write_selection(
         builder.finalize(str(parts[".idx"]))
         for suffix, part in parts.items():
             os.replace(part, out.with_name(out.name + suffix))
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error}); free space or choose another folder") from error
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
@@ -73,6 +76,15 @@ def write_selection(
 def ranked(score_P: numpy.ndarray, length_P: numpy.ndarray, per_token: bool) -> numpy.ndarray:
     """What documents are ranked by: the summed difference, nats, or that for each token."""
     return score_P / numpy.maximum(length_P, 1) if per_token else numpy.asarray(score_P)
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Turns an OSError of what writes the files of ``out`` into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error}); free space or choose another folder") from error
 
 
 def write_manifest(path: Path, content: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """log p_large(x) - log p_small(x) of every document, from the score stores of two models.
 
 The rows of a store (fixed by ``--row-seed``) are read in the order in which they were cut from the documents. In memory
-are the open document's sum and 8 bytes for each row, on disk 8 bytes for each document.
+is the open document's sum, on disk 8 bytes for each document.
 
 Shape suffixes: S tokens of a row, D documents of the corpus.
 """
@@ -46,13 +46,18 @@ def score_documents(dataset: FixedRowsDataset, large: ScoreStore, small: ScoreSt
 
     Raises:
         UserError: a store lacks a row or it is damaged there, or the files are of another job.
+        OSError: the files cannot be written.
     """
-    note = scores.with_suffix(".progress.json")
+    note = note_of(scores)
     lengths_D = dataset.dataset.sequence_lengths
-    at = _position(note, scores, job)
+    at = position(scores, job)
     if at is None:
-        at = Position(job, left=int(lengths_D[dataset.document_index[0]]) - 1)  # nothing predicts the first token
-        numpy.lib.format.open_memmap(scores, "w+", numpy.float64, (len(lengths_D),))[:] = numpy.nan
+        note.unlink(missing_ok=True)  # else it would speak for the file that is made now
+        at = _start(job, dataset.document_index, lengths_D)
+        score_D = numpy.lib.format.open_memmap(scores, "w+", numpy.float64, (len(lengths_D),))
+        with scores.open("r+b") as file:  # a full disk is an error here and not a killed process at some page
+            os.posix_fallocate(file.fileno(), 0, scores.stat().st_size)
+        score_D[:] = numpy.nan
         _note(note, at)
     score_D = numpy.lib.format.open_memmap(scores, "r+")
     read = _row_reader(dataset, large, small)
@@ -66,6 +71,16 @@ def score_documents(dataset: FixedRowsDataset, large: ScoreStore, small: ScoreSt
             _note(note, at)
 
 
+def _start(job: str, order: numpy.ndarray, lengths_D: numpy.ndarray) -> Position:
+    """Before the first row. Nothing predicts the corpus's first token, so a document of that token has no score."""
+    place, unpredicted = 0, 1
+    while place < len(order) and lengths_D[order[place]] <= unpredicted:
+        unpredicted -= int(lengths_D[order[place]])
+        place += 1
+    left = int(lengths_D[order[place]]) - unpredicted if place < len(order) else 0
+    return Position(job, place=place, left=left)
+
+
 def _add_row(
     at: Position, gain_S: numpy.ndarray, score_D: numpy.ndarray, order: numpy.ndarray, lengths_D: numpy.ndarray
 ) -> None:
@@ -76,19 +91,18 @@ def _add_row(
         at.left -= stop - start
         start = stop
         while at.left == 0 and at.place < len(order):
-            if lengths_D[order[at.place]] > 1 or at.place:
-                score_D[order[at.place]] = at.total
+            score_D[order[at.place]] = at.total
             at.place, at.total = at.place + 1, 0.0
             at.left = int(lengths_D[order[at.place]]) if at.place < len(order) else 0
 
 
 def _row_reader(dataset: FixedRowsDataset, large: ScoreStore, small: ScoreStore) -> Callable[[int], numpy.ndarray]:
-    # The dataset draws rows in a random order; this is where each one of the corpus's order stands in it.
-    drawn = numpy.argsort(dataset.shuffle_index)
+    # Megatron's dataset shuffles the rows through this: now they come in the order of the documents.
+    dataset.shuffle_index = range(len(dataset.sample_index) - 1)
     identity = large.manifest.identity
 
     def read(row: int) -> numpy.ndarray:
-        sample = CheckedGPTDataset.__getitem__(dataset, int(drawn[row]))
+        sample = CheckedGPTDataset.__getitem__(dataset, row)
         key = row_key(sample, identity.reset_position_ids, identity.reset_attention_mask)
         large_S, small_S = (_read(store, key, row) for store in (large, small))
         return small_S.astype(numpy.float64) - large_S
@@ -109,7 +123,14 @@ def _read(store: ScoreStore, key: tuple[int, int], row: int) -> numpy.ndarray:
     return nll_S
 
 
-def _position(note: Path, scores: Path, job: str) -> Position | None:
+def note_of(scores: Path) -> Path:
+    """The file beside ``scores`` that says how far they are."""
+    return scores.with_suffix(".progress.json")
+
+
+def position(scores: Path, job: str) -> Position | None:
+    """How far ``job`` has come; None if it has not begun. Raises UserError if the files are of another job."""
+    note = note_of(scores)
     if not (note.is_file() and scores.is_file()):
         return None
     try:

@@ -42,6 +42,12 @@ def threshold(scores_N: numpy.ndarray, keep: int) -> Threshold:
     return Threshold(_score(prefix), left)
 
 
+def count_known(scores_N: numpy.ndarray) -> int:
+    """How many of the scores are numbers and not NaN."""
+    pieces = (scores_N[start : start + _PIECE] for start in range(0, len(scores_N), _PIECE))
+    return sum(int(numpy.count_nonzero(~numpy.isnan(piece_P))) for piece_P in pieces)
+
+
 def _ordered(score_P: numpy.ndarray) -> numpy.ndarray:
     """uint64 keys in the order of the scores: IEEE 754 orders magnitudes as integers, with the sign apart."""
     bits_P = (score_P[~numpy.isnan(score_P)] + 0.0).view(numpy.uint64)  # + 0.0 makes -0.0 the 0.0 that it equals

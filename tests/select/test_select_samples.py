@@ -3,7 +3,9 @@
 import argparse
 import dataclasses
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy
 import pytest
@@ -17,7 +19,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset  # noqa: E402
 from megatron_remit.errors import UserError  # noqa: E402
 from megatron_remit.score_store.reader import ScoreStore  # noqa: E402
 from megatron_remit.select import command  # noqa: E402
-from megatron_remit.select.documents import Position, _note, _position  # noqa: E402
+from megatron_remit.select.documents import Position, _note, _start, position  # noqa: E402
 from tests.ranks import ROOT, run_command  # noqa: E402
 
 
@@ -82,9 +84,26 @@ def test_the_documents_with_the_largest_sums_are_kept(flags, folder, truth):
     assert manifest["kept without a score"]["documents"] == (~known).sum()
     assert scores[best].min() == manifest["threshold"]
 
-    # A second call refuses to write over it; without the corpus it goes on from the finished scores.
+    # A second call refuses to write over it.
     again = select(flags, folder, "--out", folder / "kept")
-    assert again.returncode == 2 and "kept.bin exists" in again.output
+    assert again.returncode == 2 and "kept.json exists" in again.output
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_before_its_manifest_is_finished_by_the_next(flags, folder, tmp_path):
+    (tmp_path / "kept.bin").write_bytes(b"somebody's")
+    refused = select(flags, folder, "--out", tmp_path / "kept")
+    assert refused.returncode == 2 and "kept.bin exists" in refused.output
+    (tmp_path / "kept.bin").unlink()
+    whole = select(flags, folder, "--out", tmp_path / "kept")
+    assert whole.returncode == 0, whole.failure()
+    expected = {name: (tmp_path / name).read_bytes() for name in ("kept.bin", "kept.idx", "kept.json")}
+    (tmp_path / "kept.json").unlink()
+    (tmp_path / "kept.idx").unlink()
+    (tmp_path / "kept.bin").write_bytes(b"half")
+    again = select(flags, folder, "--out", tmp_path / "kept")
+    assert again.returncode == 0, again.failure()
+    assert {name: (tmp_path / name).read_bytes() for name in expected} == expected
 
 
 @pytest.mark.slow
@@ -134,12 +153,15 @@ def test_a_store_without_a_row_is_named(flags, folder, tmp_path):
 def options(tmp_path, **overrides):
     return argparse.Namespace(**{
         "keep_ratio": 0.8, "row_seed": 5, "out": tmp_path / "kept", "seq_length": 24, "reset_attention_mask": False,
-        "reset_position_ids": False, "remit_vocab_size": 515, "remit_tokenizer_fingerprint": None} | overrides)
+        "reset_position_ids": False, "remit_vocab_size": 515, "remit_tokenizer_fingerprint": None,
+        "data_path": ["corpus"]} | overrides)
 
 
 @pytest.mark.parametrize(("overrides", "message"), [
     ({"keep_ratio": 0.0}, r"--keep-ratio 0.0: .* \(0, 1\]"), ({"keep_ratio": 1.1}, r"--keep-ratio 1.1"),
-    ({"row_seed": None}, "--row-seed is not set"),
+    ({"row_seed": None}, "--row-seed is not set"), ({"data_path": None}, "--data-path is not set"),
+    ({"data_path": ["1", "a", "2", "b"]}, "--data-path is 1 a 2 b: .* one corpus"),
+    ({"out": Path(".")}, r"--out \.: is a folder"),
 ])
 def test_flags_that_cannot_work(overrides, message, tmp_path):
     with pytest.raises(UserError, match=message):
@@ -161,7 +183,7 @@ def test_stores_of_one_model_or_of_another_corpus(folder, tmp_path):
         command._check_stores(args, large, large)
     for change, message in (({"seq_length": 25}, "another sequence length"), ({"remit_vocab_size": 9}, "vocabulary"),
                             ({"remit_tokenizer_fingerprint": "0" * 64}, "another tokenizer")):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=f"--store-large .*{message}"):
             command._check_stores(argparse.Namespace(**vars(args) | change), large, small)
 
 
@@ -170,10 +192,33 @@ def test_progress_of_another_selection_is_refused(tmp_path):
     scores.write_bytes(b"")
     note = tmp_path / "kept.scores.progress.json"
     _note(note, Position("one", 3, 2, 1, 0.5))
-    assert dataclasses.asdict(_position(note, scores, "one")) == {
+    assert dataclasses.asdict(position(scores, "one")) == {
         "job": "one", "row": 3, "place": 2, "left": 1, "total": 0.5}
     with pytest.raises(UserError, match="of another selection"):
-        _position(note, scores, "two")
+        position(scores, "two")
     note.write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
-        _position(note, scores, "one")
+        position(scores, "one")
+
+
+def test_a_corpus_that_was_written_anew_is_another_selection(folder, tmp_path):
+    for suffix in (".bin", ".idx"):
+        (tmp_path / f"corpus{suffix}").write_bytes(b"as long")
+    args = options(tmp_path, data_path=[str(tmp_path / "corpus")])
+    stores = ScoreStore(folder / "large"), ScoreStore(folder / "small")
+    job = command._job(args, *stores)
+    assert command._job(args, *stores) == job
+    changed = tmp_path / "corpus.bin"
+    changed.write_bytes(b"so long")
+    os.utime(changed, ns=(0, changed.stat().st_mtime_ns + 1))
+    assert command._job(args, *stores) != job
+
+
+@pytest.mark.parametrize(("lengths", "place", "left"), [
+    ([5, 3], 0, 4),  # nothing predicts the corpus's first token
+    ([1, 3], 1, 3),  # a first document of that token has no score
+    ([0, 0, 4], 2, 3), ([0, 1, 4], 2, 4), ([1], 1, 0),
+])
+def test_the_first_document_with_a_score(lengths, place, left):
+    found = _start("job", numpy.arange(len(lengths)), numpy.array(lengths))
+    assert (found.place, found.left) == (place, left)
