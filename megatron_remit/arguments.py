@@ -76,9 +76,10 @@ def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
     parser.set_defaults(remit_vocab_size=None, remit_tokenizer_fingerprint=None)
     if importlib.util.find_spec("transformer_engine") is None:
         parser.set_defaults(transformer_impl="local", apply_rope_fusion=False)
-        # The extension that apex builds, by the name that Megatron imports.
-        if importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is None:
-            parser.set_defaults(gradient_accumulation_fusion=False)
+    # The extension that apex builds, by the name that Megatron imports: the output layer is Megatron's own, with
+    # Transformer Engine too.
+    if importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is None:
+        parser.set_defaults(gradient_accumulation_fusion=False)
     if not host.has_cuda():
         parser.set_defaults(**host.default_arguments())
     return parser
@@ -139,10 +140,10 @@ def check_arguments(args: argparse.Namespace) -> None:
             "--objective kd with --fp16: the gradient of the KL divergence is made before the loss scale multiplies "
             "it, and its small parts would be zero in fp16; use --bf16 or fp32"
         )
-    if args.cuda_graph_impl == "full_iteration":
+    if args.cuda_graph_impl != "none":
         raise UserError(
-            "--cuda-graph-impl full_iteration captures the whole step and would leave the reference out of it; "
-            "use 'local' or 'transformer_engine', or no CUDA graph"
+            f"--cuda-graph-impl {args.cuda_graph_impl} with --objective {args.objective}: Megatron captures its graphs "
+            "in the first passes that it sees, which are the reference's; use 'none'"
         )
     if args.rampup_batch_size is not None:
         raise UserError(

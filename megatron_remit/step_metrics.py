@@ -49,7 +49,8 @@ def _add(losses: dict[str, Tensor], seconds: float) -> None:
 
 
 def with_negative_means(training_log: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap Megatron's ``training_log``, whose line on stdout leaves out negative values: print those means then."""
+    """Wrap Megatron's ``training_log``, whose line on stdout leaves out negative values: print those of the
+    last step then."""
 
     @functools.wraps(training_log)
     def call(loss_dict: dict[str, Tensor], total: Any, rate: Any, iteration: int, *rest: Any, **kwargs: Any) -> Any:

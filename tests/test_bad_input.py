@@ -131,6 +131,7 @@ def test_reference_micro_batch_that_does_not_divide_the_step(material):
 
 @pytest.mark.parametrize(("flags", "named"), [
     ({"cuda_graph_impl": "full_iteration"}, "--cuda-graph-impl full_iteration"),
+    ({"cuda_graph_impl": "local"}, "--cuda-graph-impl local with --objective remit"),
     ({"objective": "rho1", "remit_control": "permute"}, "--remit-control permute .* the objective is rho1"),
     ({"objective": "kd", "fp16": True}, "--objective kd with --fp16: .* use --bf16"),
     ({"reset_attention_mask": True, "pipeline_model_parallel_size": 3}, "--reset-attention-mask"),

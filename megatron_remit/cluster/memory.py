@@ -37,7 +37,9 @@ def estimate(policy: argparse.Namespace, reference: argparse.Namespace | None, m
         reference: the same with the reference's shape; None for an NTP run.
         microbatches: microbatches in a step on a data-parallel rank.
 
-    What it leaves out: NCCL's buffers, fragmentation, the CUDA context. Context parallelism divides the sequence.
+    What it leaves out: NCCL's buffers, fragmentation, the CUDA context, and without Transformer Engine the fp32 copies
+    that the norms keep for the backward pass (8 bytes a number of each norm's input). Context parallelism divides the
+    sequence.
     """
     from megatron.training import theoretical_memory_usage as megatron
 

@@ -20,6 +20,13 @@ _SHAPE_IF_UNSET = (
     "padded_vocab_size", "remit_vocab_size",
 )
 
+# It is not trained, so nothing of the policy's regularisation, recomputation or offloading applies. Nor do its
+# microbatches or its hidden size fit the communication buffers that are laid out for the policy.
+_NOT_INHERITED = {
+    "attention_dropout": 0.0, "hidden_dropout": 0.0, "recompute_granularity": None, "tp_comm_overlap": False,
+    "fine_grained_activation_offloading": False, "cpu_offloading": False, "cpu_offloading_num_layers": 0,
+}
+
 
 def checkpoint_folder(root: Path) -> Path:
     """The folder of ``root``'s latest iteration, once it is seen to be whole.
@@ -68,9 +75,7 @@ def reference_arguments(args: argparse.Namespace) -> argparse.Namespace:
     checkpointing.load_args_from_checkpoint(own)
     _check_fit(args, own, saved, root)
     _fit_to_layout(args, own, root)
-    # Neither is trained, so nothing of the policy's regularisation or recomputation applies.
-    own.attention_dropout = own.hidden_dropout = 0.0
-    own.recompute_granularity = None
+    vars(own).update(_NOT_INHERITED)
     return own
 
 

@@ -3,6 +3,7 @@
 Shape suffixes: S tokens of a row.
 """
 
+import errno
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -128,7 +129,9 @@ class ScoreStore:
         """
         try:
             nll_S = self._read(key)
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):  # NFS says ESTALE of an open file that is gone
+                raise
             # Merged into another shard after this store was opened; a shard that is lost is named here.
             self._load()
             nll_S = self._read(key)

@@ -32,6 +32,8 @@ from megatron_remit.score_store.run import start_writer, writes_scores
 from megatron_remit.score_store.writer import StoreWriter
 
 _MESSAGE_SECONDS = 10.0
+# How long the writing rank may pass over rows that the store has while the others wait for it.
+SKIP_SECONDS = 30.0
 # Microbatches that keep each pipeline stage busy for most of a forward-only schedule.
 _MICROBATCHES_A_STAGE = 4
 
@@ -54,8 +56,10 @@ def score_rows(reference: list[Module], dataset: Dataset | None, store: ScoreSto
     planner = RowPlanner(dataset, store, num_rows, start_writer(args)) if writes_scores() else None
     while True:
         rows = _agreed_rows(planner, count * size)
-        if not rows:
+        if rows is None:
             break
+        if not rows:
+            continue
         # The schedule has one shape; the last rows of the corpus are scored more than once to fill it.
         padded = rows + rows[-1:] * (count * size - len(rows))
         nlls = _score(reference, dataset, padded, count)
@@ -67,15 +71,18 @@ def score_rows(reference: list[Module], dataset: Dataset | None, store: ScoreSto
         planner.finish()
 
 
-def _agreed_rows(planner: "RowPlanner | None", most: int) -> list[int]:
-    """The next rows of this replica, the same on all its ranks; none at the end of the corpus."""
-    rows = torch.full((most,), -1, dtype=torch.int64)
+def _agreed_rows(planner: "RowPlanner | None", most: int) -> list[int] | None:
+    """The next rows of this replica, the same on all its ranks: none where only known rows were found in a while, None
+    at the end of the corpus."""
+    rows = torch.full((most + 1,), -1, dtype=torch.int64)
     if planner is not None:
         chosen = planner.next_rows(most)
         rows[: len(chosen)] = torch.tensor(chosen, dtype=torch.int64)
+        rows[-1] = 0 if chosen or not planner.at_end else -1
     rows = rows.to(torch.cuda.current_device())
     agree_on_maximum(rows)
-    return [row for row in rows.tolist() if row >= 0]
+    *found, goes_on = rows.tolist()
+    return [row for row in found if row >= 0] if goes_on == 0 else None
 
 
 def _score(reference: list[Module], dataset: Dataset | None, rows: list[int], count: int) -> list[Tensor]:
@@ -109,11 +116,20 @@ class RowPlanner:
         self._scored = self._found = 0
         self._start = self._told = time.monotonic()
 
+    @property
+    def at_end(self) -> bool:
+        """Whether every row was looked at."""
+        return self._at >= len(self._todo)
+
     def next_rows(self, most: int) -> list[int]:
-        """Up to ``most`` rows that are neither in the store nor waiting in the writer."""
+        """Up to ``most`` rows that are neither in the store nor waiting in the writer.
+
+        Fewer, or none, after ``SKIP_SECONDS``: the replica's other ranks wait in a collective that has a timeout.
+        """
         rows: list[int] = []
         self._keys = []
-        while len(rows) < most and self._at < len(self._todo):
+        until = time.monotonic() + SKIP_SECONDS
+        while len(rows) < most and not self.at_end:
             row = self._todo[self._at]
             self._at += 1
             key = self._key(row)
@@ -123,6 +139,8 @@ class RowPlanner:
                 rows.append(row)
                 self._keys.append(key)
             self._tell()
+            if time.monotonic() >= until:
+                break
         return rows
 
     def _key(self, row: int) -> Key:

@@ -82,6 +82,11 @@ class ShardedNormWeight(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.ones(local_width))
         set_tensor_model_parallel_attributes(self.weight, is_parallel=True, dim=0, stride=1)
 
+    def forward(self) -> torch.Tensor:
+        """The weight [w]. Called and not read as an attribute: ``--overlap-param-gather`` waits for the updated weight
+        where the module that owns it is called."""
+        return self.weight
+
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
     ) -> dict[str, Any]:
@@ -131,7 +136,7 @@ def rms_norm_pair_over_tp(
         summed_2SB1 = reduce_from_tensor_model_parallel_region(local_2SB1, tp_group)
         means = copy_to_tensor_model_parallel_region(summed_2SB1, tp_group).unbind(0)
     query, key = (
-        (x * torch.rsqrt(mean + eps) * norm.weight.float()).to(query_SBw.dtype)
+        (x * torch.rsqrt(mean + eps) * norm().float()).to(query_SBw.dtype)
         for x, mean, norm in zip(wide, means, (query_norm, key_norm), strict=True)
     )
     return query, key

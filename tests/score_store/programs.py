@@ -13,9 +13,9 @@ from tests.ranks import ROOT, free_port, run_command
 SCORER = ROOT / "tools/score_corpus.py"
 
 
-def score(ranks, store, *flags):
+def score(ranks, store, *flags, program=(SCORER,)):
     """``torchrun tools/score_corpus.py``."""
-    run = run_command(["python", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", SCORER,
+    run = run_command(["python", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *program,
                        *flags, "--score-store", store])
     assert run.returncode == 0, run.failure()
     return run

@@ -102,6 +102,19 @@ def test_every_layout_scores_the_same_rows(ranks, layout, material, exact_store,
 
 
 @pytest.mark.slow
+def test_ranks_hear_from_a_writer_that_passes_over_known_rows(material, exact_store, tmp_path):
+    """A resumed scorer may find millions of them; the replica's other ranks wait in a collective meanwhile."""
+    folder = tmp_path / "store"
+    shutil.copytree(exact_store, folder)
+    whole = rows_of(exact_store)
+    prune(folder, set(random.Random(6).sample(sorted(whole), len(whole) // 2)))
+    run = score(2, folder, *material.remit(row_seed=3, score_dtype="float32", tensor_model_parallel_size=2),
+                program=("-m", "tests.score_store.impatient_scorer"))
+    assert "scored 12, found 12 of 24 rows" in run.output
+    assert_same_rows(rows_of(folder), whole, 2e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "layout"), [
     (4, {"pipeline_model_parallel_size": 2}),
     (2, {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 1,

@@ -6,7 +6,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
-from megatron_remit.specs.norm import CastFirstRMSNorm, LayerNorm, RMSNorm
+from megatron_remit.specs.norm import CastFirstRMSNorm, LayerNorm, RMSNorm, ShardedNormWeight, rms_norm_pair_over_tp
+from tests.ranks import run_ranks
 
 
 def _config(**overrides):
@@ -37,3 +38,17 @@ def test_weight_is_marked_for_sequence_parallel_reduction():
     for kind in (RMSNorm, CastFirstRMSNorm, LayerNorm):
         assert all(parameter.sequence_parallel for parameter in kind(parallel, 48, 1e-5).parameters())
         assert not any(parameter.sequence_parallel for parameter in kind(_config(), 48, 1e-5).parameters())
+
+
+def _both_weights_are_taken_by_a_call(rank):
+    norms = [ShardedNormWeight(8, torch.distributed.group.WORLD) for _ in range(2)]
+    called = []
+    for norm in norms:
+        norm.register_forward_pre_hook(lambda module, inputs: called.append(module))
+    rms_norm_pair_over_tp(torch.randn(3, 1, 8), torch.randn(3, 1, 8), *norms, 1e-6)
+    assert called == norms
+
+
+def test_the_weights_of_query_and_key_norm_are_taken_by_a_call():
+    """Megatron's --overlap-param-gather waits for a parameter in the forward hook of the module that owns it."""
+    run_ranks(1, _both_weights_are_taken_by_a_call)
