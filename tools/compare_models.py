@@ -25,7 +25,8 @@ def main() -> None:
                         help="dtype of the weights (default: as they were saved)")
     parser.add_argument("--run", action="append", default=[], metavar="NAME=DIR",
                         help="a run's TensorBoard folder; repeat for each run")
-    parser.add_argument("--accuracy", type=Path, metavar="FILE", help="CSV with columns run,tokens,seconds,accuracy")
+    parser.add_argument("--accuracy", action="append", default=[], metavar="FILE or NAME=FILE.json",
+                        help="CSV with columns run,tokens,seconds,accuracy, or a run's JSON of evaluate_run.py; repeat")
     options = parser.parse_args()
     # Imported late: --help need not wait for torch and transformers.
     from megatron_remit.compare.build import Request, compare

@@ -1,15 +1,18 @@
 """From models, texts and logs to a folder with compare.html, and a PNG and CSV of every figure."""
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_remit.compare.figures import Drawn, kl_figure, logp_figure, table
-from megatron_remit.compare.heatmap import Heatmap, draw
-from megatron_remit.compare.inputs import Texts, check_name, named_folders, named_pairs, read_texts, shared_tokenizer
+from megatron_remit.compare.heatmap import Heatmap, csv, draw
+from megatron_remit.compare.inputs import Texts, check_name, check_tokenizers, named_folders, named_pairs, read_texts
 from megatron_remit.compare.page import figure_section, heatmap_section, page
 from megatron_remit.compare.runs import accuracy_figure, curves_figure, read_accuracies, read_run
-from megatron_remit.compare.score import Scores, score_all
+from megatron_remit.compare.score import Scores, check_models, score_all
 from megatron_remit.compare.tokens import TokenMargin, token_margins
 from megatron_remit.errors import UserError
 
@@ -29,27 +32,30 @@ class Request:
     seq_length: int = 1024
     dtype: str = "auto"
     run: list[str] = field(default_factory=list)
-    accuracy: Path | None = None
+    accuracy: list[str] = field(default_factory=list)
 
 
 def compare(request: Request) -> Path:
     """Write the comparison; returns the path of compare.html.
 
     Raises:
-        UserError: an input is missing, malformed, or does not fit the others; nothing is written then.
+        UserError: an input is missing, malformed, or does not fit the others (said before any model scores; nothing is
+            written then); a model gives NaN; or --out cannot be written.
     """
     models = named_folders("--model", request.model)
     runs = {name: read_run(name, folder) for name, folder in named_folders("--run", request.run).items()}
-    accuracies = None if request.accuracy is None else read_accuracies(request.accuracy)
+    accuracies = read_accuracies(request.accuracy)
     if not (models or runs or accuracies):
         raise UserError("nothing to compare: give --model NAME=DIR with --text FILE, --run NAME=DIR or --accuracy FILE")
     if bool(models) != bool(request.text):
         raise UserError("--model and --text go together: models are compared on the texts of JSONL files")
-    if request.out.exists() and not request.out.is_dir():
-        raise UserError(f"--out {request.out}: it is a file; name a folder")
-    texts, scores, maps = None, None, []
-    if models:
-        texts, scores, maps = _score(request, models)
+    pairs = _pairs(request, models)
+    texts = _texts(request, models) if models else None
+    with _writing(request.out):
+        request.out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=request.out).close()
+    scores = score_all(models, texts, request.teacher, request.seq_length, request.dtype) if models else None
+    maps = [Heatmap(a, b, two_sided, scores.logp[a], scores.logp[b]) for (a, b), two_sided in pairs]
     sections, files = [], {}
     for title, drawn in _figures(request, scores, runs, accuracies):
         sections.append(figure_section(title, drawn))
@@ -57,29 +63,36 @@ def compare(request: Request) -> Path:
     for one in maps:
         margins = token_margins(one.margin_N, texts.pieces)
         sections.append(heatmap_section(one, texts, margins))
-        files |= draw(one, texts).files | {f"{one.name}-tokens.csv": _margins_csv(margins)}
+        files[f"{one.name}.png"], files[f"{one.name}.csv"] = draw(one, texts), csv(one, texts)
+        files[f"tokens-{one.name}.csv"] = _margins_csv(margins)
     files["compare.html"] = page(models, texts, scores, sections).encode()
-    request.out.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        _write(request.out / name, content)
+    with _writing(request.out):
+        for name, content in files.items():
+            _write(request.out / name, content)
     print(f"wrote {request.out / 'compare.html'} and {len(files) - 1} files of figures beside it")
     return request.out / "compare.html"
 
 
-def _score(request: Request, models: dict[str, Path]) -> tuple[Texts, Scores, list[Heatmap]]:
+def _pairs(request: Request, models: dict[str, Path]) -> list[tuple[tuple[str, str], bool]]:
+    """The pairs of --heatmap (False) and --contrast (True)."""
     pairs = [(pair, False) for pair in named_pairs("--heatmap", request.heatmap, models)]
     pairs += [(pair, True) for pair in named_pairs("--contrast", request.contrast, models)]
     if request.teacher is not None:
         check_name("--teacher", request.teacher, models)
         if len(models) == 1:
             raise UserError(f"--teacher {request.teacher}: give a second --model to compare with it")
-    tokenizer = shared_tokenizer(models)
-    texts = read_texts(request.text, request.json_key, request.max_tokens, tokenizer, next(iter(models.values())))
-    scores = score_all(models, texts, request.teacher, request.seq_length, request.dtype)
-    return texts, scores, [Heatmap(a, b, two_sided, scores.logp[a], scores.logp[b]) for (a, b), two_sided in pairs]
+    return pairs
 
 
-def _figures(request: Request, scores: Scores | None, runs: dict, accuracies: dict | None) -> list[tuple[str, Drawn]]:
+def _texts(request: Request, models: dict[str, Path]) -> Texts:
+    """The texts, which every model can take."""
+    texts = read_texts(request.text, request.json_key, request.max_tokens, next(iter(models.values())))
+    check_tokenizers(models, texts)
+    check_models(models, texts, request.teacher, request.seq_length)
+    return texts
+
+
+def _figures(request: Request, scores: Scores | None, runs: dict, accuracies: dict) -> list[tuple[str, Drawn]]:
     found = []
     if scores is not None:
         found.append(("How sure each model is of the text", logp_figure(scores.logp)))
@@ -95,6 +108,14 @@ def _figures(request: Request, scores: Scores | None, runs: dict, accuracies: di
 def _margins_csv(margins: list[TokenMargin]) -> bytes:
     rows: list[list[object]] = [["token", "times", "mean margin, nats", "standard error, nats"]]
     return table(rows + [[one.token, one.count, f"{one.mean:.6g}", f"{one.stderr:.6g}"] for one in margins])
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot write there ({error}); name a folder that can be written") from None
 
 
 def _write(path: Path, content: bytes) -> None:

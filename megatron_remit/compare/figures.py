@@ -45,9 +45,14 @@ def drawing(name: str, caption: str, width: float = 8.2, height: float = 4.2) ->
         figure = Figure(figsize=(width, height))
         yield figure, drawn
         drawn.svg = svg_text(figure, name)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=PNG_DPI)
-        drawn.files[f"{name}.png"] = buffer.getvalue()
+        drawn.files[f"{name}.png"] = png(figure)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=PNG_DPI)
+    return buffer.getvalue()
 
 
 def legend_above(figure: Figure, entries: int) -> None:

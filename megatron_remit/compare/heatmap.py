@@ -4,13 +4,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from megatron_remit.compare.figures import Drawn, drawing, table
+from megatron_remit.compare.figures import png, table
 from megatron_remit.compare.inputs import Texts
-from megatron_remit.report.figures import MINUS
+from megatron_remit.report.figures import MINUS, STYLE
 
 SHOWN_TEXTS = 3
 SHOWN_TOKENS = 400
@@ -43,8 +45,7 @@ class Heatmap:
     @property
     def name(self) -> str:
         """The stem of its files."""
-        kind = "contrast" if self.two_sided else "heatmap"
-        return f"{kind}-{_file_part(self.a)}-{_file_part(self.b)}"
+        return f"{'contrast' if self.two_sided else 'heatmap'}-{self.a}-{self.b}"
 
     def full(self) -> float:
         """The margin of full colour, nats: 98th percentile of the margins that are coloured, up to the next half."""
@@ -83,20 +84,16 @@ def legend(heatmap: Heatmap) -> str:
     return f'<span class="scale">{left}{bar}+{full:g} nats: {escape(heatmap.a)} surer</span>'
 
 
-def draw(heatmap: Heatmap, texts: Texts) -> Drawn:
-    """The first texts as a picture, up to ``PNG_TOKENS`` tokens of them, and more as CSV."""
+def draw(heatmap: Heatmap, texts: Texts) -> bytes:
+    """The first texts as a PNG file, up to ``PNG_TOKENS`` tokens of them."""
     full = heatmap.full()
     shown_texts = min(SHOWN_TEXTS, len(texts))
     stop = min(texts.starts[shown_texts], PNG_TOKENS)
     cells = _layout(texts.pieces[:stop], texts.starts[1:shown_texts])
     rows = 1 + max(row for _, row, _, _ in cells)
-    figures = "figure 11" if heatmap.two_sided else "figures 3 and 10"
-    caption = (
-        f"log p({heatmap.a}) {MINUS} log p({heatmap.b}) of every token of the first texts (paper, {figures}); none "
-        "was picked by its result."
-    )
     width, height = 0.0935 * COLUMNS + 0.4, 0.235 * (rows + 2.2) + 0.2
-    with drawing(heatmap.name, caption, width, height) as (figure, drawn):
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height))
         ax = figure.add_axes((0.2 / width, 0, 1 - 0.4 / width, 1), xlim=(0, COLUMNS), ylim=(rows + 0.3, -2.2))
         ax.axis("off")
         _draw_scale(ax, heatmap, full)
@@ -106,8 +103,7 @@ def draw(heatmap: Heatmap, texts: Texts) -> Drawn:
             if colour != "#ffffff":
                 ax.add_patch(Rectangle((column, row), len(shown), 0.94, facecolor=colour, linewidth=0))
             ax.text(column, row + 0.5, shown, **style)
-    drawn.files[f"{heatmap.name}.csv"] = _csv(heatmap, texts)
-    return drawn
+        return png(figure)
 
 
 def _draw_scale(ax: Axes, heatmap: Heatmap, full: float) -> None:
@@ -158,7 +154,8 @@ def _token(heatmap: Heatmap, piece: str, place: int, full: float) -> str:
     return f'<span class="t" style="background:{heatmap.colour(margin, full)}" data-tip="{tip}">{shown}</span>'
 
 
-def _csv(heatmap: Heatmap, texts: Texts) -> bytes:
+def csv(heatmap: Heatmap, texts: Texts) -> bytes:
+    """The texts that the page shows, a row a token."""
     rows: list[list[object]] = [
         ["text", "token", "characters", f"log p {heatmap.a}, nats", f"log p {heatmap.b}, nats", "margin, nats"]]
     for number in range(min(SHOWN_TEXTS, len(texts))):
@@ -167,7 +164,3 @@ def _csv(heatmap: Heatmap, texts: Texts) -> bytes:
             values = (heatmap.logp_a_N[i], heatmap.logp_b_N[i], heatmap.margin_N[i])
             rows.append([number + 1, i - start, texts.pieces[i], *(f"{value:.4f}" for value in values)])
     return table(rows)
-
-
-def _file_part(name: str) -> str:
-    return "".join(character if character.isalnum() or character in "._" else "_" for character in name)

@@ -1,17 +1,22 @@
 """What is compared: named models with one tokenizer, and texts as one row of tokens."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from megatron_remit.errors import UserError
 from megatron_remit.jsonl import blocks, text_of
 from megatron_remit.report.score import load_tokenizer, start_token, tokenize
 from megatron_remit.tokenizer import fingerprint
+
+# A name stands in file names and in legends, where matplotlib reads $...$ as mathematics and drops what begins with _.
+NAME = re.compile(r"[^\W_][\w.+ -]{0,59}")
+# Texts over which the tokenizers are compared beyond their vocabularies.
+COMPARED_TEXTS = 100
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,13 @@ class Texts:
 
 
 def named_folders(flag: str, values: Iterable[str]) -> dict[str, Path]:
-    """``NAME=DIR`` in order. Raises UserError for another form, a name given twice, or no such folder."""
+    """``NAME=DIR`` in order. Raises UserError for another form, a bad name or one given twice, or no such folder."""
     found: dict[str, Path] = {}
     for value in values:
         name, separator, folder = value.partition("=")
         if not (name and separator and folder):
             raise UserError(f"{flag} {value}: expected NAME=DIR")
+        check_form(f"{flag} {value}", name)
         if name in found:
             raise UserError(f"{flag} {value}: the name {name!r} is given twice; each needs its own")
         if not Path(folder).is_dir():
@@ -46,15 +52,26 @@ def named_folders(flag: str, values: Iterable[str]) -> dict[str, Path]:
     return found
 
 
+def check_form(place: str, name: str) -> None:
+    """Raises UserError, starting with ``place``, if a model or run cannot have that name."""
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"{place}: the name {name!r} does not do: expected a letter or digit, then letters, digits, spaces and any "
+            "of . _ + -, at most 60 in all"
+        )
+
+
 def named_pairs(flag: str, values: Iterable[str], models: dict[str, Path]) -> list[tuple[str, str]]:
-    """``A:B`` for two of the models. Raises UserError for another form or an unknown name."""
-    pairs = []
+    """``A:B`` for two of the models. Raises UserError for another form, an unknown name, or files of one name."""
+    pairs: list[tuple[str, str]] = []
     for value in values:
         names = value.split(":")
         if len(names) != 2 or names[0] == names[1]:
             raise UserError(f"{flag} {value}: expected A:B, the names of two models")
         for name in names:
             check_name(f"{flag} {value}", name, models)
+        if "-".join(names) in ["-".join(pair) for pair in pairs]:
+            raise UserError(f"{flag} {value}: {'-'.join(names)} names another pair's files already; rename a model")
         pairs.append((names[0], names[1]))
     return pairs
 
@@ -65,25 +82,32 @@ def check_name(flag: str, name: str, models: dict[str, Path]) -> None:
         raise UserError(f"{flag}: no model {name!r}; --model names {', '.join(models)}")
 
 
-def shared_tokenizer(models: dict[str, Path]) -> PreTrainedTokenizerBase:
-    """The tokenizer of all models. Raises UserError if two models differ in a token or its id."""
-    first, tokenizer, expected = None, None, None
+def check_tokenizers(models: dict[str, Path], texts: Texts) -> None:
+    """Raises UserError if two models differ in a token or its id, or split the first texts differently.
+
+    A vocabulary does not tell it all: merges and normalisation split text as well.
+    """
+    compared = range(min(COMPARED_TEXTS, len(texts)))
+    rows = [{"text": "".join(texts.pieces[texts.starts[i] : texts.starts[i + 1]])} for i in compared]
+    first, expected = None, None
     for name, folder in models.items():
-        own = load_tokenizer(folder)
-        found = fingerprint(own.get_vocab())
-        if tokenizer is None:
-            first, tokenizer, expected = name, own, found
+        tokenizer = load_tokenizer(folder)
+        found = (fingerprint(tokenizer.get_vocab()), [tokenize(tokenizer, [row])[0] for row in rows])
+        if expected is None:
+            first, expected = name, found
         elif found != expected:
+            differs = "another vocabulary" if found[0] != expected[0] else "it splits the texts into other tokens"
             raise UserError(
-                f"--model {name}={folder}: its tokenizer is not the one of {first!r}; log-probabilities of tokens "
-                "compare over one tokenizer only"
+                f"--model {name}={folder}: its tokenizer is not the one of {first!r} ({differs}); log-probabilities of "
+                "tokens compare over one tokenizer only"
             )
-    return tokenizer
 
 
-def read_texts(paths: list[Path], json_key: str, max_tokens: int, tokenizer: PreTrainedTokenizerBase,
-               folder: Path) -> Texts:
+def read_texts(paths: list[Path], json_key: str, max_tokens: int, folder: Path) -> Texts:
     """The texts of JSONL files in their order, whole, until ``max_tokens`` tokens are reached (the last one is cut).
+
+    ``folder`` holds the tokenizer. A text is tokenized whole before the cut: where it is cut first, tokenizers may
+    split what stands ahead of the cut otherwise.
 
     Raises:
         UserError: names the file and line of what is not a text, or says that there is no token at all.
@@ -93,6 +117,7 @@ def read_texts(paths: list[Path], json_key: str, max_tokens: int, tokenizer: Pre
             raise UserError(f"--text {path}: no such file")
     if max_tokens < 1:
         raise UserError(f"--max-tokens {max_tokens}: expected at least 1")
+    tokenizer = load_tokenizer(folder)
     ids: list[np.ndarray] = []
     pieces: list[str] = []
     starts = [0]

@@ -1,7 +1,10 @@
 """Training runs side by side: losses and gradient norms from TensorBoard logs, accuracy against tokens and time."""
 
 import csv
+import json
 import math
+import statistics
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from matplotlib.axes import Axes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_remit.compare.figures import Drawn, drawing, legend_above, line, table
+from megatron_remit.compare.inputs import check_form
 from megatron_remit.errors import UserError
 from megatron_remit.report.figures import smooth
 
@@ -35,52 +39,99 @@ class Evaluations:
 
 
 def read_run(name: str, folder: Path) -> RunLog:
-    """Raises UserError if the folder holds no TensorBoard log with a loss."""
-    if not any(folder.rglob("events.out.tfevents.*")):
+    """The run's log, in ``folder`` or one below; several event files of one folder are one log (a resumed run).
+
+    Raises UserError if there is no TensorBoard log with a loss, or more than one.
+    """
+    holders = sorted({path.parent for path in folder.rglob("events.out.tfevents.*")})
+    if not holders:
         raise UserError(f"--run {name}={folder}: no TensorBoard event file below it; give a run's --tensorboard-dir")
-    # The accumulator reads one folder; a trainer may put its log in one of its own below.
-    holder = next(iter(sorted(folder.rglob("events.out.tfevents.*")))).parent
-    events = EventAccumulator(str(holder), size_guidance={"scalars": 0})
-    events.Reload()
-    available = events.Tags()["scalars"]
+    logs = {holder: EventAccumulator(str(holder), size_guidance={"scalars": 0}).Reload() for holder in holders}
+    found = {holder: set(log.Tags()["scalars"]) for holder, log in logs.items()}
+    # A trainer writes folders without a loss too (hyperparameters).
+    losses = [holder for holder in holders if not found[holder].isdisjoint(TAGS["loss"])]
+    if not losses:
+        tags = ", ".join(sorted(set().union(*found.values()))) or "none"
+        raise UserError(f"--run {name}={folder}: no scalar {' or '.join(map(repr, TAGS['loss']))}; found: {tags}")
+    if len(losses) > 1:
+        raise UserError(
+            f"--run {name}={folder}: {len(losses)} logs with a loss: {', '.join(map(str, losses))}; give each a --run, "
+            "or if they are parts of one resumed run, put their event files into one folder"
+        )
     series = {}
     for what, tags in TAGS.items():
-        tag = next((tag for tag in tags if tag in available), None)
+        tag = next((tag for tag in tags if tag in found[losses[0]]), None)
         if tag is not None:
             # A run that was stopped and resumed logs some steps twice: the later value counts.
-            values = {event.step: event.value for event in events.Scalars(tag)}
+            values = {event.step: event.value for event in logs[losses[0]].Scalars(tag)}
             steps = sorted(values)
             series[what] = (np.array(steps), np.array([values[step] for step in steps]))
-    if "loss" not in series:
-        found = ", ".join(available) or "none"
-        raise UserError(f"--run {name}={folder}: no scalar {' or '.join(map(repr, TAGS['loss']))}; found: {found}")
     return RunLog(series)
 
 
-def read_accuracies(path: Path) -> dict[str, Evaluations]:
-    """A CSV with the columns run, tokens, seconds, accuracy; a row an evaluation. Raises UserError naming the line."""
-    if not path.is_file():
-        raise UserError(f"--accuracy {path}: no such file")
-    points: dict[str, list[tuple[float, float, float]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
+def read_accuracies(values: Iterable[str]) -> dict[str, Evaluations]:
+    """Runs by name, each value a ``FILE`` or a ``NAME=FILE.json``.
+
+    A FILE is CSV with the columns run, tokens, seconds, accuracy, a row an evaluation. A FILE.json is one run's as
+    examples/flywheel/evaluate_run.py writes it; its accuracy is the mean over the tasks.
+
+    Raises:
+        UserError: names the file, and the line of a CSV or the point of a JSON file.
+    """
+    runs: dict[str, Evaluations] = {}
+    for value in values:
+        points: dict[str, list[tuple[float, ...]]] = {}
+        try:
+            for place, name, *numbers in _json_points(value) if value.endswith(".json") else _csv_points(value):
+                check_form(f"--accuracy {value}{place}", name)
+                tokens, seconds, accuracy = map(_number, numbers)
+                if not (0 <= tokens < math.inf and 0 <= seconds < math.inf and 0 <= accuracy <= 1):
+                    raise UserError(
+                        f"--accuracy {value}{place}: expected tokens and seconds of at least 0 and an accuracy in "
+                        f"[0, 1], found {', '.join(map(str, numbers))}"
+                    )
+                points.setdefault(name, []).append((tokens, seconds, accuracy))
+        except OSError as error:
+            raise UserError(f"--accuracy {value}: cannot be read ({error})") from None
+        except (ValueError, TypeError, LookupError, AttributeError, csv.Error) as error:
+            what = "JSON as evaluate_run.py writes it" if value.endswith(".json") else "CSV"
+            raise UserError(f"--accuracy {value}: expected {what} in UTF-8, found {error!r}") from None
+        if not points:
+            raise UserError(f"--accuracy {value}: no evaluation in it")
+        for name, rows in points.items():
+            if name in runs:
+                raise UserError(f"--accuracy {value}: the run {name!r} is given twice; each needs its own name")
+            runs[name] = Evaluations(*np.array(sorted(rows)).T)
+    return runs
+
+
+def _csv_points(value: str) -> Iterator[tuple]:
+    """Place, run, tokens, seconds and accuracy of each row."""
+    with Path(value).open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         missing = [column for column in ACCURACY_COLUMNS if column not in (reader.fieldnames or ())]
         if missing:
-            raise UserError(f"--accuracy {path}: no column {missing[0]!r}; expected {', '.join(ACCURACY_COLUMNS)}")
+            raise UserError(f"--accuracy {value}: no column {missing[0]!r}; expected {', '.join(ACCURACY_COLUMNS)}")
         for row in reader:
-            try:
-                tokens, seconds, accuracy = (float(row[column]) for column in ACCURACY_COLUMNS[1:])
-            except (TypeError, ValueError):
-                tokens = seconds = accuracy = math.nan
-            if not (tokens >= 0 and seconds >= 0 and 0 <= accuracy <= 1):
-                raise UserError(
-                    f"--accuracy {path}:{reader.line_num}: expected tokens and seconds of at least 0 and an accuracy "
-                    f"in [0, 1], found {row}"
-                )
-            points.setdefault(row["run"], []).append((tokens, seconds, accuracy))
-    if not points:
-        raise UserError(f"--accuracy {path}: no row")
-    return {name: Evaluations(*np.array(sorted(rows)).T) for name, rows in points.items()}
+            yield f":{reader.line_num}", *(row[column] or "" for column in ACCURACY_COLUMNS)
+
+
+def _number(value: object) -> float:
+    """NaN for what is no number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def _json_points(value: str) -> Iterator[tuple]:
+    """Place, run, tokens, seconds and mean accuracy of each point."""
+    name, _, file = value.partition("=")
+    if not (name and file):
+        raise UserError(f"--accuracy {value}: expected NAME=FILE.json")
+    for number, point in enumerate(json.loads(Path(file).read_text(encoding="utf-8"))["points"], start=1):
+        accuracy = statistics.mean(task["accuracy"] for task in point["tasks"].values())
+        yield f", point {number}", name, point["tokens"], point["seconds"], accuracy
 
 
 def curves_figure(runs: dict[str, RunLog]) -> Drawn:

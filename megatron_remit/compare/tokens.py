@@ -21,13 +21,15 @@ def token_margins(margin_N: np.ndarray, pieces: list[str], least: int = 10) -> l
 
     Spelling counts, the space before it does not: " So" and "So" are one. Of equal means the more frequent comes first.
     """
-    names, group_N = np.unique(np.array([piece.strip(" ") or piece for piece in pieces]), return_inverse=True)
+    # Not np.unique: an array of strings gives each of them the room of the longest.
+    ids: dict[str, int] = {}
+    group_N = np.array([ids.setdefault(piece.strip(" ") or piece, len(ids)) for piece in pieces])
     count = np.bincount(group_N)
     mean = np.bincount(group_N, margin_N) / count
     spread = np.bincount(group_N, (margin_N - mean[group_N]) ** 2)
     stderr = np.sqrt(spread / np.maximum(count - 1, 1) / count)
     found = [
-        TokenMargin(str(names[i]), int(count[i]), float(mean[i]), float(stderr[i]))
-        for i in range(len(names)) if count[i] >= least
+        TokenMargin(name, int(count[i]), float(mean[i]), float(stderr[i]))
+        for name, i in ids.items() if count[i] >= least
     ]
     return sorted(found, key=lambda one: (-one.mean, -one.count, one.token))

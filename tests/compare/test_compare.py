@@ -1,58 +1,26 @@
-"""The comparison of models: its numbers against plain transformers, its files, and what it refuses."""
+"""The comparison of models and runs: its numbers against plain transformers, and its files."""
 
 import base64
-import csv
 import html.parser
 import json
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from megatron_remit.compare import score
-from megatron_remit.compare.build import Request, compare
+from megatron_remit.compare.build import compare
 from megatron_remit.compare.heatmap import Heatmap
-from megatron_remit.compare.inputs import read_texts, shared_tokenizer
+from megatron_remit.compare.inputs import read_texts
+from megatron_remit.compare.runs import read_accuracies, read_run
 from megatron_remit.compare.score import score_all
 from megatron_remit.compare.tokens import token_margins
-from megatron_remit.errors import UserError
-from tests.hf_models import make_olmo2
+from tests.compare.inputs import TEXTS, request, rows
 from tests.ranks import run_ranks
-
-TEXTS = ["So the sum is 3.\nTherefore <b>&amp;</b> $x$ follows.", "", "ba de " * 40, "Therefore: \tdone"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("compare")
-    for name, seed in (("base", 1), ("rl", 2), ("sft", 3)):
-        make_olmo2(folder / name, seed=seed)
-    make_olmo2(folder / "other", seed=4, vocab_size=600)
-    make_olmo2(folder / "wider", seed=5, vocab_size=600, tokenizer=False)
-    AutoTokenizer.from_pretrained(folder / "base").save_pretrained(folder / "wider")
-    lines = [json.dumps({"text": text, "id": number}) for number, text in enumerate(TEXTS)]
-    (folder / "texts.jsonl").write_text("\n".join(lines) + "\n")
-    for name, level in (("ntp", 3.0), ("remit", 2.0)):
-        with SummaryWriter(str(folder / "tb" / name)) as writer:
-            for step in range(1, 101):
-                writer.add_scalar("lm loss", level + 1 / step, step)
-                writer.add_scalar("grad-norm", 10 ** (step / 50), step)
-    rows = [["run", "tokens", "seconds", "accuracy"]]
-    rows += [[run, 1000 * k, 10 * k, k / 10] for run in ("ntp", "remit") for k in (3, 1, 2)]
-    (folder / "accuracy.csv").write_text("\n".join(",".join(map(str, row)) for row in rows) + "\n")
-    return folder
-
-
-def request(folder, out, **overrides):
-    return Request(**{
-        "out": out, "model": [f"{name}={folder / name}" for name in ("base", "rl", "sft")],
-        "text": [folder / "texts.jsonl"], "teacher": "rl", "heatmap": ["rl:base"], "contrast": ["rl:sft"],
-        "seq_length": 32, "run": [f"{name}={folder / 'tb' / name}" for name in ("ntp", "remit")],
-        "accuracy": folder / "accuracy.csv",
-    } | overrides)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +30,7 @@ def result(folder, tmp_path_factory):
 
 def _scored(folder):
     models = {name: folder / name for name in ("base", "rl")}
-    tokenizer = shared_tokenizer(models)
-    texts = read_texts([folder / "texts.jsonl"], "text", 10_000, tokenizer, folder / "base")
+    texts = read_texts([folder / "texts.jsonl"], "text", 10_000, folder / "base")
     return texts, score_all(models, texts, "rl", 32, "float32")
 
 
@@ -123,22 +90,18 @@ def test_every_figure_is_there_as_png_and_csv_and_in_a_page_that_loads_nothing(r
 
 
 def test_the_csv_files_hold_what_the_figures_show(result):
-    def rows(name):
-        with (result / name).open(newline="") as file:
-            return list(csv.reader(file))
-
     for name, columns in (("logprobs.csv", 3), ("kl.csv", 2)):
-        shares = np.array(rows(name)[1:], dtype=float)[:, 2:]
+        shares = np.array(rows(result / name)[1:], dtype=float)[:, 2:]
         assert shares.shape[1] == columns
         np.testing.assert_allclose(shares.sum(axis=0), 100, rtol=1e-3)
-    heat = rows("heatmap-rl-base.csv")
+    heat = rows(result / "heatmap-rl-base.csv")
     assert heat[0][2:4] == ["characters", "log p rl, nats"]
     first = [row for row in heat[1:] if row[0] == "1"]
     assert "".join(row[2] for row in first) == TEXTS[0]
     for row in heat[1:]:
         assert float(row[3]) - float(row[4]) == pytest.approx(float(row[5]), abs=2e-4)
-    assert [row for row in rows("runs.csv") if row[:3] == ["ntp", "loss", "1"]] == [["ntp", "loss", "1", "4"]]
-    assert rows("accuracy.csv")[1] == ["ntp", "1000", "10", "0.1"]
+    assert [row for row in rows(result / "runs.csv") if row[:3] == ["ntp", "loss", "1"]] == [["ntp", "loss", "1", "4"]]
+    assert rows(result / "accuracy.csv")[1] == ["ntp", "1000", "10", "0.1"]
 
 
 def test_tokens_are_ranked_by_their_mean_margin():
@@ -146,6 +109,24 @@ def test_tokens_are_ranked_by_their_mean_margin():
     found = token_margins(np.array([1.0, 3.0, -1.0, -1.0, 9.0, 0.0, 1.0]), pieces, least=2)
     assert [(one.token, one.count, one.mean) for one in found] == [("So", 2, 2.0), ("x", 2, 0.5), ("the", 2, -1.0)]
     assert found[0].stderr == pytest.approx(1.0), "std 1.414 over the root of 2"
+
+
+def test_a_long_token_costs_its_own_length_once():
+    pieces = ["=" * 20_000, *(str(number) for number in range(2000))]
+    tracemalloc.start()
+    token_margins(np.zeros(len(pieces)), pieces)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e6, "2000 tokens, each with room for the longest, would be 160 MB"
+
+
+def test_short_texts_share_a_batch_whatever_the_longest_text_is(folder, tmp_path, monkeypatch, forwards):
+    lines = [json.dumps({"text": text}) for text in ("b" * 32, *["b"] * 32)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    texts = read_texts([tmp_path / "texts.jsonl"], "text", 1000, folder / "base")
+    monkeypatch.setattr(score, "BATCH_TOKENS", 32)
+    score_all({"base": folder / "base"}, texts, None, 32, "float32")
+    assert forwards == [(1, 32), (32, 1)]
 
 
 def test_colours_follow_the_paper():
@@ -167,44 +148,22 @@ def test_runs_alone_need_no_model(folder, tmp_path):
     assert (out / "runs.png").is_file() and not (out / "logprobs.png").exists()
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    ({"model": [], "text": [], "run": [], "accuracy": None}, "nothing to compare"),
-    ({"text": []}, "--model and --text go together"),
-    ({"model": ["base"]}, "expected NAME=DIR"),
-    ({"model": ["base={folder}/base", "base={folder}/rl"]}, "'base' is given twice"),
-    ({"model": ["base={folder}/nowhere"]}, "nowhere is no folder"),
-    ({"model": ["a={folder}/tb"], "teacher": None, "heatmap": [], "contrast": []}, "does not load"),
-    ({"model": ["rl={folder}/rl"], "heatmap": [], "contrast": []}, "give a second --model"),
-    ({"model": ["rl={folder}/rl", "o={folder}/other"], "heatmap": [], "contrast": []}, "its tokenizer is not the one"),
-    ({"model": ["rl={folder}/rl", "w={folder}/wider"], "heatmap": [], "contrast": []}, "600 rows, the teacher's 515"),
-    ({"teacher": "rm"}, "no model 'rm'; --model names base, rl, sft"),
-    ({"heatmap": ["rl:bose"]}, "no model 'bose'"),
-    ({"contrast": ["rl"]}, "expected A:B"),
-    ({"text": ["{folder}/none.jsonl"]}, "none.jsonl: no such file"),
-    ({"text": ["{folder}/empty.jsonl"]}, "no text with a token in it"),
-    ({"json_key": "body"}, "texts.jsonl:1: no key 'body'"),
-    ({"max_tokens": 0}, "--max-tokens 0"),
-    ({"seq_length": 0}, "--seq-length 0"),
-    ({"seq_length": 65}, "built for sequences of at most 64 tokens"),
-    ({"run": ["a={folder}/rl"]}, "no TensorBoard event file"),
-    ({"accuracy": "{folder}/texts.jsonl"}, "no column 'run'"),
-    ({"accuracy": "{folder}/wrong.csv"}, "wrong.csv:3: expected"),
-    ({"out": "{folder}/texts.jsonl"}, "it is a file; name a folder"),
-])
-def test_bad_input_is_named_and_nothing_is_written(overrides, message, folder, tmp_path):
-    (folder / "empty.jsonl").write_text('{"text": ""}\n\n')
-    (folder / "wrong.csv").write_text("run,tokens,seconds,accuracy\na,1,1,0.5\na,2,2,50\n")
+def test_a_resumed_runs_event_files_of_one_folder_are_one_curve(tmp_path):
+    for start, value in ((1, 1.0), (6, 2.0)):  # resumed from step 5, after step 10
+        with SummaryWriter(str(tmp_path)) as writer:
+            for step in range(start, start + 10):
+                writer.add_scalar("lm loss", value, step)
+    with SummaryWriter(str(tmp_path / "hyperparameters")) as writer:
+        writer.add_scalar("hp_metric", 0.0, 0)
+    steps, values = read_run("a", tmp_path).series["loss"]
+    assert list(steps) == list(range(1, 16)) and list(values) == [1.0] * 5 + [2.0] * 10
 
-    def filled(value):
-        if isinstance(value, list):
-            return [filled(one) for one in value]
-        return value.replace("{folder}", str(folder)) if isinstance(value, str) else value
 
-    values = {name: filled(value) for name, value in overrides.items()}
-    for name in ("text", "accuracy", "out"):
-        if name in values and values[name] is not None:
-            paths = values[name]
-            values[name] = [type(tmp_path)(one) for one in paths] if isinstance(paths, list) else type(tmp_path)(paths)
-    with pytest.raises(UserError, match=message):
-        compare(request(folder, **{"out": tmp_path / "out"} | values))
-    assert not (tmp_path / "out").exists()
+def test_accuracies_come_from_csv_and_from_evaluate_run(folder, tmp_path):
+    tasks = [{"two": {"accuracy": a, "n": 9}, "three": {"accuracy": b, "n": 9}} for a, b in ((0.25, 0.5), (0.75, 1.0))]
+    points = [{"step": k, "tokens": 10 * k, "seconds": 2.5 * k, "tasks": one} for k, one in enumerate(tasks, start=1)]
+    (tmp_path / "kd.json").write_text(json.dumps({"points": points}))
+    found = read_accuracies([str(folder / "accuracy.csv"), f"KD={tmp_path / 'kd.json'}"])
+    assert list(found) == ["ntp", "remit", "KD"] and list(found["ntp"].tokens) == [1000, 2000, 3000]
+    kd = found["KD"]
+    assert (list(kd.tokens), list(kd.seconds), list(kd.accuracy)) == ([10, 20], [2.5, 5.0], [0.375, 0.875])
