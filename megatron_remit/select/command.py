@@ -44,8 +44,7 @@ def main() -> None:
     scores = args.out.with_name(args.out.name + ".scores.npy")
     job = _job(args, large, small)
     _refuse_a_foreign_corpus(args.out, scores, job)
-    with writing(args.out):
-        score_documents(dataset, large, small, scores, job)
+    score_documents(dataset, large, small, scores, job)
     score_D = numpy.load(scores, mmap_mode="r")
     known = count_known(score_D)
     if known == 0:

@@ -21,6 +21,7 @@ from megatron_remit.fixed_rows import FixedRowsDataset
 from megatron_remit.score_store.files import DamagedFile
 from megatron_remit.score_store.keys import row_key
 from megatron_remit.score_store.reader import ScoreStore
+from megatron_remit.select.corpus import writing
 
 # Rows between two notes of how far the work is: what a killed run does again.
 _ROWS_A_NOTE = 4096
@@ -45,20 +46,15 @@ def score_documents(dataset: FixedRowsDataset, large: ScoreStore, small: ScoreSt
     length. Beside ``scores`` a note of the position is kept, from which a later call with the same ``job`` goes on.
 
     Raises:
-        UserError: a store lacks a row or it is damaged there, or the files are of another job.
-        OSError: the files cannot be written.
+        UserError: a store lacks a row or it is damaged there, or the files are of another job or cannot be written.
+        OSError: a store cannot be read.
     """
-    note = note_of(scores)
     lengths_D = dataset.dataset.sequence_lengths
     at = position(scores, job)
     if at is None:
-        note.unlink(missing_ok=True)  # else it would speak for the file that is made now
         at = _start(job, dataset.document_index, lengths_D)
-        score_D = numpy.lib.format.open_memmap(scores, "w+", numpy.float64, (len(lengths_D),))
-        with scores.open("r+b") as file:  # a full disk is an error here and not a killed process at some page
-            os.posix_fallocate(file.fileno(), 0, scores.stat().st_size)
-        score_D[:] = numpy.nan
-        _note(note, at)
+        _create(scores, len(lengths_D))
+        _note(scores, at)
     score_D = numpy.lib.format.open_memmap(scores, "r+")
     read = _row_reader(dataset, large, small)
     rows = len(dataset.sample_index) - 1
@@ -67,8 +63,18 @@ def score_documents(dataset: FixedRowsDataset, large: ScoreStore, small: ScoreSt
         _add_row(at, read(row), score_D, dataset.document_index, lengths_D)
         at.row = row + 1
         if at.row % _ROWS_A_NOTE == 0 or at.row == rows:
-            score_D.flush()
-            _note(note, at)
+            with writing(scores):
+                score_D.flush()
+            _note(scores, at)
+
+
+def _create(scores: Path, documents: int) -> None:
+    with writing(scores):
+        note_of(scores).unlink(missing_ok=True)  # else it would speak for the file that is made now
+        score_D = numpy.lib.format.open_memmap(scores, "w+", numpy.float64, (documents,))
+        with scores.open("r+b") as file:  # a full disk is an error here and not a killed process at some page
+            os.posix_fallocate(file.fileno(), 0, scores.stat().st_size)
+        score_D[:] = numpy.nan
 
 
 def _start(job: str, order: numpy.ndarray, lengths_D: numpy.ndarray) -> Position:
@@ -145,8 +151,10 @@ def position(scores: Path, job: str) -> Position | None:
     return found
 
 
-def _note(note: Path, at: Position) -> None:
+def _note(scores: Path, at: Position) -> None:
+    note = note_of(scores)
     temporary = note.with_name(note.name + ".tmp")
-    temporary.write_text(json.dumps(asdict(at)), encoding="utf-8")
-    os.replace(temporary, note)
+    with writing(note):
+        temporary.write_text(json.dumps(asdict(at)), encoding="utf-8")
+        os.replace(temporary, note)
 

@@ -4,7 +4,9 @@ import argparse
 import dataclasses
 import json
 import os
+import resource
 import shutil
+import signal
 from pathlib import Path
 
 import numpy
@@ -19,7 +21,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset  # noqa: E402
 from megatron_remit.errors import UserError  # noqa: E402
 from megatron_remit.score_store.reader import ScoreStore  # noqa: E402
 from megatron_remit.select import command  # noqa: E402
-from megatron_remit.select.documents import Position, _note, _start, position  # noqa: E402
+from megatron_remit.select.documents import Position, _create, _note, _start, position  # noqa: E402
 from tests.ranks import ROOT, run_command  # noqa: E402
 
 
@@ -54,8 +56,20 @@ def truth(material):
     return rows, numpy.array([gain(row).sum() for row in rows])
 
 
-def select(flags, folder, *more):
-    return run_command(["python", ROOT / "tools/select_samples.py", *flags, "--store-large", folder / "large",
+TOOL = str(ROOT / "tools/select_samples.py")
+# The tool, killed as it is about to give the .idx its name.
+KILLED = ["-c", f"""
+import os, runpy, sys
+def kill(event, args):
+    if event == "os.rename" and str(args[1]).endswith("kept.idx"):
+        os.kill(os.getpid(), 9)
+sys.addaudithook(kill)
+runpy.run_path({TOOL!r}, run_name="__main__")
+"""]
+
+
+def select(flags, folder, *more, program=(TOOL,)):
+    return run_command(["python", *program, *flags, "--store-large", folder / "large",
                         "--store-small", folder / "small", *more])
 
 
@@ -95,12 +109,19 @@ def test_a_run_that_was_killed_before_its_manifest_is_finished_by_the_next(flags
     refused = select(flags, folder, "--out", tmp_path / "kept")
     assert refused.returncode == 2 and "kept.bin exists" in refused.output
     (tmp_path / "kept.bin").unlink()
+    (tmp_path / "kept.json.tmp").symlink_to("/dev/full")
+    full = select(flags, folder, "--out", tmp_path / "kept")
+    assert full.returncode == 2 and "cannot be written" in full.output and "No space left" in full.output
+    assert not (tmp_path / "kept.json").exists()
+    (tmp_path / "kept.json.tmp").unlink()
     whole = select(flags, folder, "--out", tmp_path / "kept")
     assert whole.returncode == 0, whole.failure()
     expected = {name: (tmp_path / name).read_bytes() for name in ("kept.bin", "kept.idx", "kept.json")}
-    (tmp_path / "kept.json").unlink()
-    (tmp_path / "kept.idx").unlink()
-    (tmp_path / "kept.bin").write_bytes(b"half")
+    for name in expected:
+        (tmp_path / name).unlink()
+    killed = select(flags, folder, "--out", tmp_path / "kept", program=KILLED)
+    assert killed.returncode == -signal.SIGKILL
+    assert [name for name in expected if (tmp_path / name).exists()] == ["kept.bin"]
     again = select(flags, folder, "--out", tmp_path / "kept")
     assert again.returncode == 0, again.failure()
     assert {name: (tmp_path / name).read_bytes() for name in expected} == expected
@@ -191,7 +212,7 @@ def test_progress_of_another_selection_is_refused(tmp_path):
     scores = tmp_path / "kept.scores.npy"
     scores.write_bytes(b"")
     note = tmp_path / "kept.scores.progress.json"
-    _note(note, Position("one", 3, 2, 1, 0.5))
+    _note(scores, Position("one", 3, 2, 1, 0.5))
     assert dataclasses.asdict(position(scores, "one")) == {
         "job": "one", "row": 3, "place": 2, "left": 1, "total": 0.5}
     with pytest.raises(UserError, match="of another selection"):
@@ -199,6 +220,25 @@ def test_progress_of_another_selection_is_refused(tmp_path):
     note.write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         position(scores, "one")
+
+
+def test_scores_that_cannot_be_created_are_not_taken_for_done(tmp_path):
+    scores = tmp_path / "kept.scores.npy"
+    _note(scores, Position("one", row=9))  # of a run whose scores were removed
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"kept\.scores\.npy: cannot be written .*free space"):
+            _create(scores, 1 << 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert position(scores, "one") is None
+
+
+def test_a_note_that_cannot_be_written(tmp_path):
+    (tmp_path / "kept.scores.progress.json.tmp").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"progress\.json: cannot be written"):
+        _note(tmp_path / "kept.scores.npy", Position("one"))
 
 
 def test_a_corpus_that_was_written_anew_is_another_selection(folder, tmp_path):
