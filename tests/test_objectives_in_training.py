@@ -5,6 +5,7 @@ figures after it and in the checkpoint at the end, so equal runs have equal loss
 """
 
 import argparse
+from functools import partial
 
 import pytest
 import torch
@@ -37,22 +38,33 @@ LAYOUTS = {
 }
 
 
+def train_plan(material, plan, folder, ranks=1, **overrides):
+    """Five steps, each with its objective, and a checkpoint in ``folder``."""
+    flags = material.flags(
+        objective="rho1",
+        **{"reference_load": material.reference, "train_iters": STEPS, "save": folder, "save_interval": STEPS}
+        | SGD | overrides)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLAN", plan)
+        return pretrain(ranks, *flags, module="tests.planned_objectives")
+
+
 @pytest.fixture(scope="module")
 def train(material):
-    def run(plan, folder, ranks=1, **overrides):
-        flags = material.flags(
-            objective="rho1", reference_load=material.reference, train_iters=STEPS,
-            **{"save": folder, "save_interval": STEPS} | SGD | overrides)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PLAN", plan)
-            return pretrain(ranks, *flags, module="tests.planned_objectives")
-
-    return run
+    return partial(train_plan, material)
 
 
 def final_weights(folder, steps=STEPS):
     """Every tensor of the last checkpoint, whole, without the vocabulary's padding rows."""
     return {name: tensor[:VOCABULARY] for name, tensor in load_tensors(folder / f"iter_{steps:07d}").items()}
+
+
+def assert_same_weights(folder, expected_folder):
+    """To what the order of sums changes."""
+    tensors, expected = final_weights(folder), final_weights(expected_folder)
+    assert tensors.keys() == expected.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5, msg=lambda text, n=name: n + text)
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +88,7 @@ def test_losses_and_gradients_equal_those_of_one_rank(layout, train, tmp_path, r
     for name, count in FIGURES.items():
         assert len(run.series(name)) == count, name
         assert run.series(name) == pytest.approx(expected.series(name), rel=2e-5, abs=2e-6), name
-    tensors, expected_tensors = final_weights(tmp_path), final_weights(folder)
-    assert tensors.keys() == expected_tensors.keys()
-    for name, tensor in tensors.items():
-        torch.testing.assert_close(
-            tensor, expected_tensors[name], rtol=1e-4, atol=1e-5, msg=lambda text, n=name: n + text)
+    assert_same_weights(tmp_path, folder)
 
 
 @pytest.mark.slow

@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from megatron_remit.convert.hf_to_megatron import import_hf
-from tests.checkpoints import load_tensors
 from tests.conftest import VOCABULARY, write_documents
 from tests.hf_models import make_model
 from tests.ranks import pretrain
+from tests.test_objectives_in_training import assert_same_weights, train_plan
 from tests.test_parallel_parity import FIGURES, assert_same, train
 
 LENGTH, SEQUENCES, END, EPSILON = 24, 8, 0, 0.2
@@ -46,35 +46,20 @@ def test_losses_and_gradients_equal_those_of_one_rank(layout, material, referenc
 
 
 @pytest.fixture(scope="module")
-def train_objectives(material, reference):
-    """Five steps of RHO-1 in each scope, KD and the permuted control."""
-    def run(folder, ranks=1, **overrides):
-        flags = material.flags(objective="rho1", reference_load=reference / "weights", train_iters=5, save=folder,
-                               save_interval=5, no_save_optim=True, lr=0.3, **overrides)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PLAN", "all")
-            return pretrain(ranks, *flags, module="tests.planned_objectives"), folder
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def one_rank_objectives(train_objectives, tmp_path_factory):
-    return train_objectives(tmp_path_factory.mktemp("one_rank_objectives"))
+def one_rank_objectives(material, reference, tmp_path_factory):
+    """RHO-1 in each scope, KD and the permuted control."""
+    folder = tmp_path_factory.mktemp("one_rank_objectives")
+    return train_plan(material, "all", folder, reference_load=reference / "weights"), folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_other_objectives_equal_those_of_one_rank(layout, train_objectives, one_rank_objectives, tmp_path):
+def test_the_other_objectives_equal_those_of_one_rank(layout, material, reference, one_rank_objectives, tmp_path):
     expected, folder = one_rank_objectives
-    run, _ = train_objectives(tmp_path, 2, **LAYOUTS[layout])
+    run = train_plan(material, "all", tmp_path, 2, reference_load=reference / "weights", **LAYOUTS[layout])
     for name in ("lm loss", "rho1 loss", "kept delta mean", "kd loss", "reference kl", "remit loss"):
         assert run.series(name) and run.series(name) == pytest.approx(expected.series(name), rel=2e-5, abs=2e-6), name
-    found, known = (load_tensors(path / "iter_0000005") for path in (tmp_path, folder))
-    assert found.keys() == known.keys()
-    for name, tensor in found.items():
-        torch.testing.assert_close(
-            tensor[:VOCABULARY], known[name][:VOCABULARY], rtol=1e-4, atol=1e-5, msg=lambda text, n=name: n + text)
+    assert_same_weights(tmp_path, folder)
 
 
 def token_logp(folder, tokens):

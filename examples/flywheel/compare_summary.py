@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from megatron_remit.report.figures import STYLE
 from megatron_remit.report.results import machine, versions
+from megatron_remit.whole_file import write_whole
 
 # name -> what it is, colour (Okabe and Ito, safe for colour-blind eyes), dashes
 ARMS = {
@@ -195,9 +196,7 @@ def main() -> None:
         versions=", ".join(f"{name} {value}" for name, value in found.items() if value),
         host=", ".join(f"{name} {value}" for name, value in host.items()),
     )
-    temporary = options.out.with_name(f"{options.out.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, options.out)
+    write_whole(options.out, text)
     print(f"wrote {options.out} and {picture}")
 
 

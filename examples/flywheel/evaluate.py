@@ -2,10 +2,11 @@
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
+
+from megatron_remit.whole_file import write_whole
 
 TASKS = ("two_step", "three_step")
 
@@ -37,11 +38,9 @@ def accuracies(model: Path, data: Path, limit: int | None, batch_size: int = 250
 
 
 def write_json(path: Path, content: object) -> None:
-    """Written to a temporary name and renamed."""
+    """Whole or not at all, in a folder that is made for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def main() -> None:

@@ -22,6 +22,9 @@ from megatron_remit.objectives.rho1 import keep_in_microbatch
 from megatron_remit.report.score import load_model, load_tokenizer, start_token, token_logprobs, tokenize
 
 POLICIES = ("base", "mid")
+ROWS = 480
+# Those of the arms.
+KEEP_RATIO, EPSILON = 0.8, 0.2
 
 
 def kinds(text: str, pieces: list[str]) -> Iterator[str]:
@@ -88,13 +91,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hf", type=Path, required=True, help="folder with base, mid and rl_reference")
     parser.add_argument("--text", type=Path, required=True, help="JSONL of documents")
-    parser.add_argument("--rows", type=int, default=480)
     parser.add_argument("--sequence-length", type=int, required=True)
-    parser.add_argument("--keep-ratio", type=float, default=0.8)
-    parser.add_argument("--epsilon", type=float, default=0.2)
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
     options = parser.parse_args()
-    rows, kind, start = read_rows(options.text, options.hf / "base", options.rows, options.sequence_length)
+    rows, kind, start = read_rows(options.text, options.hf / "base", ROWS, options.sequence_length)
 
     def nll(name: str) -> Tensor:
         return -torch.stack(token_logprobs(load_model(options.hf / name), rows, start, name))
@@ -102,7 +102,7 @@ def main() -> None:
     reference_BS = nll("rl_reference")
     found = [
         one for policy in POLICIES
-        for one in summarise(policy, nll(policy), reference_BS, kind, options.keep_ratio, options.epsilon)
+        for one in summarise(policy, nll(policy), reference_BS, kind, KEEP_RATIO, EPSILON)
     ]
     write_json(options.out, {"kinds": found})
 

@@ -1,10 +1,8 @@
 """From models, texts and logs to a folder with compare.html, and a PNG and CSV of every figure."""
 
-import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from megatron_remit.compare.figures import Drawn, kl_figure, logp_figure, table
@@ -15,6 +13,7 @@ from megatron_remit.compare.runs import accuracy_figure, curves_figure, read_acc
 from megatron_remit.compare.score import Scores, check_models, score_all
 from megatron_remit.compare.tokens import TokenMargin, token_margins
 from megatron_remit.errors import UserError
+from megatron_remit.whole_file import unwritable, write_whole
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,8 @@ def compare(request: Request) -> Path:
         raise UserError("--model and --text go together: models are compared on the texts of JSONL files")
     pairs = _pairs(request, models)
     texts = _texts(request, models) if models else None
-    with _writing(request.out):
+    writing = partial(unwritable, f"--out {request.out}: cannot write there", "name a folder that can be written")
+    with writing():
         request.out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=request.out).close()
     scores = score_all(models, texts, request.teacher, request.seq_length, request.dtype) if models else None
@@ -66,9 +66,9 @@ def compare(request: Request) -> Path:
         files[f"{one.name}.png"], files[f"{one.name}.csv"] = draw(one, texts), csv(one, texts)
         files[f"tokens-{one.name}.csv"] = _margins_csv(margins)
     files["compare.html"] = page(models, texts, scores, sections).encode()
-    with _writing(request.out):
+    with writing():
         for name, content in files.items():
-            _write(request.out / name, content)
+            write_whole(request.out / name, content)
     print(f"wrote {request.out / 'compare.html'} and {len(files) - 1} files of figures beside it")
     return request.out / "compare.html"
 
@@ -108,18 +108,3 @@ def _figures(request: Request, scores: Scores | None, runs: dict, accuracies: di
 def _margins_csv(margins: list[TokenMargin]) -> bytes:
     rows: list[list[object]] = [["token", "times", "mean margin, nats", "standard error, nats"]]
     return table(rows + [[one.token, one.count, f"{one.mean:.6g}", f"{one.stderr:.6g}"] for one in margins])
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot write there ({error}); name a folder that can be written") from None
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Written beside its place and renamed: a reader never sees half a file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

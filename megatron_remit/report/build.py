@@ -1,7 +1,6 @@
 """From a run folder to report.html and results.json."""
 
 import json
-import os
 from pathlib import Path
 
 from megatron_remit.errors import UserError
@@ -9,6 +8,7 @@ from megatron_remit.report.load import load_run
 from megatron_remit.report.page import page
 from megatron_remit.report.results import results
 from megatron_remit.report.score import score_texts, spread
+from megatron_remit.whole_file import write_whole
 
 
 def build_report(run_dir: Path, out: Path | None = None, max_texts: int = 600) -> Path:
@@ -34,14 +34,7 @@ def build_report(run_dir: Path, out: Path | None = None, max_texts: int = 600) -
         raise UserError(f"{run_dir / 'data' / 'heldout.jsonl'}: every text is empty; expected held-out problems")
     content = results(run, texts)
     html = page(run, texts, content)
-    _write(run_dir / "results.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-    _write(out, html)
+    write_whole(run_dir / "results.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_whole(out, html)
     print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB) and {run_dir / 'results.json'}")
     return out
-
-
-def _write(path: Path, text: str) -> None:
-    """Written beside its place and renamed: a reader never sees half a file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -108,8 +108,10 @@ def create_manifest(folder: Path, manifest: Manifest) -> Manifest:
     return read_manifest(folder)
 
 
-def check_identity(folder: Path, found: Identity, expected: dict[str, Any]) -> None:
-    """Compare the fields that a run knows with those of the store.
+def check_identity(
+    folder: Path, found: Identity, expected: dict[str, Any], flag: str = "--score-store"
+) -> None:
+    """Compare the fields that a run knows with those of the store, which ``flag`` named.
 
     Raises:
         UserError: names the store, the field, both values and what to do.
@@ -121,7 +123,7 @@ def check_identity(folder: Path, found: Identity, expected: dict[str, Any]) -> N
         if stored != wanted:
             what, advice = _ADVICE[field.name]
             raise UserError(
-                f"--score-store {folder}: written for another {what}: found {_short(stored)}, expected "
+                f"{flag} {folder}: written for another {what}: found {_short(stored)}, expected "
                 f"{_short(wanted)}; {advice}"
             )
 

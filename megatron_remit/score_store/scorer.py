@@ -78,7 +78,8 @@ def _agreed_rows(planner: "RowPlanner | None", most: int) -> list[int] | None:
     if planner is not None:
         chosen = planner.next_rows(most)
         rows[: len(chosen)] = torch.tensor(chosen, dtype=torch.int64)
-        rows[-1] = 0 if chosen or not planner.at_end else -1
+        if chosen or not planner.at_end:
+            rows[-1] = 0
     rows = rows.to(torch.cuda.current_device())
     agree_on_maximum(rows)
     *found, goes_on = rows.tolist()

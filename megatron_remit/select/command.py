@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy
 
 from megatron_remit import host
 from megatron_remit.errors import UserError
+from megatron_remit.whole_file import write_whole
 
 
 def main() -> None:
@@ -23,8 +25,8 @@ def main() -> None:
     from megatron_remit.fixed_rows import FixedRowsDataset
     from megatron_remit.pretrain import set_vocabulary
     from megatron_remit.score_store.reader import ScoreStore
-    from megatron_remit.select.corpus import write_manifest, write_selection, writing
-    from megatron_remit.select.documents import score_documents
+    from megatron_remit.select.corpus import write_selection
+    from megatron_remit.select.documents import score_documents, writing
     from megatron_remit.select.ranking import count_known, threshold
 
     patches.apply()
@@ -61,7 +63,7 @@ def main() -> None:
         "row seed": args.row_seed, "stores": stores, "scores": scores.name, **shares,
     }
     with writing(args.out):
-        write_manifest(args.out.with_name(args.out.name + ".json"), content)
+        write_whole(args.out.with_name(args.out.name + ".json"), json.dumps(content, indent=2) + "\n")
     for fate, share in shares.items():
         print(f"{fate}: {share['documents']} documents, {share['tokens']} tokens")
 
@@ -118,14 +120,11 @@ def _check_stores(args: argparse.Namespace, large: Any, small: Any) -> None:
     from megatron_remit.score_store.manifest import check_identity
 
     for flag, store in (("--store-large", large), ("--store-small", small)):
-        try:
-            check_identity(store.folder, store.manifest.identity, {
-                "tokenizer": args.remit_tokenizer_fingerprint, "vocabulary": args.remit_vocab_size,
-                "sequence_length": args.seq_length, "reset_attention_mask": args.reset_attention_mask,
-                "reset_position_ids": args.reset_position_ids,
-            })
-        except UserError as error:
-            raise UserError(str(error).replace("--score-store", flag, 1)) from None
+        check_identity(store.folder, store.manifest.identity, {
+            "tokenizer": args.remit_tokenizer_fingerprint, "vocabulary": args.remit_vocab_size,
+            "sequence_length": args.seq_length, "reset_attention_mask": args.reset_attention_mask,
+            "reset_position_ids": args.reset_position_ids,
+        }, flag)
     if large.manifest.identity.reference == small.manifest.identity.reference:
         raise UserError(
             f"--store-large {large.folder} and --store-small {small.folder} are of one model; give those of two"

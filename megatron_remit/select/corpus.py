@@ -1,10 +1,7 @@
 """The kept documents as a new corpus, with a manifest of what was kept and why."""
 
-import json
 import os
 from array import array
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,6 @@ import numpy
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 from tqdm import tqdm
 
-from megatron_remit.errors import UserError
 from megatron_remit.select.ranking import Threshold
 
 
@@ -53,7 +49,7 @@ def write_selection(
     ties = cut.ties
     try:
         builder = IndexedDatasetBuilder(str(parts[".bin"]), dtype=corpus.index.dtype)
-        # Megatron's lists take 80 bytes a document, these 12.
+        # 12 bytes a document in the place of Megatron's lists of Python integers.
         builder.sequence_lengths, builder.document_indices = array("i"), array("q", [0])
         for number in tqdm(range(len(scores_D)), desc="writing documents", unit="document", disable=None):
             length = int(corpus.sequence_lengths[number])
@@ -76,19 +72,3 @@ def write_selection(
 def ranked(score_P: numpy.ndarray, length_P: numpy.ndarray, per_token: bool) -> numpy.ndarray:
     """What documents are ranked by: the summed difference, nats, or that for each token."""
     return score_P / numpy.maximum(length_P, 1) if per_token else numpy.asarray(score_P)
-
-
-@contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Turns an OSError of what writes the files of ``out`` into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error}); free space or choose another folder") from error
-
-
-def write_manifest(path: Path, content: dict[str, Any]) -> None:
-    """As JSON, whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

@@ -9,6 +9,7 @@ Shape suffixes: S tokens of a row, D documents of the corpus.
 import json
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from megatron_remit.fixed_rows import FixedRowsDataset
 from megatron_remit.score_store.files import DamagedFile
 from megatron_remit.score_store.keys import row_key
 from megatron_remit.score_store.reader import ScoreStore
-from megatron_remit.select.corpus import writing
+from megatron_remit.whole_file import unwritable, write_whole
 
 # Rows between two notes of how far the work is: what a killed run does again.
 _ROWS_A_NOTE = 4096
@@ -129,6 +130,11 @@ def _read(store: ScoreStore, key: tuple[int, int], row: int) -> numpy.ndarray:
     return nll_S
 
 
+def writing(out: Path) -> AbstractContextManager[None]:
+    """Around what writes the files of ``out``: an OSError becomes a UserError."""
+    return unwritable(f"--out {out}: cannot be written", "free space or choose another folder")
+
+
 def note_of(scores: Path) -> Path:
     """The file beside ``scores`` that says how far they are."""
     return scores.with_suffix(".progress.json")
@@ -153,8 +159,6 @@ def position(scores: Path, job: str) -> Position | None:
 
 def _note(scores: Path, at: Position) -> None:
     note = note_of(scores)
-    temporary = note.with_name(note.name + ".tmp")
     with writing(note):
-        temporary.write_text(json.dumps(asdict(at)), encoding="utf-8")
-        os.replace(temporary, note)
+        write_whole(note, json.dumps(asdict(at)))
 

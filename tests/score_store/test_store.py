@@ -1,7 +1,9 @@
 """Rows go into a store and come out of it, whoever wrote them and in whatever order."""
 
 import dataclasses
+import errno
 import multiprocessing
+import os
 import threading
 
 import numpy
@@ -108,6 +110,24 @@ def test_an_open_reader_goes_on_while_shards_are_added_and_merged(folder):
         numpy.testing.assert_array_equal(store.read(key(number)), nll(number).astype(numpy.float16))
     store.refresh()
     assert store.read(key(25)) is not None
+
+
+def test_a_shard_that_nfs_has_lost_under_an_open_reader_is_looked_up_again(folder, monkeypatch):
+    """NFS says ESTALE of a file that another node has merged away, also where it stands open."""
+    write(folder, range(10))
+    store, read, stale = ScoreStore(folder), os.pread, [errno.ESTALE]
+
+    def pread(*where):
+        if stale:
+            raise OSError(stale.pop(), "gone")
+        return read(*where)
+
+    monkeypatch.setattr(os, "pread", pread)
+    numpy.testing.assert_array_equal(store.read(key(4)), nll(4).astype(numpy.float16))
+    assert not stale
+    stale.append(errno.EIO)
+    with pytest.raises(OSError, match="gone"):
+        store.read(key(4))
 
 
 def test_a_killed_merge_leaves_rows_twice_and_none_lost(folder, monkeypatch):
