@@ -58,8 +58,10 @@ def checks(device: torch.device) -> Iterator[tuple[str, Callable[[], None]]]:
     implementation = choose_implementation("auto", device)
     for dtype in DTYPES:
         for vocabulary, padding in ((1, 0), (97, 3), (515, 5), (1281, 130), *((size, 0) for size in VOCABULARIES)):
-            yield (f"{dtype}, {vocabulary} tokens and {padding} of padding, against float64",
-                   partial(check_shape, device, implementation, dtype, vocabulary, padding))
+            yield (
+                f"{dtype}, {vocabulary} tokens and {padding} of padding, against float64",
+                partial(check_shape, device, implementation, dtype, vocabulary, padding),
+            )
         for name in adversarial():
             yield f"{dtype}, {name}", partial(check_adversarial, device, implementation, dtype, name)
     for parts in (2, 4):
@@ -71,9 +73,7 @@ def checks(device: torch.device) -> Iterator[tuple[str, Callable[[], None]]]:
         yield "more than 2^31 elements", partial(check_large, device, implementation)
 
 
-def check_shape(
-    device: torch.device, implementation: str, dtype: torch.dtype, vocabulary: int, padding: int
-) -> None:
+def check_shape(device: torch.device, implementation: str, dtype: torch.dtype, vocabulary: int, padding: int) -> None:
     drawn = [part.to(device) for part in draw(3, 2, vocabulary + padding, vocabulary, dtype)]
     expected = float64_truth(*drawn, vocabulary)
     for in_place in (False, True):
@@ -94,8 +94,10 @@ def check_shards(device: torch.device, implementation: str, parts: int) -> None:
     kernels, vocabulary = load_implementation(implementation), 131000
     logits, targets, grad_output = (part.to(device) for part in draw(5, 3, 131072, vocabulary))
     width = 131072 // parts
-    cut = [(logits[..., first : first + width].contiguous(), first, min(width, vocabulary - first))
-           for first in range(0, 131072, width)]
+    cut = [
+        (logits[..., first : first + width].contiguous(), first, min(width, vocabulary - first))
+        for first in range(0, 131072, width)
+    ]
     statistics = [kernels.row_statistics(part, targets.flatten(), first, columns) for part, first, columns in cut]
     nll, normalizer = kernels.merge(torch.cat(statistics), targets.flatten())
     expected = computed(implementation, logits, targets, grad_output, vocabulary)
@@ -126,8 +128,9 @@ def check_bits(device: torch.device, implementation: str) -> None:
 
 def check_head(device: torch.device, implementation: str) -> None:
     generator = torch.Generator().manual_seed(3)
-    hidden, weight = (torch.randn(*shape, generator=generator).to(device, torch.bfloat16)
-                      for shape in ((300, 2, 128), (32000, 128)))
+    hidden, weight = (
+        torch.randn(*shape, generator=generator).to(device, torch.bfloat16) for shape in ((300, 2, 128), (32000, 128))
+    )
     targets = torch.randint(0, 32000, (300, 2), generator=generator).to(device)
     whole = vocab_parallel_nll(torch.matmul(hidden, weight.t()), targets, 32000, implementation=implementation)
     chunked = chunked_head_nll(hidden, weight, targets, 32000, implementation=implementation, chunk_bytes=2**24)

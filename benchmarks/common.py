@@ -14,8 +14,12 @@ from typing import Any
 def conditions(*packages: str) -> dict[str, str]:
     """Commit, device, Python and the versions of ``packages``, as columns of a result."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return {"commit": commit.stdout.strip(), "device": device(), "python": platform.python_version(),
-            **{name.replace("-", "_"): version(name) for name in packages}}
+    return {
+        "commit": commit.stdout.strip(),
+        "device": device(),
+        "python": platform.python_version(),
+        **{name.replace("-", "_"): version(name) for name in packages},
+    }
 
 
 def device() -> str:

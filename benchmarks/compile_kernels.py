@@ -47,8 +47,12 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="write the table to this file")
     options = parser.parse_args()
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    origin = {"target": "sm_90", "triton": triton.__version__, "ptxas": _ptxas_version(),
-              "commit": commit.stdout.strip()}
+    origin = {
+        "target": "sm_90",
+        "triton": triton.__version__,
+        "ptxas": _ptxas_version(),
+        "commit": commit.stdout.strip(),
+    }
     rows = []
     for kernel, configuration in (
         (logprob_triton.row_statistics_kernel, logprob_triton.statistics_configuration),
@@ -88,9 +92,16 @@ def measure(kernel: JITFunction, constants: dict[str, int], num_warps: int, dtyp
     stores, loads = _spills(ptx)
     threads = 32 * num_warps
     return {
-        "kernel": kernel.__name__, "logits": dtype, "strides": strides, "num_warps": num_warps,
-        "unroll": constants.get("UNROLL", 1), "tiles": constants.get("TILES", 1),
-        "registers": registers, "stack_bytes": stack, "spill_store_bytes": stores, "spill_load_bytes": loads,
+        "kernel": kernel.__name__,
+        "logits": dtype,
+        "strides": strides,
+        "num_warps": num_warps,
+        "unroll": constants.get("UNROLL", 1),
+        "tiles": constants.get("TILES", 1),
+        "registers": registers,
+        "stack_bytes": stack,
+        "spill_store_bytes": stores,
+        "spill_load_bytes": loads,
         "shared_bytes": compiled.metadata.shared,
         "programs_per_sm": min(THREADS_PER_SM // threads, REGISTERS_PER_SM // (threads * -(-registers // 8) * 8)),
         "loads_16_bytes": len(re.findall(r"ld\.global\S*\.v4\.b32", ptx)),
@@ -147,10 +158,13 @@ def _run(tool: str, *arguments: str) -> str:
 
 
 def show(row: dict[str, Any]) -> None:
-    print(f"{row['kernel']:>22} {row['logits']} {row['strides']:>12}: {row['registers']:3} registers, "
-          f"{row['spill_store_bytes'] + row['spill_load_bytes']} bytes spilled, {row['shared_bytes']:4} bytes shared, "
-          f"{row['programs_per_sm']} programs an SM, 16-byte loads {row['loads_16_bytes']}, stores "
-          f"{row['stores_16_bytes']}, others {row['other_loads']}, {row['other_stores']}", flush=True)
+    print(
+        f"{row['kernel']:>22} {row['logits']} {row['strides']:>12}: {row['registers']:3} registers, "
+        f"{row['spill_store_bytes'] + row['spill_load_bytes']} bytes spilled, {row['shared_bytes']:4} bytes shared, "
+        f"{row['programs_per_sm']} programs an SM, 16-byte loads {row['loads_16_bytes']}, stores "
+        f"{row['stores_16_bytes']}, others {row['other_loads']}, {row['other_stores']}",
+        flush=True,
+    )
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -34,9 +34,15 @@ def write_model(folder: Path, layers: int, hidden: int, vocabulary: int, shard_b
     """A random bf16 Llama (ff = 4 hidden, heads of 64, a fourth of them with keys); its tensors' sizes."""
     folder.mkdir()
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocabulary, "hidden_size": hidden,
-        "intermediate_size": 4 * hidden, "num_hidden_layers": layers, "num_attention_heads": hidden // 64,
-        "num_key_value_heads": hidden // 256, "tie_word_embeddings": False,
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": 4 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": hidden // 64,
+        "num_key_value_heads": hidden // 256,
+        "tie_word_embeddings": False,
     }
     write_json(folder / "config.json", config)
     dims = FAMILY.dims(config)
@@ -81,8 +87,11 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with ProcessPoolExecutor(1, mp_context=new_process, max_tasks_per_child=1) as pool:
         found = [pool.submit(peaks, folder, options.shard_bytes).result() for _ in range(options.repeats)]
     return {
-        "model": sum(sizes), "largest_tensor": max(sizes), "shard": options.shard_bytes,
-        "import": [pair[0] for pair in found], "export": [pair[1] for pair in found],
+        "model": sum(sizes),
+        "largest_tensor": max(sizes),
+        "shard": options.shard_bytes,
+        "import": [pair[0] for pair in found],
+        "export": [pair[1] for pair in found],
     }
 
 

@@ -53,11 +53,18 @@ def cases(threads: int) -> dict[str, tuple[int, dict[str, Callable[[], Any]]]]:
         (x + down(torch.nn.functional.silu(up(normed)))).sum().backward()
 
     return {
-        "zeros(8, device=...)": (2000, {
-            "plain": lambda: plain_zeros(8, device="cpu"), "wrapped": lambda: zeros(8, device="cuda"),
-            "mode": lambda: plain_zeros(8, device="cuda")}),
-        "x.to(dtype), 8 elements": (2000, dict.fromkeys(WAYS, lambda: plain_to(small, torch.float64)) | {
-            "wrapped": lambda: to(small, torch.float64)}),
+        "zeros(8, device=...)": (
+            2000,
+            {
+                "plain": lambda: plain_zeros(8, device="cpu"),
+                "wrapped": lambda: zeros(8, device="cuda"),
+                "mode": lambda: plain_zeros(8, device="cuda"),
+            },
+        ),
+        "x.to(dtype), 8 elements": (
+            2000,
+            dict.fromkeys(WAYS, lambda: plain_to(small, torch.float64)) | {"wrapped": lambda: to(small, torch.float64)},
+        ),
         "x + y, 8 elements": (2000, dict.fromkeys(WAYS, lambda: small + small)),
         "x @ y, 8 x 8": (2000, dict.fromkeys(WAYS, lambda: square @ square)),
         "MLP block, forward and backward, 1536 x 128": (3, dict.fromkeys(WAYS, block)),
@@ -91,8 +98,14 @@ def main() -> None:
                     times[way].append(value)
         for way in WAYS:
             added = [value - plain for value, plain in zip(times[way], times["plain"], strict=True)]
-            row = {"case": name, "way": way, "calls": calls, "repeats": options.repeats,
-                   **percentiles("us", times[way]), **percentiles("added_us", added)}
+            row = {
+                "case": name,
+                "way": way,
+                "calls": calls,
+                "repeats": options.repeats,
+                **percentiles("us", times[way]),
+                **percentiles("added_us", added),
+            }
             print(" ".join(f"{value:>12}" if key != "case" else f"{value:<44}" for key, value in row.items()))
             rows.append(row | shared)
     if options.csv:

@@ -35,8 +35,21 @@ VOCABULARIES = (32000, 100352, 128256, 131072, 151936)
 PACKAGES = ("triton", "megatron-core", "transformer-engine", "liger-kernel", "flash-attn", "cut-cross-entropy")
 COPY = "device copy"
 FIELDS = (
-    "task", "name", "rows", "vocabulary", "hidden", "repeats", "ms_p20", "ms_p50", "ms_p80", "of_copy_p50",
-    "times_ours_p20", "times_ours_p50", "times_ours_p80", "peak_mib", "error",
+    "task",
+    "name",
+    "rows",
+    "vocabulary",
+    "hidden",
+    "repeats",
+    "ms_p20",
+    "ms_p50",
+    "ms_p80",
+    "of_copy_p50",
+    "times_ours_p20",
+    "times_ours_p50",
+    "times_ours_p80",
+    "peak_mib",
+    "error",
 )
 
 Call = Callable[[], Any]
@@ -84,17 +97,26 @@ def compare_cross_entropies(
 
     # In place or not is a matter of the backward pass alone.
     for task, run, chosen, passes in (
-        ("forward", forward, peers[1:], 1), ("forward and backward", forward_backward, peers, 3)
+        ("forward", forward, peers[1:], 1),
+        ("forward and backward", forward_backward, peers, 3),
     ):
         calls = {COPY: logits.clone} | {peer.name: partial(run, peer) for peer in chosen}
         floor = passes * logits.numel() * logits.element_size()
-        measure(table, calls, chosen[0].name, repeats, device, floor, 2 * logits.numel() * logits.element_size(),
-                task=task, rows=rows, vocabulary=vocabulary)
+        measure(
+            table,
+            calls,
+            chosen[0].name,
+            repeats,
+            device,
+            floor,
+            2 * logits.numel() * logits.element_size(),
+            task=task,
+            rows=rows,
+            vocabulary=vocabulary,
+        )
 
 
-def compare_heads(
-    table: "Table", rows: int, vocabulary: int, hidden: int, repeats: int, device: torch.device
-) -> None:
+def compare_heads(table: "Table", rows: int, vocabulary: int, hidden: int, repeats: int, device: torch.device) -> None:
     """Hidden states to NLL without gradients; ``times_ours`` of the bare matrix product is its share of our time."""
     states = torch.randn(rows, 1, hidden, device=device, dtype=torch.bfloat16)
     weight = torch.randn(vocabulary, hidden, device=device, dtype=torch.bfloat16) / hidden**0.5
@@ -108,21 +130,40 @@ def compare_heads(
         "chunked head": lambda: chunked_head_nll(states, weight, targets, vocabulary, None, implementation),
         "bare matrix product": product,
         "whole logits, then ours": lambda: vocab_parallel_nll(
-            product(), targets, vocabulary, implementation=implementation),
+            product(), targets, vocabulary, implementation=implementation
+        ),
         "whole logits, then torch eager": lambda: torch.nn.functional.cross_entropy(
-            product().flatten(0, 1).float(), targets.flatten(), reduction="none"),
+            product().flatten(0, 1).float(), targets.flatten(), reduction="none"
+        ),
     }
     cut = cut_cross_entropy()
     if cut is not None:
         calls["cut-cross-entropy"] = lambda: cut(states.flatten(0, 1), weight, targets.flatten())
     with torch.no_grad():
-        measure(table, calls, "chunked head", repeats, device, None, None,
-                task="head", rows=rows, vocabulary=vocabulary, hidden=hidden)
+        measure(
+            table,
+            calls,
+            "chunked head",
+            repeats,
+            device,
+            None,
+            None,
+            task="head",
+            rows=rows,
+            vocabulary=vocabulary,
+            hidden=hidden,
+        )
 
 
 def measure(
-    table: "Table", calls: dict[str, Call], ours: str, repeats: int, device: torch.device, floor_bytes: int | None,
-    copy_bytes: int | None, **fixed: Any,
+    table: "Table",
+    calls: dict[str, Call],
+    ours: str,
+    repeats: int,
+    device: torch.device,
+    floor_bytes: int | None,
+    copy_bytes: int | None,
+    **fixed: Any,
 ) -> None:
     """Run ``calls`` in turn and add a row for each. One that fails gets a row with its error and is left out."""
     peaks: dict[str, float | None] = {}
@@ -145,8 +186,12 @@ def measure(
             row |= percentiles("times_ours", ratios)
         if floor_bytes and copy_bytes and COPY in times:
             moved = copy_bytes if name == COPY else floor_bytes
-            row["of_copy_p50"] = round(statistics.median(
-                copy / copy_bytes * moved / own for own, copy in zip(times[name], times[COPY], strict=True)), 4)
+            row["of_copy_p50"] = round(
+                statistics.median(
+                    copy / copy_bytes * moved / own for own, copy in zip(times[name], times[COPY], strict=True)
+                ),
+                4,
+            )
         table.add(row)
 
 
@@ -211,8 +256,14 @@ def conditions(device: torch.device) -> dict[str, str]:
             found[package.replace("-", "_")] = ""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
-    return {"device": name, "commit": commit.stdout.strip(), "python": sys.version.split()[0],
-            "torch": torch.__version__, "cuda": torch.version.cuda or "", **found}
+    return {
+        "device": name,
+        "commit": commit.stdout.strip(),
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "",
+        **found,
+    }
 
 
 def one_rank(device: torch.device) -> None:

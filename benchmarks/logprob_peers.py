@@ -70,15 +70,21 @@ def _liger(name: str, device: torch.device) -> Peer:
     from liger_kernel.ops.vocab_parallel_cross_entropy import LigerVocabParallelCEFunction
 
     # Group, ignored id, label smoothing and its formula and mode.
-    return Peer(name, lambda logits, targets: LigerVocabParallelCEFunction.apply(
-        logits, targets, None, -100, 0.0, "pytorch", "global"))
+    return Peer(
+        name,
+        lambda logits, targets: LigerVocabParallelCEFunction.apply(
+            logits, targets, None, -100, 0.0, "pytorch", "global"
+        ),
+    )
 
 
 def _flash_attention(name: str, device: torch.device) -> Peer:
     from flash_attn.ops.triton.cross_entropy import cross_entropy_loss
 
-    return Peer(name, lambda logits, targets: cross_entropy_loss(
-        logits.flatten(0, 1), targets.flatten(), inplace_backward=True)[0])
+    return Peer(
+        name,
+        lambda logits, targets: cross_entropy_loss(logits.flatten(0, 1), targets.flatten(), inplace_backward=True)[0],
+    )
 
 
 def _eager(name: str, device: torch.device) -> Peer:

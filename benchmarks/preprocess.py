@@ -42,7 +42,8 @@ def write_tokenizer(text: Path, folder: Path) -> None:
     with text.open() as lines:
         core.train_from_iterator(
             (json.loads(line)["text"] for line in lines),
-            trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<eos>"], show_progress=False))
+            trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<eos>"], show_progress=False),
+        )
     PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>").save_pretrained(folder)
 
 
@@ -60,16 +61,27 @@ def main() -> None:
         seconds: dict[int, list[float]] = {workers: [] for workers in options.workers}
         for _ in range(options.repeats):
             for workers in options.workers:
-                counts = preprocess([folder / "text.jsonl"], folder / "corpus", "HuggingFaceTokenizer",
-                                    folder / "tokenizer", workers=workers)
+                counts = preprocess(
+                    [folder / "text.jsonl"],
+                    folder / "corpus",
+                    "HuggingFaceTokenizer",
+                    folder / "tokenizer",
+                    workers=workers,
+                )
                 seconds[workers].append(counts.seconds)
     for workers, times in seconds.items():
-        rows.append({
-            **conditions("tokenizers", "megatron-core"), "workers": workers, "repeats": options.repeats,
-            "bytes": counts.bytes, "documents": counts.documents, "tokens": counts.tokens,
-            **percentiles("mb_per_second", [counts.bytes / 1e6 / value for value in times], 2),
-            **percentiles("tokens_per_second", [counts.tokens / value for value in times], 0),
-        })
+        rows.append(
+            {
+                **conditions("tokenizers", "megatron-core"),
+                "workers": workers,
+                "repeats": options.repeats,
+                "bytes": counts.bytes,
+                "documents": counts.documents,
+                "tokens": counts.tokens,
+                **percentiles("mb_per_second", [counts.bytes / 1e6 / value for value in times], 2),
+                **percentiles("tokens_per_second", [counts.tokens / value for value in times], 0),
+            }
+        )
         print(" ".join(f"{key}={value}" for key, value in rows[-1].items()))
     if options.csv:
         write_csv(options.csv, rows)

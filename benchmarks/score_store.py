@@ -72,11 +72,14 @@ def opening(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     first = in_new_process(folder)
     again = [in_new_process(folder) for _ in range(options.repeats)]
     return {
-        **conditions("numpy"), "what": "open", "rows": options.index_rows,
+        **conditions("numpy"),
+        "what": "open",
+        "rows": options.index_rows,
         "shards": -(-options.index_rows // SHARD_ROWS),
         "index_bytes_a_row": round((folder / INDEX).stat().st_size / options.index_rows, 2),
         "index_MB": round((folder / INDEX).stat().st_size / 1e6, 1),
-        "first_open_s": round(first["seconds"], 2), "first_open_peak_MB": round(first["peak"] / 1e6, 1),
+        "first_open_s": round(first["seconds"], 2),
+        "first_open_peak_MB": round(first["peak"] / 1e6, 1),
         **percentiles("open_s", [run["seconds"] for run in again]),
         **percentiles("private_MB", [run["private"] / 1e6 for run in again], 1),
         **percentiles("lookup_us", [run["lookup"] * 1e6 for run in again], 1),
@@ -128,8 +131,12 @@ def reading(options: argparse.Namespace, folder: Path) -> dict[str, object]:
             pace[state].append(len(chosen) / (time.perf_counter() - start))
     worst = percentiles("", pace["cold"], 0)["_p20"]
     return {
-        **conditions("numpy"), "what": "read", "rows": options.read_rows, "length": options.length,
-        **percentiles("cold_rows_a_s", pace["cold"], 0), **percentiles("warm_rows_a_s", pace["warm"], 0),
+        **conditions("numpy"),
+        "what": "read",
+        "rows": options.read_rows,
+        "length": options.length,
+        **percentiles("cold_rows_a_s", pace["cold"], 0),
+        **percentiles("warm_rows_a_s", pace["warm"], 0),
         "needed_rows_a_s_at_peak": round(NEEDED_ROWS_A_SECOND),
         "cold_p20_over_needed": round(worst / NEEDED_ROWS_A_SECOND, 1),
     }

@@ -39,10 +39,19 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         flags, reference, store = megatron_flags(options), f"{folder}/reference", f"{folder}/store"
-        torchrun("-m", "megatron_remit.pretrain", *flags, "--train-iters", "1", "--save", reference,
-                 "--save-interval", "1")
-        flags += ["--train-iters", str(WARM_UP_STEPS + len(WAYS) * options.pairs), "--objective", "remit",
-                  "--reference-load", reference, "--score-store", store]
+        torchrun(
+            "-m", "megatron_remit.pretrain", *flags, "--train-iters", "1", "--save", reference, "--save-interval", "1"
+        )
+        flags += [
+            "--train-iters",
+            str(WARM_UP_STEPS + len(WAYS) * options.pairs),
+            "--objective",
+            "remit",
+            "--reference-load",
+            reference,
+            "--score-store",
+            store,
+        ]
         torchrun(str(Path(__file__).parents[1] / "tools/score_corpus.py"), *flags)
         seconds = take_turns(flags)
     report(options, seconds)
@@ -50,8 +59,11 @@ def main() -> None:
 
 def torchrun(*command: str) -> None:
     """Run a program with one process."""
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", *command],
-                   check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", *command],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def megatron_flags(options: argparse.Namespace) -> list[str]:
@@ -72,8 +84,14 @@ def take_turns(flags: list[str]) -> dict[str, list[float]]:
     """Seconds of the counted steps by way, and of the reference within those of ``remit``: key ``reference``."""
     sys.argv = ["pretrain", *flags, "--score-miss", "online"]
     folder = flags[flags.index("--score-store") + 1]
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1",
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=os.environ.get("MASTER_PORT", "29511"))
+    os.environ.update(
+        RANK="0",
+        LOCAL_RANK="0",
+        WORLD_SIZE="1",
+        LOCAL_WORLD_SIZE="1",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=os.environ.get("MASTER_PORT", "29511"),
+    )
     from megatron_remit import host, pretrain
 
     host.install()
@@ -103,7 +121,8 @@ def take_turns(flags: list[str]) -> dict[str, list[float]]:
         return result
 
     ScoredDataset.__getitem__ = lambda self, index: (
-        self.dataset[index] if get_args().score_store is None else scored_sample(self, index))
+        self.dataset[index] if get_args().score_store is None else scored_sample(self, index)
+    )
     training.train_step = timed
     pretrain.main()
     return seconds
@@ -116,12 +135,25 @@ def report(options: argparse.Namespace, seconds: dict[str, list[float]]) -> None
     def ratios(way: str) -> list[float]:
         return [ntp / other for ntp, other in zip(seconds["ntp"], seconds[way], strict=True)]
 
-    rest = [(remit - reference) / ntp for ntp, remit, reference in
-            zip(seconds["ntp"], seconds["remit"], seconds["reference"], strict=True)]
+    rest = [
+        (remit - reference) / ntp
+        for ntp, remit, reference in zip(seconds["ntp"], seconds["remit"], seconds["reference"], strict=True)
+    ]
     row = {
-        **conditions("torch", "megatron-core"), "threads": torch.get_num_threads(),
-        **{name: getattr(options, name) for name in (
-            "hidden_size", "num_layers", "seq_length", "micro_batch_size", "global_batch_size", "vocab_size", "pairs")},
+        **conditions("torch", "megatron-core"),
+        "threads": torch.get_num_threads(),
+        **{
+            name: getattr(options, name)
+            for name in (
+                "hidden_size",
+                "num_layers",
+                "seq_length",
+                "micro_batch_size",
+                "global_batch_size",
+                "vocab_size",
+                "pairs",
+            )
+        },
         **{f"{way}_ms_p50": round(statistics.median(seconds[way]) * 1e3, 2) for way in ("ntp", "remit", "reference")},
         "step_without_reference_over_ntp_p50": round(statistics.median(rest), 4),
         **percentiles("throughput_ratio", ratios("remit"), 4),

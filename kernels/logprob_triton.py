@@ -43,7 +43,10 @@ class Configuration:
     def constants(self, dtype: torch.dtype) -> dict[str, int]:
         """The kernels' compile-time constants for logits of ``dtype``."""
         return {
-            "LANES": 32 * self.num_warps, "VECTOR": 16 // dtype.itemsize, "UNROLL": self.unroll, "TILES": self.tiles
+            "LANES": 32 * self.num_warps,
+            "VECTOR": 16 // dtype.itemsize,
+            "UNROLL": self.unroll,
+            "TILES": self.tiles,
         }
 
     def segments(self, width: int, dtype: torch.dtype) -> int:
@@ -215,8 +218,18 @@ def row_statistics(logits_SBV: Tensor, targets_N: Tensor, first: int, columns: i
     statistics_K3N = torch.empty(segments, 3, rows, dtype=torch.float32, device=logits_SBV.device)
     if rows:
         row_statistics_kernel[(rows * segments,)](
-            logits_SBV, targets_N, statistics_K3N, rows, batch, logits_SBV.stride(0), logits_SBV.stride(1), segments,
-            first, columns, **chosen.constants(logits_SBV.dtype), num_warps=chosen.num_warps,
+            logits_SBV,
+            targets_N,
+            statistics_K3N,
+            rows,
+            batch,
+            logits_SBV.stride(0),
+            logits_SBV.stride(1),
+            segments,
+            first,
+            columns,
+            **chosen.constants(logits_SBV.dtype),
+            num_warps=chosen.num_warps,
         )
     return statistics_K3N
 
@@ -247,8 +260,23 @@ def gradient(
     segments = chosen.segments(width, logits_SBV.dtype)
     if rows:
         gradient_kernel[(rows * segments,)](
-            logits_SBV, out_SBV, targets_N, normalizer_2N, grad_output_SB, rows, batch,
-            logits_SBV.stride(0), logits_SBV.stride(1), out_SBV.stride(0), out_SBV.stride(1),
-            grad_output_SB.stride(0), grad_output_SB.stride(1), segments, first, columns, width,
-            **chosen.constants(logits_SBV.dtype), num_warps=chosen.num_warps,
+            logits_SBV,
+            out_SBV,
+            targets_N,
+            normalizer_2N,
+            grad_output_SB,
+            rows,
+            batch,
+            logits_SBV.stride(0),
+            logits_SBV.stride(1),
+            out_SBV.stride(0),
+            out_SBV.stride(1),
+            grad_output_SB.stride(0),
+            grad_output_SB.stride(1),
+            segments,
+            first,
+            columns,
+            width,
+            **chosen.constants(logits_SBV.dtype),
+            num_warps=chosen.num_warps,
         )

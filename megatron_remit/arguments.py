@@ -45,26 +45,55 @@ EXTRA_CHECKPOINT_ARGS: dict[str, Any] = {
 def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the ReMiT flags; on a machine without CUDA, also set the defaults of Megatron's flags that a CPU needs."""
     group = parser.add_argument_group("ReMiT")
-    group.add_argument("--objective", choices=tuple(OBJECTIVES), default="ntp",
-                       help="; ".join(f"{name}: {objective.summary}" for name, objective in OBJECTIVES.items()))
-    group.add_argument("--reference-load", type=Path, metavar="DIR",
-                       help="torch_dist checkpoint of the frozen RL model; tools/import_hf.py makes one.")
-    group.add_argument("--reference-micro-batch-size", type=int, metavar="N",
-                       help="Sequences in a forward pass of the reference. It keeps no activations, so more fit than "
-                            "in a policy microbatch. Default: --micro-batch-size.")
-    group.add_argument("--remit-epsilon", type=_epsilon, default=0.2, metavar="E",
-                       help="Clip width of the weights, in [0, 1] (equation 5); 'none' turns clipping off.")
-    group.add_argument("--remit-centering", choices=("sequence", "document", "none"), default="sequence",
-                       help="Subtract the mean delta of each sequence before the sigmoid (equation 4), that of each "
-                            "document inside it, or nothing.")
+    group.add_argument(
+        "--objective",
+        choices=tuple(OBJECTIVES),
+        default="ntp",
+        help="; ".join(f"{name}: {objective.summary}" for name, objective in OBJECTIVES.items()),
+    )
+    group.add_argument(
+        "--reference-load",
+        type=Path,
+        metavar="DIR",
+        help="torch_dist checkpoint of the frozen RL model; tools/import_hf.py makes one.",
+    )
+    group.add_argument(
+        "--reference-micro-batch-size",
+        type=int,
+        metavar="N",
+        help="Sequences in a forward pass of the reference. It keeps no activations, so more fit than "
+        "in a policy microbatch. Default: --micro-batch-size.",
+    )
+    group.add_argument(
+        "--remit-epsilon",
+        type=_epsilon,
+        default=0.2,
+        metavar="E",
+        help="Clip width of the weights, in [0, 1] (equation 5); 'none' turns clipping off.",
+    )
+    group.add_argument(
+        "--remit-centering",
+        choices=("sequence", "document", "none"),
+        default="sequence",
+        help="Subtract the mean delta of each sequence before the sigmoid (equation 4), that of each "
+        "document inside it, or nothing.",
+    )
     for objective in OBJECTIVES.values():
         objective.add_arguments(group)
-    group.add_argument("--cross-entropy-impl", choices=("auto", "triton", "torch", "megatron"), default="auto",
-                       help="What computes the NLL of policy and reference. auto: triton on CUDA, torch on a CPU. "
-                            "megatron: Megatron's own cross-entropy with the full logits of both models.")
-    group.add_argument("--row-seed", type=int, metavar="N",
-                       help="Cut the corpus into rows in a document order drawn from N: the same rows in every epoch "
-                            "and for every --seed, which then only orders them. Default: as Megatron does.")
+    group.add_argument(
+        "--cross-entropy-impl",
+        choices=("auto", "triton", "torch", "megatron"),
+        default="auto",
+        help="What computes the NLL of policy and reference. auto: triton on CUDA, torch on a CPU. "
+        "megatron: Megatron's own cross-entropy with the full logits of both models.",
+    )
+    group.add_argument(
+        "--row-seed",
+        type=int,
+        metavar="N",
+        help="Cut the corpus into rows in a document order drawn from N: the same rows in every epoch "
+        "and for every --seed, which then only orders them. Default: as Megatron does.",
+    )
     add_score_store_arguments(group)
     # The divisor of equations 2 and 6 is the token count of the global batch.
     parser.set_defaults(calculate_per_token_loss=True, ckpt_format="torch_dist")

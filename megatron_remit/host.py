@@ -161,7 +161,10 @@ class _Stream:
 def _replace_cuda_module() -> None:
     cuda = torch.cuda
     properties = types.SimpleNamespace(
-        name="cpu", major=8, minor=0, total_memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        name="cpu",
+        major=8,
+        minor=0,
+        total_memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         multi_processor_count=os.cpu_count() or 1,
     )
     stream = _Stream()
@@ -190,8 +193,15 @@ def _replace_cuda_module() -> None:
     for name in "memory_allocated max_memory_allocated memory_reserved max_memory_reserved device_memory_used".split():
         replacements[name] = lambda *args: 0
     replacements["memory_stats"] = lambda *args: dict.fromkeys(
-        ("allocated_bytes.all.current", "allocated_bytes.all.peak", "allocation.all.current",
-         "reserved_bytes.all.current", "reserved_bytes.all.peak"), 0)
+        (
+            "allocated_bytes.all.current",
+            "allocated_bytes.all.peak",
+            "allocation.all.current",
+            "reserved_bytes.all.current",
+            "reserved_bytes.all.peak",
+        ),
+        0,
+    )
     replacements["reset_peak_memory_stats"] = lambda *args: None
     for name in ("Float", "Double", "Half", "BFloat16", "Byte", "Int", "Long"):
         # Types, not functions: Megatron calls them and also asks isinstance of them.
@@ -207,4 +217,3 @@ def _replace_cuda_module() -> None:
     tracker_module = sys.modules.get("megatron.core.tensor_parallel.random")
     if tracker_module is not None:
         tracker_module._lazy_call = cuda._lazy_call
-

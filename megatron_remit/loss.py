@@ -53,7 +53,12 @@ def remit_loss(
     mask_BS = mask_BS.float()
     nll_BS = nll_BS.float()
     weights = remit_weights(
-        nll_BS.detach(), reference_nll_BS, mask_BS, args.remit_epsilon, args.remit_centering, cp_group(),
+        nll_BS.detach(),
+        reference_nll_BS,
+        mask_BS,
+        args.remit_epsilon,
+        args.remit_centering,
+        cp_group(),
         document_ids_BS,
     )
     mask_N = mask_BS.reshape(-1)
@@ -105,9 +110,7 @@ def check_loss(loss: Tensor) -> None:
     if args.check_for_spiky_loss:
         machine.validate_result(
             result=loss,
-            rejection_func=partial(
-                machine.is_unexpectedly_large, threshold=SPIKY_LOSS_FACTOR, context="loss"
-            ),
+            rejection_func=partial(machine.is_unexpectedly_large, threshold=SPIKY_LOSS_FACTOR, context="loss"),
             message="Spiky loss",
             tolerance=0.0,
             fatal=False,

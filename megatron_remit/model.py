@@ -54,8 +54,14 @@ def token_nll(
     chunked = not (torch.is_grad_enabled() or weight.requires_grad)
     if chunked and labels is not None and implementation != "megatron":
         nll_SB = chunked_head_nll(
-            hidden_states, weight, labels.transpose(0, 1), context.size, output_layer.tp_group, implementation,
-            output_layer.sequence_parallel, scale_logits,
+            hidden_states,
+            weight,
+            labels.transpose(0, 1),
+            context.size,
+            output_layer.tp_group,
+            implementation,
+            output_layer.sequence_parallel,
+            scale_logits,
         )
         return nll_SB.transpose(0, 1).contiguous()
     logits_SBV, _bias = output_layer(hidden_states, weight=output_weight, runtime_gather_output=runtime_gather_output)

@@ -138,9 +138,13 @@ def preprocess(
     try:
         counts = _write(inputs, parts, encoder, _Job(encoder, json_key, append_eod), workers)
         manifest = {
-            "sources": [str(path) for path in inputs], "tokenizer_type": tokenizer_type,
-            "tokenizer_fingerprint": encoder.fingerprint, "vocabulary_size": encoder.vocabulary_size,
-            "append_eod": append_eod, **asdict(counts), "megatron_core": version("megatron-core"),
+            "sources": [str(path) for path in inputs],
+            "tokenizer_type": tokenizer_type,
+            "tokenizer_fingerprint": encoder.fingerprint,
+            "vocabulary_size": encoder.vocabulary_size,
+            "append_eod": append_eod,
+            **asdict(counts),
+            "megatron_core": version("megatron-core"),
         }
         parts[".json"].write_text(json.dumps(manifest, indent=2) + "\n")
         # Without an index Megatron sees no corpus: the old one goes first and the new one comes last.

@@ -24,12 +24,29 @@ class Material:
     def flags(self, **overrides):
         """Flags of a short run from ``policy``; an override replaces a value, None drops the flag."""
         flags = {
-            "load": self.policy, "use_checkpoint_args": True, "finetune": True,
-            "tokenizer_type": "HuggingFaceTokenizer", "tokenizer_model": self.policy / "hf",
-            "make_vocab_size_divisible_by": 8, "seq_length": 24, "data_path": self.corpus, "split": "100,0,0",
-            "eod_mask_loss": True, "micro_batch_size": 2, "global_batch_size": 8, "train_iters": 3,
-            "lr": 1.0, "lr_decay_style": "constant", "optimizer": "sgd", "sgd_momentum": 0.0, "weight_decay": 0.0,
-            "clip_grad": 0.0, "eval_iters": 0, "eval_interval": 1000, "log_interval": 1, "seed": 7,
+            "load": self.policy,
+            "use_checkpoint_args": True,
+            "finetune": True,
+            "tokenizer_type": "HuggingFaceTokenizer",
+            "tokenizer_model": self.policy / "hf",
+            "make_vocab_size_divisible_by": 8,
+            "seq_length": 24,
+            "data_path": self.corpus,
+            "split": "100,0,0",
+            "eod_mask_loss": True,
+            "micro_batch_size": 2,
+            "global_batch_size": 8,
+            "train_iters": 3,
+            "lr": 1.0,
+            "lr_decay_style": "constant",
+            "optimizer": "sgd",
+            "sgd_momentum": 0.0,
+            "weight_decay": 0.0,
+            "clip_grad": 0.0,
+            "eval_iters": 0,
+            "eval_interval": 1000,
+            "log_interval": 1,
+            "seed": 7,
         } | overrides
         listed = []
         for name, value in flags.items():

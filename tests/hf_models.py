@@ -48,26 +48,72 @@ def make_tokenizer(folder: Path | str, vocab_size: int) -> PreTrainedTokenizerFa
 
 # By family: architecture, and a small config of its true ratios (heads, groups, ranks, feed-forward; vocabulary aside).
 SHAPES: dict[str, tuple[type[PreTrainedModel], dict[str, Any]]] = {
-    "olmo2": (Olmo2ForCausalLM, {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
-                                 "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "tie_word_embeddings": False}),
+    "olmo2": (
+        Olmo2ForCausalLM,
+        {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": False,
+        },
+    ),
     # Llama-3.1-8B; RoPE scaling is an override (LLAMA3_ROPE).
-    "llama": (LlamaForCausalLM, {"hidden_size": 64, "intermediate_size": 224, "num_attention_heads": 8,
-                                 "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "tie_word_embeddings": False}),
+    "llama": (
+        LlamaForCausalLM,
+        {
+            "hidden_size": 64,
+            "intermediate_size": 224,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": False,
+        },
+    ),
     # Qwen3-0.6B: its heads together are twice as wide as the hidden state.
-    "qwen3": (Qwen3ForCausalLM, {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 16,
-                                 "num_key_value_heads": 8, "head_dim": 8, "tie_word_embeddings": True}),
+    "qwen3": (
+        Qwen3ForCausalLM,
+        {
+            "hidden_size": 64,
+            "intermediate_size": 192,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 8,
+            "tie_word_embeddings": True,
+        },
+    ),
     # SmolLM3-3B; every fourth layer is without RoPE by default.
-    "smollm3": (SmolLM3ForCausalLM, {"hidden_size": 64, "intermediate_size": 344, "num_attention_heads": 16,
-                                     "num_key_value_heads": 4}),
+    "smollm3": (
+        SmolLM3ForCausalLM,
+        {"hidden_size": 64, "intermediate_size": 344, "num_attention_heads": 16, "num_key_value_heads": 4},
+    ),
     # Youtu-LLM-2B
-    "youtu": (YoutuForCausalLM, {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 16,
-                                 "num_key_value_heads": 16, "q_lora_rank": 96, "kv_lora_rank": 32,
-                                 "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}),
+    "youtu": (
+        YoutuForCausalLM,
+        {
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "q_lora_rank": 96,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 4,
+            "v_head_dim": 8,
+        },
+    ),
 }
 LLAMA3_ROPE = {
     "max_position_embeddings": 131072,
-    "rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0,
-                        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
 }
 
 

@@ -61,8 +61,16 @@ class Run:
 
 def pretrain(ranks, *flags, cwd=None, check=True, timeout=420, module="megatron_remit.pretrain"):
     """``torchrun -m megatron_remit.pretrain`` with ``ranks`` processes of one thread each."""
-    command = ["python", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
-               "-m", module, *map(str, flags)]
+    command = [
+        "python",
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={ranks}",
+        "-m",
+        module,
+        *map(str, flags),
+    ]
     with tempfile.TemporaryDirectory() as logs:
         command += ["--tensorboard-dir", logs, "--tensorboard-log-interval", "1"]
         run = run_command(command, cwd=cwd, timeout=timeout)
@@ -78,6 +86,13 @@ def run_command(command, cwd=None, timeout=420):
     """Run a program with one thread, its standard output and error in one text."""
     environment = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
     words = [sys.executable if part == "python" else str(part) for part in command]
-    done = subprocess.run(words, cwd=cwd or ROOT, env=environment, timeout=timeout,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        words,
+        cwd=cwd or ROOT,
+        env=environment,
+        timeout=timeout,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     return Run(done.returncode, done.stdout)

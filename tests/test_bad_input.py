@@ -55,8 +55,16 @@ def test_the_defaults_of_shape_arguments_are_those_of_megatron(material):
 
 def test_no_shape_of_the_policy_reaches_the_reference(remit):
     policy = object()
-    for name in (*EXTRA_CHECKPOINT_ARGS, "num_layers", "hidden_size", "num_query_groups", "swiglu", "normalization",
-                 "untie_embeddings_and_output_weights", "rotary_base"):
+    for name in (
+        *EXTRA_CHECKPOINT_ARGS,
+        "num_layers",
+        "hidden_size",
+        "num_query_groups",
+        "swiglu",
+        "normalization",
+        "untie_embeddings_and_output_weights",
+        "rotary_base",
+    ):
         setattr(remit, name, policy)
     own = reference_arguments(remit)
     assert [name for name, value in vars(own).items() if value is policy] == []
@@ -69,11 +77,14 @@ def test_an_uneven_pipeline_of_the_policy_is_not_that_of_a_reference_with_other_
     assert reference_arguments(remit).decoder_first_pipeline_num_layers == 3
 
 
-@pytest.mark.parametrize(("layout", "found"), [
-    ({"pipeline_model_parallel_size": 3}, "4 layers do not divide over 3 pipeline stages"),
-    ({"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 3}, "of 3 model chunks each"),
-    ({"tensor_model_parallel_size": 8}, "4 attention heads do not divide over --tensor-model-parallel-size 8"),
-])
+@pytest.mark.parametrize(
+    ("layout", "found"),
+    [
+        ({"pipeline_model_parallel_size": 3}, "4 layers do not divide over 3 pipeline stages"),
+        ({"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 3}, "of 3 model chunks each"),
+        ({"tensor_model_parallel_size": 8}, "4 attention heads do not divide over --tensor-model-parallel-size 8"),
+    ],
+)
 def test_a_reference_that_does_not_fit_the_layout(layout, found, remit, material):
     for name, value in layout.items():
         setattr(remit, name, value)
@@ -104,19 +115,22 @@ def test_other_objectives_without_a_reference(objective, material):
         check_arguments(parsed(material.flags(objective=objective)))
 
 
-@pytest.mark.parametrize(("flag", "value", "expected"), [
-    ("--objective", "rho2", "invalid choice: 'rho2'"),
-    ("--rho1-keep-ratio", "0", "(0, 1]"),
-    ("--rho1-keep-ratio", "1.2", "(0, 1]"),
-    ("--rho1-keep-ratio", "most", "(0, 1]"),
-    ("--rho1-scope", "batch", "invalid choice: 'batch'"),
-    ("--remit-control", "shuffle", "invalid choice: 'shuffle'"),
-    ("--kd-alpha", "-0.1", "[0, 1]"),
-    ("--kd-alpha", "nan", "[0, 1]"),
-    ("--kd-temperature", "0", "above 0"),
-    ("--kd-temperature", "inf", "above 0"),
-    ("--kd-temperature", "hot", "above 0"),
-])
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [
+        ("--objective", "rho2", "invalid choice: 'rho2'"),
+        ("--rho1-keep-ratio", "0", "(0, 1]"),
+        ("--rho1-keep-ratio", "1.2", "(0, 1]"),
+        ("--rho1-keep-ratio", "most", "(0, 1]"),
+        ("--rho1-scope", "batch", "invalid choice: 'batch'"),
+        ("--remit-control", "shuffle", "invalid choice: 'shuffle'"),
+        ("--kd-alpha", "-0.1", "[0, 1]"),
+        ("--kd-alpha", "nan", "[0, 1]"),
+        ("--kd-temperature", "0", "above 0"),
+        ("--kd-temperature", "inf", "above 0"),
+        ("--kd-temperature", "hot", "above 0"),
+    ],
+)
 def test_values_that_an_objective_cannot_take(flag, value, expected, material, capsys):
     with pytest.raises(SystemExit):
         parsed([*material.remit(), f"{flag}={value}"])
@@ -129,23 +143,30 @@ def test_reference_micro_batch_that_does_not_divide_the_step(material):
         check_arguments(parsed(material.remit(reference_micro_batch_size=3)))
 
 
-@pytest.mark.parametrize(("flags", "named"), [
-    ({"cuda_graph_impl": "full_iteration"}, "--cuda-graph-impl full_iteration"),
-    ({"cuda_graph_impl": "local"}, "--cuda-graph-impl local with --objective remit"),
-    ({"objective": "rho1", "remit_control": "permute"}, "--remit-control permute .* the objective is rho1"),
-    ({"objective": "kd", "fp16": True}, "--objective kd with --fp16: .* use --bf16"),
-    ({"reset_attention_mask": True, "pipeline_model_parallel_size": 3}, "--reset-attention-mask"),
-    ({"reset_attention_mask": True, "transformer_impl": "transformer_engine"}, "--transformer-impl local"),
-    ({"cross_entropy_impl": "triton"}, "--cross-entropy-impl triton needs CUDA"),
-])
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({"cuda_graph_impl": "full_iteration"}, "--cuda-graph-impl full_iteration"),
+        ({"cuda_graph_impl": "local"}, "--cuda-graph-impl local with --objective remit"),
+        ({"objective": "rho1", "remit_control": "permute"}, "--remit-control permute .* the objective is rho1"),
+        ({"objective": "kd", "fp16": True}, "--objective kd with --fp16: .* use --bf16"),
+        ({"reset_attention_mask": True, "pipeline_model_parallel_size": 3}, "--reset-attention-mask"),
+        ({"reset_attention_mask": True, "transformer_impl": "transformer_engine"}, "--transformer-impl local"),
+        ({"cross_entropy_impl": "triton"}, "--cross-entropy-impl triton needs CUDA"),
+    ],
+)
 def test_flags_that_cannot_work_together(flags, named, material):
     with pytest.raises(UserError, match=named):
         check_arguments(parsed(material.remit(**flags)))
 
 
-@pytest.mark.parametrize(("end", "pad", "found"), [
-    (None, 1, "no end-of-document token"), (7, 7, "token 7 both ends a document and pads"),
-])
+@pytest.mark.parametrize(
+    ("end", "pad", "found"),
+    [
+        (None, 1, "no end-of-document token"),
+        (7, 7, "token 7 both ends a document and pads"),
+    ],
+)
 def test_document_centering_without_a_mark_between_documents(end, pad, found):
     check_end_of_document(argparse.Namespace(eod=0, pad=1), "hf")
     with pytest.raises(UserError, match=f"--remit-centering document.* hf .*{found}"):

@@ -7,7 +7,9 @@ from tests.test_parallel_parity import assert_same, train
 DOCUMENTS = {"reset_attention_mask": True, "reset_position_ids": True, "remit_centering": "document"}
 LAYOUTS = {
     "CP2xTP2 with sequence parallelism": (
-        4, {"context_parallel_size": 2, "tensor_model_parallel_size": 2, "sequence_parallel": True}),
+        4,
+        {"context_parallel_size": 2, "tensor_model_parallel_size": 2, "sequence_parallel": True},
+    ),
     "PP2": (2, {"pipeline_model_parallel_size": 2}),
 }
 

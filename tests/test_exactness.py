@@ -30,10 +30,13 @@ def megatron_run(material, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", [
-    {"objective": "ntp"},
-    {"objective": "remit", "remit_epsilon": 0},
-])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"objective": "ntp"},
+        {"objective": "remit", "remit_epsilon": 0},
+    ],
+)
 def test_weights_of_one_reproduce_megatrons_own_run(objective, material, megatron_run, tmp_path):
     reference = {} if objective["objective"] == "ntp" else {"reference_load": material.reference}
     run = pretrain(1, *material.flags(save=tmp_path, save_interval=3, **ADAM, **objective, **reference))
@@ -58,13 +61,19 @@ def test_a_reference_equal_to_the_policy_gives_delta_zero_and_weight_one_at_step
 def test_a_resumed_run_equals_the_uninterrupted_one(optimizer, material, tmp_path):
     """Adam and a cosine schedule, evaluation between the steps; the resumed run starts from step 2's checkpoint."""
     common = {
-        **ADAM, **optimizer, "lr_decay_style": "cosine", "min_lr": 1e-7, "train_iters": 4, "save_interval": 2,
-        "split": "80,20,0", "eval_interval": 2, "eval_iters": 1,
+        **ADAM,
+        **optimizer,
+        "lr_decay_style": "cosine",
+        "min_lr": 1e-7,
+        "train_iters": 4,
+        "save_interval": 2,
+        "split": "80,20,0",
+        "eval_interval": 2,
+        "eval_iters": 1,
     }
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     first = pretrain(1, *material.remit(**common, save=whole))
-    second = pretrain(1, *material.remit(**common | {
-        "load": whole, "finetune": None, "ckpt_step": 2, "save": resumed}))
+    second = pretrain(1, *material.remit(**common | {"load": whole, "finetune": None, "ckpt_step": 2, "save": resumed}))
     names = ("lm loss", "remit loss", "weight mean", "weight std", "learning-rate", "grad-norm")
     for name in names:
         assert len(first.series(name)) == 4

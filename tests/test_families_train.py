@@ -78,8 +78,18 @@ def assert_trained_alike(folder, policy, figures, tensors, expected):
 def test_a_new_user_brings_smollm3_trains_it_on_two_stages_of_two_ranks_and_takes_it_home(folder, alone):
     figures = train(folder, "smollm3", "trained", 4, tensor_model_parallel_size=2, pipeline_model_parallel_size=2)
     out = folder / "home"
-    done = run_command(["python", ROOT / "tools/export_hf.py", "--megatron", folder / "trained",
-                        "--hf-template", folder / "smollm3" / "hf", "--out", out])
+    done = run_command(
+        [
+            "python",
+            ROOT / "tools/export_hf.py",
+            "--megatron",
+            folder / "trained",
+            "--hf-template",
+            folder / "smollm3" / "hf",
+            "--out",
+            out,
+        ]
+    )
     assert done.returncode == 0, done.output
     assert_trained_alike(folder, "smollm3", figures, load_file(out / "model.safetensors"), alone["smollm3"])
     tokenizer = AutoTokenizer.from_pretrained(out)

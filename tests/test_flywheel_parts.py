@@ -20,8 +20,24 @@ from token_kinds import kinds, summarise
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("flywheel")
-    done = run_command(["python", ROOT / "examples/flywheel/make_data.py", "--out", folder, "--base-tokens", 20000,
-                        "--mid-tokens", 20000, "--heldout", 200, "--sft", 50, "--grpo", 50])
+    done = run_command(
+        [
+            "python",
+            ROOT / "examples/flywheel/make_data.py",
+            "--out",
+            folder,
+            "--base-tokens",
+            20000,
+            "--mid-tokens",
+            20000,
+            "--heldout",
+            200,
+            "--sft",
+            50,
+            "--grpo",
+            50,
+        ]
+    )
     assert done.returncode == 0, done.output
     return folder
 
@@ -80,21 +96,68 @@ def test_the_reward_wants_the_right_number_at_the_end():
 
 
 def test_the_same_seed_gives_the_same_data(data, tmp_path):
-    done = run_command(["python", ROOT / "examples/flywheel/make_data.py", "--out", tmp_path, "--base-tokens", 20000,
-                        "--mid-tokens", 20000, "--heldout", 200, "--sft", 50, "--grpo", 50])
+    done = run_command(
+        [
+            "python",
+            ROOT / "examples/flywheel/make_data.py",
+            "--out",
+            tmp_path,
+            "--base-tokens",
+            20000,
+            "--mid-tokens",
+            20000,
+            "--heldout",
+            200,
+            "--sft",
+            50,
+            "--grpo",
+            50,
+        ]
+    )
     assert done.returncode == 0
     for name in ("base", "mid", "heldout", "grpo"):
         assert (tmp_path / f"{name}.jsonl").read_bytes() == (data / f"{name}.jsonl").read_bytes()
 
 
 def test_each_token_of_a_problem_has_its_kind():
-    pieces = ["Q:", " Ben", " has", " ", "1", "8", " pens", ".", "\n", "A", ":", " ", "1", "8", "+", "9", "=", "2", "7",
-              " ####", " ", "2", "7"]
+    pieces = [
+        "Q:",
+        " Ben",
+        " has",
+        " ",
+        "1",
+        "8",
+        " pens",
+        ".",
+        "\n",
+        "A",
+        ":",
+        " ",
+        "1",
+        "8",
+        "+",
+        "9",
+        "=",
+        "2",
+        "7",
+        " ####",
+        " ",
+        "2",
+        "7",
+    ]
     found = list(zip(pieces, kinds("".join(pieces), pieces), strict=True))
     digits = [(piece, kind) for piece, kind in found if piece.isdigit()]
-    assert digits == [("1", "question: numbers"), ("8", "question: numbers"), ("1", "solution: operands"),
-                      ("8", "solution: operands"), ("9", "solution: operands"), ("2", "solution: results"),
-                      ("7", "solution: results"), ("2", "solution: answer"), ("7", "solution: answer")]
+    assert digits == [
+        ("1", "question: numbers"),
+        ("8", "question: numbers"),
+        ("1", "solution: operands"),
+        ("8", "solution: operands"),
+        ("9", "solution: operands"),
+        ("2", "solution: results"),
+        ("7", "solution: results"),
+        ("2", "solution: answer"),
+        ("7", "solution: answer"),
+    ]
     assert dict(found)[" pens"] == "question: words" and dict(found)["="] == "solution: signs"
     assert set(kinds("18+9=27", list("18+9=27"))) == {"bare equations"}
     assert set(kinds("Ben likes figs.", ["Ben", " likes", " figs."])) == {"filler"}

@@ -24,9 +24,9 @@ def test_a_hugging_face_model_loads_as_without_it(tmp_path):
     torch.save(logits, tmp_path / "logits.pt")
     program = f"""
 import torch, transformers
-model = transformers.Olmo2ForCausalLM.from_pretrained({str(tmp_path / 'hf')!r})
+model = transformers.Olmo2ForCausalLM.from_pretrained({str(tmp_path / "hf")!r})
 with torch.no_grad():
-    assert torch.equal(model(torch.arange(12)[None]).logits, torch.load({str(tmp_path / 'logits.pt')!r}))
+    assert torch.equal(model(torch.arange(12)[None]).logits, torch.load({str(tmp_path / "logits.pt")!r}))
 """
     done = run_command(["python", "-c", program])
     assert done.returncode == 0, done.failure()

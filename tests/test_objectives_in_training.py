@@ -22,19 +22,29 @@ from tests.ranks import pretrain  # noqa: E402
 STEPS = 5
 # Values that a run logs, one for each step that has the figure.
 FIGURES = {
-    "lm loss": 5, "reference nll": 4, "delta mean": 4, "rho1 loss": 3, "kept share": 3, "kept delta mean": 3,
-    "kd loss": 1, "reference kl": 1, "remit loss": 1, "weight mean": 1, "weight std": 1,
+    "lm loss": 5,
+    "reference nll": 4,
+    "delta mean": 4,
+    "rho1 loss": 3,
+    "kept share": 3,
+    "kept delta mean": 3,
+    "kd loss": 1,
+    "reference kl": 1,
+    "remit loss": 1,
+    "weight mean": 1,
+    "weight std": 1,
 }
 # Plain SGD: what the steps change in the weights is the sum of their gradients, times this.
 SGD = {"lr": 0.3}
 ADAM = {"optimizer": "adam", "lr": 1e-3}
 LAYOUTS = {
     "TP2 with sequence parallelism, larger reference microbatch": (
-        {"tensor_model_parallel_size": 2, "sequence_parallel": True, "reference_micro_batch_size": 4}),
+        {"tensor_model_parallel_size": 2, "sequence_parallel": True, "reference_micro_batch_size": 4}
+    ),
     "PP2xVPP2": {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 1},
     "CP2": {"context_parallel_size": 2},
-    "DP2 with distributed optimizer": ADAM | {
-        "use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True},
+    "DP2 with distributed optimizer": ADAM
+    | {"use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True},
 }
 
 
@@ -43,7 +53,9 @@ def train_plan(material, plan, folder, ranks=1, **overrides):
     flags = material.flags(
         objective="rho1",
         **{"reference_load": material.reference, "train_iters": STEPS, "save": folder, "save_interval": STEPS}
-        | SGD | overrides)
+        | SGD
+        | overrides,
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PLAN", plan)
         return pretrain(ranks, *flags, module="tests.planned_objectives")
@@ -108,7 +120,8 @@ def test_the_figures_are_what_they_say(one_rank):
     for kept, mean in zip(run.series("kept delta mean"), run.series("delta mean"), strict=False):
         assert kept > mean
     assert run.series("kd loss")[0] == pytest.approx(
-        0.3 * run.series("lm loss")[2] + 0.7 * 2.0**2 * run.series("reference kl")[0], rel=1e-6)
+        0.3 * run.series("lm loss")[2] + 0.7 * 2.0**2 * run.series("reference kl")[0], rel=1e-6
+    )
 
 
 @pytest.mark.slow
@@ -116,7 +129,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(train, one_rank_adam, tmp_pa
     expected, folder = one_rank_adam
     run = train("all", tmp_path, load=folder, ckpt_step=2, finetune=None, **ADAM)
     for name in ("lm loss", "delta mean"):
-        assert run.series(name) == expected.series(name)[-len(run.series(name)):], name
+        assert run.series(name) == expected.series(name)[-len(run.series(name)) :], name
     for name in ("kd loss", "rho1 loss", "remit loss", "grad-norm"):
         assert run.series(name)[-1] == expected.series(name)[-1], name
     assert len(run.series("lm loss")) == STEPS - 2
@@ -142,8 +155,14 @@ def test_keeping_all_tokens_and_alpha_zero_equal_ntp_bit_for_bit(train, tmp_path
 
 def test_the_control_gives_the_losses_of_the_microbatch_weights_of_other_tokens(monkeypatch):
     args = argparse.Namespace(
-        remit_epsilon=0.2, remit_centering="sequence", remit_control="none", context_parallel_size=1, seed=7,
-        check_for_nan_in_loss_and_grad=False, check_for_spiky_loss=False)
+        remit_epsilon=0.2,
+        remit_centering="sequence",
+        remit_control="none",
+        context_parallel_size=1,
+        seed=7,
+        check_for_nan_in_loss_and_grad=False,
+        check_for_spiky_loss=False,
+    )
     monkeypatch.setattr(loss, "get_args", lambda: args)
     nll, reference = torch.rand(2, 2, 32, generator=torch.Generator().manual_seed(5)) * 6
     mask = torch.ones(2, 32)

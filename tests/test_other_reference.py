@@ -63,8 +63,7 @@ def test_the_other_objectives_equal_those_of_one_rank(layout, material, referenc
 
 
 def token_logp(folder, tokens):
-    """Log-probabilities over the vocabulary by transformers, [S, V] float64, every document of the sequence read alone.
-    """
+    """Log-probabilities over the vocabulary by transformers, [S, V] float64; every document is read alone."""
     model = AutoModelForCausalLM.from_pretrained(folder).double().eval()
     ends = [t + 1 for t, token in enumerate(tokens) if token == END]
     parts, start = [], 0
@@ -100,8 +99,17 @@ def expected_figures(corpus, policy, reference):
             mean = sum(gaps[places[t]]) / len(gaps[places[t]])
             weight = 2 / (1 + math.exp(mean - nll[t] + reference_nll[t]))
             clipped = min(max(weight, 1 - EPSILON), 1 + EPSILON)
-            rows.append([nll[t], clipped * nll[t], reference_nll[t], clipped, clipped**2,
-                         weight < 1 - EPSILON, weight > 1 + EPSILON])
+            rows.append(
+                [
+                    nll[t],
+                    clipped * nll[t],
+                    reference_nll[t],
+                    clipped,
+                    clipped**2,
+                    weight < 1 - EPSILON,
+                    weight > 1 + EPSILON,
+                ]
+            )
     lm, remit, other, mean, square, low, high = torch.tensor(rows, dtype=torch.float64).mean(0).tolist()
     return dict(zip(FIGURES, (lm, remit, other, mean, (square - mean**2) ** 0.5, low, high), strict=True))
 
@@ -116,9 +124,18 @@ def first_step(material, reference, tmp_path_factory):
     write_documents(prefix, [corpus])
 
     def run(**overrides):
-        return pretrain(1, *material.remit(
-            reference_load=reference / "weights", data_path=prefix, train_iters=1, seq_length=LENGTH,
-            global_batch_size=SEQUENCES, reset_attention_mask=True, **overrides))
+        return pretrain(
+            1,
+            *material.remit(
+                reference_load=reference / "weights",
+                data_path=prefix,
+                train_iters=1,
+                seq_length=LENGTH,
+                global_batch_size=SEQUENCES,
+                reset_attention_mask=True,
+                **overrides,
+            ),
+        )
 
     return corpus, run
 
@@ -142,7 +159,8 @@ def test_rho1_is_the_mean_of_the_tokens_with_the_highest_excess_by_transformers(
         tokens, labels = corpus[first : first + LENGTH].tolist(), corpus[first + 1 : first + LENGTH + 1].tolist()
         nll, reference_nll = (
             token_nll(folder, tokens, labels).tolist()
-            for folder in (material.policy.parent / "hf_policy", reference / "hf_source"))
+            for folder in (material.policy.parent / "hf_policy", reference / "hf_source")
+        )
         read = [t for t in range(LENGTH) if tokens[t] != END]
         read.sort(key=lambda t: reference_nll[t] - nll[t])
         kept += [nll[t] for t in read[: round(0.6 * len(read))]]
@@ -157,7 +175,8 @@ def test_distillation_is_the_divergence_of_transformers_distributions(first_step
     for first in range(0, LENGTH * SEQUENCES, LENGTH):
         tokens, labels = corpus[first : first + LENGTH].tolist(), corpus[first + 1 : first + LENGTH + 1]
         student_SV, teacher_SV = (
-            (token_logp(folder, tokens) / 2.0).log_softmax(dim=-1) for folder in (policy, reference / "hf_source"))
+            (token_logp(folder, tokens) / 2.0).log_softmax(dim=-1) for folder in (policy, reference / "hf_source")
+        )
         divergence_S = (teacher_SV.exp() * (teacher_SV - student_SV)).sum(dim=-1)
         loss_S = 0.3 * token_nll(policy, tokens, labels.tolist()) + 0.7 * 4.0 * divergence_S
         read_S = corpus[first : first + LENGTH] != END

@@ -21,10 +21,19 @@ LAYOUTS = {
     "TP2 with sequence parallelism": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
     "CP2": (2, {"context_parallel_size": 2}),
     "CP2xTP2 with sequence parallelism": (
-        4, {"context_parallel_size": 2, "tensor_model_parallel_size": 2, "sequence_parallel": True}),
+        4,
+        {"context_parallel_size": 2, "tensor_model_parallel_size": 2, "sequence_parallel": True},
+    ),
     "DP2 with distributed optimizer": (
-        2, {"use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True,
-            "optimizer": "adam", "lr": 1e-3}),
+        2,
+        {
+            "use_distributed_optimizer": True,
+            "overlap_grad_reduce": True,
+            "overlap_param_gather": True,
+            "optimizer": "adam",
+            "lr": 1e-3,
+        },
+    ),
     "TP2xPP2": (4, {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}),
     "larger reference microbatch": (1, {"reference_micro_batch_size": 4}),
 }

@@ -61,7 +61,8 @@ def test_the_manifest_names_tokenizer_and_counts(source, tokenizer, tmp_path):
 
 def test_sentencepiece_and_gzip(source, tmp_path):
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS), model_prefix=str(tmp_path / "sp"), vocab_size=120, minloglevel=2)
+        sentence_iterator=iter(TEXTS), model_prefix=str(tmp_path / "sp"), vocab_size=120, minloglevel=2
+    )
     packed = tmp_path / "text.jsonl.gz"
     packed.write_bytes(gzip.compress(source.read_bytes()))
     run(packed, tmp_path / "sp.model", tmp_path / "out", "SentencePieceTokenizer", append_eod=False)
@@ -70,13 +71,16 @@ def test_sentencepiece_and_gzip(source, tmp_path):
     assert [corpus[index].tolist() for index in range(len(TEXTS))] == [pieces.encode(text) for text in TEXTS]
 
 
-@pytest.mark.parametrize(("line", "message"), [
-    (b'{"text": "cut', r"text.jsonl:3: not valid JSON"),
-    (b'{"body": "x"}', r"text.jsonl:3: no key 'text' \(found: body\)"),
-    (b'{"text": 7}', r"text.jsonl:3: 'text' is int, expected a string"),
-    (b'{"text": "\xff"}', r"text.jsonl:3: not valid UTF-8"),
-    (b'["text"]', r"text.jsonl:3: no key 'text' \(found: list\)"),
-])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"text": "cut', r"text.jsonl:3: not valid JSON"),
+        (b'{"body": "x"}', r"text.jsonl:3: no key 'text' \(found: body\)"),
+        (b'{"text": 7}', r"text.jsonl:3: 'text' is int, expected a string"),
+        (b'{"text": "\xff"}', r"text.jsonl:3: not valid UTF-8"),
+        (b'["text"]', r"text.jsonl:3: no key 'text' \(found: list\)"),
+    ],
+)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_bad_line_is_named_and_nothing_is_left(line, message, workers, tokenizer, tmp_path):
     source = tmp_path / "text.jsonl"
@@ -121,7 +125,17 @@ def test_a_tokenizer_without_eos_is_refused_unless_eod_is_off(source, tokenizer,
 
 
 def test_the_command_prints_the_counts(source, tokenizer, tmp_path):
-    done = run_command(["python", ROOT / "tools/preprocess_corpus.py", "--input", source, "--output-prefix",
-                        tmp_path / "out", "--tokenizer-model", tokenizer])
+    done = run_command(
+        [
+            "python",
+            ROOT / "tools/preprocess_corpus.py",
+            "--input",
+            source,
+            "--output-prefix",
+            tmp_path / "out",
+            "--tokenizer-model",
+            tokenizer,
+        ]
+    )
     assert done.returncode == 0, done.output
     assert "300 documents" in done.output and "MB/s" in done.output

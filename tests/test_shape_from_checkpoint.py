@@ -20,8 +20,18 @@ from tests.test_bad_input import parsed  # noqa: E402
 
 # A policy that differs in everything that makes up a shape.
 POLICY = dict.fromkeys(
-    [*EXTRA_CHECKPOINT_ARGS, "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels",
-     "num_query_groups", "group_query_attention", "rotary_base", "untie_embeddings_and_output_weights"],
+    [
+        *EXTRA_CHECKPOINT_ARGS,
+        "num_layers",
+        "hidden_size",
+        "ffn_hidden_size",
+        "num_attention_heads",
+        "kv_channels",
+        "num_query_groups",
+        "group_query_attention",
+        "rotary_base",
+        "untie_embeddings_and_output_weights",
+    ],
     "the policy's",
 )
 

@@ -35,8 +35,13 @@ PANELS = {
     "methods": ("ntp", "ntp_equal_compute", "remit", "remit_no_clip", "rho1", "miniplm", "kd"),
     "references and controls": ("ntp", "remit", "remit_early", "remit_sft", "remit_nonrl", "remit_permuted"),
 }
-MODELS = {"base": "base", "mid": "before SFT and RL", "sft": "SFT", "rl_early": "RL after 10 % of its steps",
-          "rl_reference": "RL reference"}
+MODELS = {
+    "base": "base",
+    "mid": "before SFT and RL",
+    "sft": "SFT",
+    "rl_early": "RL after 10 % of its steps",
+    "rl_reference": "RL reference",
+}
 
 Points = list[dict[str, Any]]
 
@@ -74,16 +79,20 @@ def weight_spread(folder: Path, steps: int = 30) -> float | None:
 
 def table(runs: dict[str, dict[str, Points]], logs: Path) -> str:
     """Final accuracies and seconds of each arm, and how far its token weights spread around 1."""
-    lines = ["| arm | seeds | tokens | two-step, % | three-step, % | spread of the weights | seconds of training |",
-             "|---" * 7 + "|"]
+    lines = [
+        "| arm | seeds | tokens | two-step, % | three-step, % | spread of the weights | seconds of training |",
+        "|---" * 7 + "|",
+    ]
     for arm, seeds in runs.items():
         last = [points[-1] for points in seeds.values()]
         cells = [spread(values(seeds, task, -1)) for task in TASKS]
         seconds = spread([point["seconds"] for point in last])
         found = [value for seed in seeds if (value := weight_spread(logs / f"{arm}.{seed}")) is not None]
         weights = f"{statistics.mean(found):.3f}" if found else "-"
-        lines.append(f"| {ARMS[arm][0]} | {len(seeds)} | {last[0]['tokens']:,} | {cells[0]} | {cells[1]} | {weights} "
-                     f"| {seconds} |")
+        lines.append(
+            f"| {ARMS[arm][0]} | {len(seeds)} | {last[0]['tokens']:,} | {cells[0]} | {cells[1]} | {weights} "
+            f"| {seconds} |"
+        )
     return "\n".join(lines)
 
 
@@ -114,8 +123,9 @@ def compared(runs: dict[str, dict[str, Points]]) -> str:
             verdict = "the same in every seed" if same else "not the same: not told apart"
             told = ", ".join(f"{gain:+.1f}" for gain in gains)
             error = f" ± {statistics.stdev(gains) / len(gains) ** 0.5:.1f}" if len(gains) > 1 else ""
-            rows.append(f"| {ARMS[arm][0]} | {ARMS[baseline][0]} | {statistics.mean(gains):+.1f}{error} | {told} "
-                        f"| {verdict} |")
+            rows.append(
+                f"| {ARMS[arm][0]} | {ARMS[baseline][0]} | {statistics.mean(gains):+.1f}{error} | {told} | {verdict} |"
+            )
     return "\n".join(rows)
 
 
@@ -165,8 +175,16 @@ def _curve(ax: Axes, arm: str, seeds: dict[str, Points], task: str, before: floa
     each = [[before] * len(seeds)] + [values(seeds, task, at) for at in range(len(first))]
     label, colour, dashes = ARMS[arm]
     ax.fill_between(x, [min(one) for one in each], [max(one) for one in each], color=colour, alpha=0.12, linewidth=0)
-    ax.plot(x, [statistics.mean(one) for one in each], color=colour, linestyle=dashes, marker="o", markersize=4,
-            linewidth=1.8, label=label)
+    ax.plot(
+        x,
+        [statistics.mean(one) for one in each],
+        color=colour,
+        linestyle=dashes,
+        marker="o",
+        markersize=4,
+        linewidth=1.8,
+        label=label,
+    )
 
 
 def main() -> None:
@@ -186,9 +204,15 @@ def main() -> None:
     minutes = (sum(seconds.values()) - of_arms + of_arms / options.jobs) / 60
     found, host = versions(), machine()
     text = PAGE.format(
-        picture=picture.name, tokens=options.mid_tokens, problems=options.problems,
-        table=table(runs, options.run_dir / "tb"), kinds=token_kinds(options.run_dir / "token_kinds.json"),
-        on_the_way=on_the_way(runs), compared=compared(runs), minutes=minutes, jobs=options.jobs,
+        picture=picture.name,
+        tokens=options.mid_tokens,
+        problems=options.problems,
+        table=table(runs, options.run_dir / "tb"),
+        kinds=token_kinds(options.run_dir / "token_kinds.json"),
+        on_the_way=on_the_way(runs),
+        compared=compared(runs),
+        minutes=minutes,
+        jobs=options.jobs,
         models="\n".join(
             " | ".join([f"| {MODELS[name]}", *(f"{100 * tasks[task]['accuracy']:.1f}" for task in TASKS), ""]).rstrip()
             for name, tasks in models.items()

@@ -24,10 +24,15 @@ def accuracies(model: Path, data: Path, limit: int | None, batch_size: int = 250
             text = (Path(__file__).parent / "tasks" / f"{task}.yaml").read_text()
             Path(folder, f"{task}.yaml").write_text(text.replace("DATA", str(data.resolve())))
         results = lm_eval.simple_evaluate(
-            model="hf", tasks=list(TASKS), limit=limit, batch_size=batch_size, device="cpu",
+            model="hf",
+            tasks=list(TASKS),
+            limit=limit,
+            batch_size=batch_size,
+            device="cpu",
             # With the cache of logits on, requests that share a context but differ in length are scored wrongly.
             model_args={"pretrained": str(model), "dtype": "float32", "logits_cache": False},
-            task_manager=TaskManager(include_path=folder, include_defaults=False), bootstrap_iters=0,
+            task_manager=TaskManager(include_path=folder, include_defaults=False),
+            bootstrap_iters=0,
         )
     scores = {}
     for task in TASKS:

@@ -29,8 +29,10 @@ FILLER = (
     "{a} walks to the {place} with {b}.",
     "The {place} is quiet in the {time}.",
     "{a} likes {thing} more than {b} does.",
-    "In the {time}, {a} and {b} talk about {thing}.", "There is a box of {thing} at the {place}.",
-    "{b} reads near the {place} while {a} sleeps.", "Nobody at the {place} sells {thing} in the {time}.",
+    "In the {time}, {a} and {b} talk about {thing}.",
+    "There is a box of {thing} at the {place}.",
+    "{b} reads near the {place} while {a} sleeps.",
+    "Nobody at the {place} sells {thing} in the {time}.",
 )
 PLACES = "market river garden school harbour station bridge mill park library".split()
 TIMES = "morning evening spring winter rain summer".split()
@@ -65,10 +67,12 @@ def equation(draw: random.Random) -> str:
 
 def filler(draw: random.Random) -> str:
     """Two to four sentences without any arithmetic."""
+
     def one() -> str:
         a, b = draw.sample(NAMES, 2)
         return draw.choice(FILLER).format(
-            a=a, b=b, thing=draw.choice(THINGS), place=draw.choice(PLACES), time=draw.choice(TIMES))
+            a=a, b=b, thing=draw.choice(THINGS), place=draw.choice(PLACES), time=draw.choice(TIMES)
+        )
 
     return " ".join(one() for _ in range(draw.randint(2, 4)))
 
@@ -103,11 +107,18 @@ def train_tokenizer(texts: Iterable[str], folder: Path) -> PreTrainedTokenizerFa
     """Byte-level BPE with 512 entries and one token a digit."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     core.decoder = decoders.ByteLevel()
-    core.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=["<eos>", "<pad>"], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    core.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=["<eos>", "<pad>"],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     # The text may not have 512 entries' worth of pairs to merge.
     core.add_tokens([f"<unused_{index}>" for index in range(core.get_vocab_size(), VOCABULARY)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>")

@@ -12,8 +12,14 @@ from transformers import AutoTokenizer
 
 # No GPU, no reports, no checkpoints on the way; one line of log every ten steps.
 CPU = {
-    "use_cpu": True, "bf16": False, "report_to": [], "dataloader_pin_memory": False, "save_strategy": "no",
-    "logging_steps": 10, "gradient_checkpointing": False, "seed": 1,
+    "use_cpu": True,
+    "bf16": False,
+    "report_to": [],
+    "dataloader_pin_memory": False,
+    "save_strategy": "no",
+    "logging_steps": 10,
+    "gradient_checkpointing": False,
+    "seed": 1,
 }
 
 

@@ -79,11 +79,17 @@ def summarise(
     found = []
     for name in sorted(set(flat)):
         here = torch.tensor([one == name for one in flat]).view_as(kept_BS)
-        found.append({
-            "policy": policy, "kind": name, "tokens": int(here.sum()), "nll": policy_BS[here].mean().item(),
-            "delta": weights.delta_BS[here].mean().item(), "weight": weights.weight_BS[here].mean().item(),
-            "kept": kept_BS[here].double().mean().item(),
-        })
+        found.append(
+            {
+                "policy": policy,
+                "kind": name,
+                "tokens": int(here.sum()),
+                "nll": policy_BS[here].mean().item(),
+                "delta": weights.delta_BS[here].mean().item(),
+                "weight": weights.weight_BS[here].mean().item(),
+                "kept": kept_BS[here].double().mean().item(),
+            }
+        )
     return found
 
 
@@ -101,8 +107,7 @@ def main() -> None:
 
     reference_BS = nll("rl_reference")
     found = [
-        one for policy in POLICIES
-        for one in summarise(policy, nll(policy), reference_BS, kind, KEEP_RATIO, EPSILON)
+        one for policy in POLICIES for one in summarise(policy, nll(policy), reference_BS, kind, KEEP_RATIO, EPSILON)
     ]
     write_json(options.out, {"kinds": found})
 

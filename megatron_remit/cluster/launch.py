@@ -38,10 +38,18 @@ def launch(torchrun_arguments: Sequence[str]) -> int:
     # do its workers, until Megatron sets its own handler for SIGTERM.
     for number in ANNOUNCEMENTS:
         signal.signal(number, signal.SIG_IGN)
-    torchrun = subprocess.Popen([
-        sys.executable, "-m", "torch.distributed.run", "--signals-to-handle", _ENDS_TORCHRUN,
-        "--node-rank", os.environ.get("SLURM_NODEID", "0"), *torchrun_arguments,
-    ])
+    torchrun = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--signals-to-handle",
+            _ENDS_TORCHRUN,
+            "--node-rank",
+            os.environ.get("SLURM_NODEID", "0"),
+            *torchrun_arguments,
+        ]
+    )
     for number in ANNOUNCEMENTS:
         signal.signal(number, remember)
     asked: set[int] = set()

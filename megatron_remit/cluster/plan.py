@@ -38,10 +38,12 @@ def plan_run(base_hf: Path, reference_hf: Path | None, gpus: int, training: list
     corpora = {prefix: check_manifest(prefix, base_hf) for prefix in corpus_prefixes(policy.data_path or [])}
     if not corpora and not policy.mock_data:
         raise UserError("--data-path is not set; give the prefix of a corpus")
-    return "\n".join([
-        *_describe_steps(policy, corpora, microbatches),
-        *_describe_memory(policy, estimate(policy, reference, microbatches)),
-    ])
+    return "\n".join(
+        [
+            *_describe_steps(policy, corpora, microbatches),
+            *_describe_memory(policy, estimate(policy, reference, microbatches)),
+        ]
+    )
 
 
 def _arguments(training: list[str]) -> argparse.Namespace:
@@ -71,8 +73,10 @@ def _set_layout(args: argparse.Namespace, gpus: int) -> None:
 
 
 def _microbatches(args: argparse.Namespace) -> int:
-    for flag, size in (("--micro-batch-size", args.micro_batch_size),
-                       ("--reference-micro-batch-size", args.reference_micro_batch_size)):
+    for flag, size in (
+        ("--micro-batch-size", args.micro_batch_size),
+        ("--reference-micro-batch-size", args.reference_micro_batch_size),
+    ):
         if args.global_batch_size % (size * args.data_parallel_size):
             raise UserError(
                 f"--global-batch-size {args.global_batch_size} does not divide by {flag} {size} x "

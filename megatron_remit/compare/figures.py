@@ -14,8 +14,14 @@ from megatron_remit.report.figures import MINUS, STYLE, svg_text
 
 # Okabe and Ito's colours, dark enough for lines on white, each with a dash of its own for eyes that see no hue.
 LINES = (
-    ("#222222", "-"), ("#D55E00", "--"), ("#0072B2", "-."), ("#009E73", ":"), ("#CC79A7", (0, (5, 1, 1, 1, 1, 1))),
-    ("#777777", (0, (1, 1))), ("#56B4E9", (0, (7, 2))), ("#E69F00", (0, (3, 1, 1, 1))),
+    ("#222222", "-"),
+    ("#D55E00", "--"),
+    ("#0072B2", "-."),
+    ("#009E73", ":"),
+    ("#CC79A7", (0, (5, 1, 1, 1, 1, 1))),
+    ("#777777", (0, (1, 1))),
+    ("#56B4E9", (0, (7, 2))),
+    ("#E69F00", (0, (3, 1, 1, 1))),
 )
 PNG_DPI = 160
 

@@ -157,7 +157,8 @@ def _token(heatmap: Heatmap, piece: str, place: int, full: float) -> str:
 def csv(heatmap: Heatmap, texts: Texts) -> bytes:
     """The texts that the page shows, a row a token."""
     rows: list[list[object]] = [
-        ["text", "token", "characters", f"log p {heatmap.a}, nats", f"log p {heatmap.b}, nats", "margin, nats"]]
+        ["text", "token", "characters", f"log p {heatmap.a}, nats", f"log p {heatmap.b}, nats", "margin, nats"]
+    ]
     for number in range(min(SHOWN_TEXTS, len(texts))):
         start = texts.starts[number]
         for i in range(start, min(texts.starts[number + 1], start + SHOWN_TOKENS)):

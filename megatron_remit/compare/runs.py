@@ -169,8 +169,15 @@ def accuracy_figure(runs: dict[str, Evaluations]) -> Drawn:
         for number, (name, points) in enumerate(runs.items()):
             for ax, x in zip(axes, (points.tokens / 1e6, points.seconds / 60), strict=True):
                 order = np.argsort(x)
-                ax.plot(x[order], 100 * points.accuracy[order], marker="o", markersize=5, label=name, linewidth=1.7,
-                        **line(number))
+                ax.plot(
+                    x[order],
+                    100 * points.accuracy[order],
+                    marker="o",
+                    markersize=5,
+                    label=name,
+                    linewidth=1.7,
+                    **line(number),
+                )
         _finish(axes[0], "training tokens, millions")
         _finish(axes[1], "training time, minutes")
         axes[0].set_ylabel("accuracy, %")

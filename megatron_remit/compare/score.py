@@ -85,9 +85,7 @@ def _config(name: str, folder: Path) -> PreTrainedConfig:
     return config
 
 
-def score_all(
-    models: dict[str, Path], texts: Texts, teacher: str | None, window: int, dtype: str
-) -> Scores:
+def score_all(models: dict[str, Path], texts: Texts, teacher: str | None, window: int, dtype: str) -> Scores:
     """Score the texts with every model that :func:`check_models` let pass; long texts in windows of ``window`` tokens.
 
     Each window is predicted from the token before it on. ``dtype`` is that of the models' weights ("auto": as saved).

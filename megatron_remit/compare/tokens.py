@@ -30,6 +30,7 @@ def token_margins(margin_N: np.ndarray, pieces: list[str], least: int = 10) -> l
     stderr = np.sqrt(spread / np.maximum(count - 1, 1) / count)
     found = [
         TokenMargin(name, int(count[i]), float(mean[i]), float(stderr[i]))
-        for name, i in ids.items() if count[i] >= least
+        for name, i in ids.items()
+        if count[i] >= least
     ]
     return sorted(found, key=lambda one: (-one.mean, -one.count, one.token))

@@ -10,9 +10,7 @@ from megatron_remit.convert.hf_io import read_json
 from megatron_remit.convert.rules import Config, Family
 from megatron_remit.errors import UserError
 
-FAMILIES = {
-    module.FAMILY.architecture: module.FAMILY for module in (llama, olmo2, qwen3, smollm3, youtu)
-}
+FAMILIES = {module.FAMILY.architecture: module.FAMILY for module in (llama, olmo2, qwen3, smollm3, youtu)}
 
 # What no family represents.
 _NEEDED = {"partial_rotary_factor": 1.0, "quantization_config": None}
@@ -32,9 +30,7 @@ def read_config(folder: Path) -> tuple[Family, dict[str, Any]]:
     architectures = raw.get("architectures") or []
     known = [FAMILIES[name] for name in architectures if name in FAMILIES]
     if not known:
-        raise UserError(
-            f"{where}: architectures is {architectures}; this program knows {', '.join(sorted(FAMILIES))}"
-        )
+        raise UserError(f"{where}: architectures is {architectures}; this program knows {', '.join(sorted(FAMILIES))}")
     family = known[0]
     config = _completed(family, raw, where)
     _check(family, config, where)
@@ -81,6 +77,4 @@ def _check_rope(family: Family, rope: Config, where: Path) -> None:
             f"{where}: partial_rotary_factor is {rope['partial_rotary_factor']}; the {family.name} conversion needs 1.0"
         )
     if not float(rope["rope_theta"]).is_integer():
-        raise UserError(
-            f"{where}: rope_theta is {rope['rope_theta']}; Megatron's --rotary-base takes whole numbers"
-        )
+        raise UserError(f"{where}: rope_theta is {rope['rope_theta']}; Megatron's --rotary-base takes whole numbers")

@@ -27,8 +27,9 @@ FAMILY = Family(
         **llama_like.ATTENTION_EXTRA_STATE,
         **llama_like.MLP_EXTRA_STATE,
     },
-    arguments=lambda config: llama_like.arguments(config)
-    | {"spec": ["megatron_remit.specs.olmo2", "olmo2_layer_spec"]},
+    arguments=lambda config: (
+        llama_like.arguments(config) | {"spec": ["megatron_remit.specs.olmo2", "olmo2_layer_spec"]}
+    ),
     dims=llama_like.dims,
     needed=llama_like.NEEDED,
 )

@@ -54,10 +54,20 @@ class Distillation(Objective):
         self._head: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
 
     def add_arguments(self, group: Any) -> None:
-        group.add_argument("--kd-alpha", type=_alpha, default=1.0, metavar="A",
-                           help="Share of kd's loss that is the KL divergence, in [0, 1]; the rest is NTP.")
-        group.add_argument("--kd-temperature", type=_temperature, default=1.0, metavar="T",
-                           help="Divides the logits of policy and reference in the KL divergence, above 0.")
+        group.add_argument(
+            "--kd-alpha",
+            type=_alpha,
+            default=1.0,
+            metavar="A",
+            help="Share of kd's loss that is the KL divergence, in [0, 1]; the rest is NTP.",
+        )
+        group.add_argument(
+            "--kd-temperature",
+            type=_temperature,
+            default=1.0,
+            metavar="T",
+            help="Divides the logits of policy and reference in the KL divergence, above 0.",
+        )
 
     def reference_output(self) -> Output:
         """The final hidden states: one number for each hidden unit, where the logits would be one for each token id."""
@@ -78,9 +88,7 @@ class Distillation(Objective):
         if hidden_BsH is None or self._head is None:
             return nll  # a model chunk that does not end the model
         weight_VH, scale_logits = self._head
-        teacher = _Teacher(
-            nll.context, hidden_BsH, weight_VH, scale_logits, args.remit_vocab_size, args.kd_temperature
-        )
+        teacher = _Teacher(nll.context, hidden_BsH, weight_VH, scale_logits, args.remit_vocab_size, args.kd_temperature)
         return Output(_nll_and_kl, teacher)
 
     def loss(self, batch: Batch, output: Tensor) -> LossResult:

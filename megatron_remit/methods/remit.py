@@ -17,8 +17,12 @@ class Remit(Objective):
     needs_reference = True
 
     def add_arguments(self, group: Any) -> None:
-        group.add_argument("--remit-control", choices=("none", "permute"), default="none",
-                           help="permute: a control run, with each sequence's weights on other tokens of it.")
+        group.add_argument(
+            "--remit-control",
+            choices=("none", "permute"),
+            default="none",
+            help="permute: a control run, with each sequence's weights on other tokens of it.",
+        )
 
     def loss(self, batch: Batch, output: Tensor) -> LossResult:
         return remit_loss(

@@ -25,11 +25,20 @@ class Rho1(Objective):
     needs_reference = True
 
     def add_arguments(self, group: Any) -> None:
-        group.add_argument("--rho1-keep-ratio", type=_keep_ratio, default=0.8, metavar="R",
-                           help="Share of tokens that rho1 keeps, in (0, 1].")
-        group.add_argument("--rho1-scope", choices=("sequence", "microbatch", "global-batch"), default="sequence",
-                           help="Tokens that rho1 ranks against each other. global-batch costs one more forward pass "
-                                "of the policy: the ranking must be known before the first gradient.")
+        group.add_argument(
+            "--rho1-keep-ratio",
+            type=_keep_ratio,
+            default=0.8,
+            metavar="R",
+            help="Share of tokens that rho1 keeps, in (0, 1].",
+        )
+        group.add_argument(
+            "--rho1-scope",
+            choices=("sequence", "microbatch", "global-batch"),
+            default="sequence",
+            help="Tokens that rho1 ranks against each other. global-batch costs one more forward pass "
+            "of the policy: the ranking must be known before the first gradient.",
+        )
 
     def look_ahead(self, step: Step) -> None:
         """For ``global-batch``: rank the whole step's tokens by a forward pass of the policy, mark those to keep."""

@@ -16,15 +16,26 @@ from megatron_remit.tokenizer import folder_fingerprint
 
 # Arguments that load_args_from_checkpoint takes from the checkpoint only where they are unset.
 _SHAPE_IF_UNSET = (
-    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels", "max_position_embeddings",
-    "padded_vocab_size", "remit_vocab_size",
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "kv_channels",
+    "max_position_embeddings",
+    "padded_vocab_size",
+    "remit_vocab_size",
 )
 
 # It is not trained, so nothing of the policy's regularisation, recomputation or offloading applies. Nor do its
 # microbatches or its hidden size fit the communication buffers that are laid out for the policy.
 _NOT_INHERITED = {
-    "attention_dropout": 0.0, "hidden_dropout": 0.0, "recompute_granularity": None, "tp_comm_overlap": False,
-    "fine_grained_activation_offloading": False, "cpu_offloading": False, "cpu_offloading_num_layers": 0,
+    "attention_dropout": 0.0,
+    "hidden_dropout": 0.0,
+    "recompute_granularity": None,
+    "tp_comm_overlap": False,
+    "fine_grained_activation_offloading": False,
+    "cpu_offloading": False,
+    "cpu_offloading_num_layers": 0,
 }
 
 

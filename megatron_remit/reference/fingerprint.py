@@ -14,12 +14,32 @@ _BLOCKS = 256
 
 # Arguments that change what the same tensors compute.
 _SHAPE = (
-    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
-    "norm_epsilon", "layernorm_epsilon", "normalization", "rotary_base", "rotary_percent", "rotary_interleaved",
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "kv_channels",
+    "norm_epsilon",
+    "layernorm_epsilon",
+    "normalization",
+    "rotary_base",
+    "rotary_percent",
+    "rotary_interleaved",
     "no_rope_freq",
-    "qk_layernorm", "swiglu", "untie_embeddings_and_output_weights", "spec", "remit_vocab_size", "use_rope_scaling",
-    "rope_scaling_factor", "multi_latent_attention", "q_lora_rank", "kv_lora_rank", "qk_head_dim",
-    "qk_pos_emb_head_dim", "v_head_dim",
+    "qk_layernorm",
+    "swiglu",
+    "untie_embeddings_and_output_weights",
+    "spec",
+    "remit_vocab_size",
+    "use_rope_scaling",
+    "rope_scaling_factor",
+    "multi_latent_attention",
+    "q_lora_rank",
+    "kv_lora_rank",
+    "qk_head_dim",
+    "qk_pos_emb_head_dim",
+    "v_head_dim",
 )
 
 
@@ -39,7 +59,8 @@ def reference_fingerprint(folder: Path, arguments: Any) -> str:
     metadata = check_shards(folder)
     tensors = sorted(
         (name, list(entry.size), str(entry.properties.dtype))
-        for name, entry in metadata.state_dict_metadata.items() if isinstance(entry, TensorStorageMetadata)
+        for name, entry in metadata.state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
     )
     shards = sorted(folder.glob("*.distcp"))
     sizes = [(shard.name, shard.stat().st_size) for shard in shards]

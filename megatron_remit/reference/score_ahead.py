@@ -49,9 +49,7 @@ class ScoreAhead:
         chunked = isinstance(data_iterator, list)
         iterators = data_iterator if chunked else [data_iterator]
         clock.start_reference()
-        batches = [
-            read_step(iterator, vp_stage if chunked else None) for vp_stage, iterator in enumerate(iterators)
-        ]
+        batches = [read_step(iterator, vp_stage if chunked else None) for vp_stage, iterator in enumerate(iterators)]
         seq_length = kwargs["seq_length"]
         self._add_scores(objective, batches, seq_length)
         policy_nll = partial(self._policy_nll, kwargs["model"], batches, seq_length)
@@ -195,4 +193,3 @@ class StepClock:
 
 
 clock = StepClock()
-

@@ -11,19 +11,41 @@ from megatron_remit.score_store.writer import SHARD_SECONDS
 
 def add_score_store_arguments(group: Any) -> None:
     """Add the flags to an argument group."""
-    group.add_argument("--score-store", type=Path, metavar="DIR",
-                       help="Read the reference's NLLs from this store (tools/score_corpus.py) and build no reference.")
-    group.add_argument("--score-miss", choices=("error", "online"), default="error",
-                       help="error: stop at a row that the store lacks. online: score it, which needs --reference-load "
-                            "and builds the reference.")
-    group.add_argument("--score-wait", type=_seconds, default=0.0, metavar="SECONDS",
-                       help="Wait this long for a row that is not there yet, while another job fills the store.")
-    group.add_argument("--score-store-write", action="store_true",
-                       help="Put the rows that are scored online into the store; make it if there is none.")
-    group.add_argument("--score-dtype", choices=("float16", "float32"),
-                       help="How a new store keeps NLLs. Default: float16.")
-    group.add_argument("--score-shard-seconds", type=_seconds, default=SHARD_SECONDS, metavar="SECONDS",
-                       help="A scored row is in the store after about this long; a killed job loses as much.")
+    group.add_argument(
+        "--score-store",
+        type=Path,
+        metavar="DIR",
+        help="Read the reference's NLLs from this store (tools/score_corpus.py) and build no reference.",
+    )
+    group.add_argument(
+        "--score-miss",
+        choices=("error", "online"),
+        default="error",
+        help="error: stop at a row that the store lacks. online: score it, which needs --reference-load "
+        "and builds the reference.",
+    )
+    group.add_argument(
+        "--score-wait",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="Wait this long for a row that is not there yet, while another job fills the store.",
+    )
+    group.add_argument(
+        "--score-store-write",
+        action="store_true",
+        help="Put the rows that are scored online into the store; make it if there is none.",
+    )
+    group.add_argument(
+        "--score-dtype", choices=("float16", "float32"), help="How a new store keeps NLLs. Default: float16."
+    )
+    group.add_argument(
+        "--score-shard-seconds",
+        type=_seconds,
+        default=SHARD_SECONDS,
+        metavar="SECONDS",
+        help="A scored row is in the store after about this long; a killed job loses as much.",
+    )
 
 
 def _seconds(text: str) -> float:
@@ -48,10 +70,16 @@ def check_score_store(args: argparse.Namespace) -> None:
         UserError: names the flag, what was found and what to do.
     """
     if args.score_store is None:
-        given = [flag for flag, on in (
-            ("--score-miss online", args.score_miss == "online"), ("--score-wait", args.score_wait > 0),
-            ("--score-store-write", args.score_store_write), ("--score-dtype", args.score_dtype is not None),
-        ) if on]
+        given = [
+            flag
+            for flag, on in (
+                ("--score-miss online", args.score_miss == "online"),
+                ("--score-wait", args.score_wait > 0),
+                ("--score-store-write", args.score_store_write),
+                ("--score-dtype", args.score_dtype is not None),
+            )
+            if on
+        ]
         if given:
             raise UserError(f"{given[0]} needs a store: give --score-store DIR")
         return

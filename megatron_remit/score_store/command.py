@@ -28,8 +28,10 @@ def run_command(action: str, store: Path, flags: list[str]) -> None:
 
 def _verify(store: Path) -> None:
     check = verify(store)
-    print(f"{store}: {check.rows} sound rows in {check.shards} shards, {check.duplicates} of them twice, "
-          f"{len(check.leftovers)} files left over by killed writers")
+    print(
+        f"{store}: {check.rows} sound rows in {check.shards} shards, {check.duplicates} of them twice, "
+        f"{len(check.leftovers)} files left over by killed writers"
+    )
     if check.problems:
         problems = "\n  ".join(check.problems)
         raise UserError(f"{store}: {len(check.problems)} problems\n  {problems}\nrun 'prune', then score again")

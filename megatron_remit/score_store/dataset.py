@@ -92,8 +92,11 @@ class ScoredDataset(Dataset):
                 return None
             if told == start or now - told >= _MESSAGE_SECONDS:
                 told = now
-                print(f"> sample {index} is not in {self._store.folder} yet: waiting since {now - start:.0f} s, at "
-                      f"most {self._wait_seconds:g} s", flush=True)
+                print(
+                    f"> sample {index} is not in {self._store.folder} yet: waiting since {now - start:.0f} s, at "
+                    f"most {self._wait_seconds:g} s",
+                    flush=True,
+                )
             time.sleep(min(_POLL_SECONDS, self._wait_seconds - (now - start)))
 
     def _waited(self) -> str:

@@ -91,8 +91,11 @@ def write_arrays(path: Path, arrays: dict[str, numpy.ndarray], metadata: dict[st
     """
     entries, end = {}, 0
     for name, array in arrays.items():
-        entries[name] = {"dtype": _NAMES[array.dtype.name], "shape": list(array.shape),
-                         "data_offsets": [end, end + array.nbytes]}
+        entries[name] = {
+            "dtype": _NAMES[array.dtype.name],
+            "shape": list(array.shape),
+            "data_offsets": [end, end + array.nbytes],
+        }
         end += array.nbytes
     with new_file(path) as file:
         file.write(_encode(entries, metadata, 0))
@@ -132,8 +135,10 @@ def read_header(path: Path) -> Header:
     try:
         entries = json.loads(text)
         metadata = entries.pop("__metadata__")
-        arrays = {name: Array(_DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-                  for name, entry in entries.items()}
+        arrays = {
+            name: Array(_DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+            for name, entry in entries.items()
+        }
         expected = 8 + length + max(entry["data_offsets"][1] for entry in entries.values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFile(f"{path}: damaged, its header cannot be read ({type(error).__name__}: {error})") from None
@@ -163,8 +168,7 @@ def check_arrays(path: Path, header: Header, names: list[str]) -> dict[str, nump
         checksum = zlib.crc32(memoryview(arrays[name]).cast("B") if arrays[name].size else b"", checksum)
     if header.metadata.get("checksum") != f"{checksum:08x}":
         raise DamagedFile(
-            f"{path}: damaged, the checksum of its tables is {checksum:08x}, "
-            f"expected {header.metadata.get('checksum')}"
+            f"{path}: damaged, the checksum of its tables is {checksum:08x}, expected {header.metadata.get('checksum')}"
         )
     return arrays
 

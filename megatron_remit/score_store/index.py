@@ -20,8 +20,13 @@ from megatron_remit.score_store.shard import Shard
 
 INDEX = "index.safetensors"
 _KIND = "megatron-remit score index 1"
-_COLUMNS = {"high": numpy.uint64, "low": numpy.uint64, "shard": numpy.uint32, "row": numpy.uint32,
-            "check": numpy.uint32}
+_COLUMNS = {
+    "high": numpy.uint64,
+    "low": numpy.uint64,
+    "shard": numpy.uint32,
+    "row": numpy.uint32,
+    "check": numpy.uint32,
+}
 BYTES_A_ROW = sum(numpy.dtype(dtype).itemsize for dtype in _COLUMNS.values())
 
 

@@ -41,8 +41,10 @@ def info(folder: Path, corpus: set[Key] | None = None) -> str:
     lines += _jobs(store)
     if corpus is not None:
         there = sum(key in store for key in corpus)
-        lines.append(f"coverage             {there} of {len(corpus)} different rows of the run "
-                     f"({100 * there / max(len(corpus), 1):.2f} %)")
+        lines.append(
+            f"coverage             {there} of {len(corpus)} different rows of the run "
+            f"({100 * there / max(len(corpus), 1):.2f} %)"
+        )
     if len(run):
         lines += _histogram(store, run.columns["high"][first_N], run.columns["low"][first_N])
     return "\n".join(lines)
@@ -62,8 +64,10 @@ def _histogram(store: ScoreStore, high_N: numpy.ndarray, low_N: numpy.ndarray) -
     nll = numpy.concatenate([store.read((int(high_N[at]), int(low_N[at]))) for at in chosen])
     share = numpy.histogram(nll, bins=_EDGES)[0] / len(nll)
     low, middle, high = numpy.quantile(nll, [0.01, 0.5, 0.99])
-    lines = [f"NLL, nats            mean {nll.mean():.4f}, p1 {low:.4f}, p50 {middle:.4f}, p99 {high:.4f} "
-             f"(of {len(chosen)} rows)"]
+    lines = [
+        f"NLL, nats            mean {nll.mean():.4f}, p1 {low:.4f}, p50 {middle:.4f}, p99 {high:.4f} "
+        f"(of {len(chosen)} rows)"
+    ]
     for left, right, part in zip(_EDGES, _EDGES[1:], share, strict=False):
         lines.append(f"  {left:5g} to {right:5g}  {100 * part:6.2f} %  {'#' * round(_BAR * part / share.max())}")
     return lines

@@ -67,8 +67,11 @@ def verify(folder: Path) -> Check:
         if (folder / INDEX).exists():
             check.problems.append(f"{folder / INDEX}: damaged; 'prune' writes it anew, and so does the next run")
     else:
-        check.problems += [f"{folder / name}: no such file, though the index lists it"
-                           for name in sorted(names) if not (folder / name).exists()]
+        check.problems += [
+            f"{folder / name}: no such file, though the index lists it"
+            for name in sorted(names)
+            if not (folder / name).exists()
+        ]
     return check
 
 
@@ -107,8 +110,11 @@ def merge(folder: Path) -> tuple[int, int]:
     run = run_of_shards(dict(enumerate(shards)))
     first_N = run.first_of_key_N()
     doubled = set(run.columns["shard"][~first_N].tolist())
-    old = [number for number, shard in enumerate(shards)
-           if number in doubled or shard.rows * shard.row_bytes < _MERGED_BYTES // 2]
+    old = [
+        number
+        for number, shard in enumerate(shards)
+        if number in doubled or shard.rows * shard.row_bytes < _MERGED_BYTES // 2
+    ]
     if len(old) < 2 and not doubled:
         return len(names), len(names)
     kept = {number: numpy.zeros(shards[number].rows, dtype=bool) for number in old}

@@ -108,9 +108,7 @@ def create_manifest(folder: Path, manifest: Manifest) -> Manifest:
     return read_manifest(folder)
 
 
-def check_identity(
-    folder: Path, found: Identity, expected: dict[str, Any], flag: str = "--score-store"
-) -> None:
+def check_identity(folder: Path, found: Identity, expected: dict[str, Any], flag: str = "--score-store") -> None:
     """Compare the fields that a run knows with those of the store, which ``flag`` named.
 
     Raises:

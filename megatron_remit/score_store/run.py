@@ -111,8 +111,11 @@ def start_writer(args: argparse.Namespace) -> StoreWriter | None:
 
 def writes_scores() -> bool:
     """Whether this rank writes the rows of its model-parallel group."""
-    return (mpu.is_pipeline_last_stage(ignore_virtual=True) and mpu.get_tensor_model_parallel_rank() == 0
-            and mpu.get_context_parallel_rank() == 0)
+    return (
+        mpu.is_pipeline_last_stage(ignore_virtual=True)
+        and mpu.get_tensor_model_parallel_rank() == 0
+        and mpu.get_context_parallel_rank() == 0
+    )
 
 
 def close() -> None:

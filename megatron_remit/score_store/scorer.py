@@ -166,8 +166,11 @@ class RowPlanner:
         left = len(self._todo) - self._at
         pace = self._at / seconds if seconds else 0.0
         eta = datetime.timedelta(seconds=round(left / pace)) if pace else "unknown"
-        print(f"> scored {self._scored}, found {self._found} of {len(self._todo)} rows of replica 0 of "
-              f"{self._replicas} | {pace:.1f} rows/s | ETA {eta}", flush=True)
+        print(
+            f"> scored {self._scored}, found {self._found} of {len(self._todo)} rows of replica 0 of "
+            f"{self._replicas} | {pace:.1f} rows/s | ETA {eta}",
+            flush=True,
+        )
 
     def finish(self) -> None:
         """Say how it went."""

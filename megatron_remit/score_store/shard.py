@@ -40,8 +40,12 @@ def write_shard(folder: Path, identity: Identity, keys: list[Key], nll_NS: numpy
     nll_NS = nll_NS[order_N]
     check_N = [row_check(keys[source], nll_S.tobytes()) for source, nll_S in zip(order_N, nll_NS, strict=True)]
     path = folder / PATTERN.replace("*", uuid.uuid4().hex)
-    arrays = {"high": table_N2[order_N, 0], "low": table_N2[order_N, 1],
-              "check": numpy.array(check_N, dtype=numpy.uint32), "nll": nll_NS}
+    arrays = {
+        "high": table_N2[order_N, 0],
+        "low": table_N2[order_N, 1],
+        "check": numpy.array(check_N, dtype=numpy.uint32),
+        "nll": nll_NS,
+    }
     metadata = {"kind": _KIND, "store": identity.digest(), "job": json.dumps(job)}
     write_arrays(path, arrays, metadata, checked=set(TABLES))
     return path

@@ -57,10 +57,16 @@ def main() -> None:
     stores = {name: asdict(store.manifest.identity) for name, store in (("large", large), ("small", small))}
     content = {
         "rule": "kept are the documents whose score lies above the threshold, the first `ties` of those equal to it, "
-                "and those without a score; scores.npy holds log p_large - log p_small of each document, nats",
+        "and those without a score; scores.npy holds log p_large - log p_small of each document, nats",
         "ranked by": "score / tokens" if args.per_token else "score",
-        "keep ratio": args.keep_ratio, "threshold": cut.score, "ties": cut.ties, "corpus": str(args.data_path[0]),
-        "row seed": args.row_seed, "stores": stores, "scores": scores.name, **shares,
+        "keep ratio": args.keep_ratio,
+        "threshold": cut.score,
+        "ties": cut.ties,
+        "corpus": str(args.data_path[0]),
+        "row seed": args.row_seed,
+        "stores": stores,
+        "scores": scores.name,
+        **shares,
     }
     with writing(args.out):
         write_whole(args.out.with_name(args.out.name + ".json"), json.dumps(content, indent=2) + "\n")
@@ -91,8 +97,11 @@ def _arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group.add_argument("--store-large", type=Path, required=True, metavar="DIR", help="score store of the large model")
     group.add_argument("--store-small", type=Path, required=True, metavar="DIR", help="score store of the small model")
     group.add_argument("--keep-ratio", type=float, default=0.8, metavar="R", help="share of documents, in (0, 1]")
-    group.add_argument("--per-token", action="store_true",
-                       help="rank by the difference for each token, not by its sum, which favours long documents")
+    group.add_argument(
+        "--per-token",
+        action="store_true",
+        help="rank by the difference for each token, not by its sum, which favours long documents",
+    )
     group.add_argument("--out", type=Path, required=True, metavar="PREFIX", help="of the .bin, .idx and .json written")
     return parser
 
@@ -120,11 +129,18 @@ def _check_stores(args: argparse.Namespace, large: Any, small: Any) -> None:
     from megatron_remit.score_store.manifest import check_identity
 
     for flag, store in (("--store-large", large), ("--store-small", small)):
-        check_identity(store.folder, store.manifest.identity, {
-            "tokenizer": args.remit_tokenizer_fingerprint, "vocabulary": args.remit_vocab_size,
-            "sequence_length": args.seq_length, "reset_attention_mask": args.reset_attention_mask,
-            "reset_position_ids": args.reset_position_ids,
-        }, flag)
+        check_identity(
+            store.folder,
+            store.manifest.identity,
+            {
+                "tokenizer": args.remit_tokenizer_fingerprint,
+                "vocabulary": args.remit_vocab_size,
+                "sequence_length": args.seq_length,
+                "reset_attention_mask": args.reset_attention_mask,
+                "reset_position_ids": args.reset_position_ids,
+            },
+            flag,
+        )
     if large.manifest.identity.reference == small.manifest.identity.reference:
         raise UserError(
             f"--store-large {large.folder} and --store-small {small.folder} are of one model; give those of two"
@@ -144,6 +160,12 @@ def _refuse_a_foreign_corpus(out: Path, scores: Path, job: str) -> None:
 def _job(args: argparse.Namespace, large: Any, small: Any) -> str:
     """What the scores depend on. A corpus that was written anew is another one, though it has the same name."""
     files = [Path(args.data_path[0] + suffix).stat() for suffix in (".bin", ".idx")]
-    parts = (args.data_path[0], [(file.st_size, file.st_mtime_ns) for file in files], args.row_seed, args.seq_length,
-             large.manifest.identity.digest(), small.manifest.identity.digest())
+    parts = (
+        args.data_path[0],
+        [(file.st_size, file.st_mtime_ns) for file in files],
+        args.row_seed,
+        args.seq_length,
+        large.manifest.identity.digest(),
+        small.manifest.identity.digest(),
+    )
     return hashlib.sha256(repr(parts).encode()).hexdigest()

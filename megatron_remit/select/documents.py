@@ -161,4 +161,3 @@ def _note(scores: Path, at: Position) -> None:
     note = note_of(scores)
     with writing(note):
         write_whole(note, json.dumps(asdict(at)))
-

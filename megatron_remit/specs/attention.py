@@ -111,8 +111,11 @@ class SDPACoreAttention(MegatronModule):
             seen = (index + 1) * length
             contexts.append(
                 scaled_dot_product_attention(
-                    query_BNCD, key_BGSD[:, :, :seen], value_BGSE[:, :, :seen],
-                    attn_mask=causal_lower_right(length, seen), **options,
+                    query_BNCD,
+                    key_BGSD[:, :, :seen],
+                    value_BGSE[:, :, :seen],
+                    attn_mask=causal_lower_right(length, seen),
+                    **options,
                 )
             )
         return torch.cat(contexts, dim=2)

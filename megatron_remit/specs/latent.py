@@ -34,9 +34,7 @@ class NormedColumnParallelLinear(ColumnParallelLinear):
         self.layer_norm_weight = torch.nn.Parameter(torch.ones(input_size))
         self.layer_norm_weight.sequence_parallel = config.sequence_parallel
 
-    def forward(
-        self, input_: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, input_: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Normalise [.., L], cast first as the families of this attention do, and project."""
         return super().forward(rms_norm(input_, self.eps).to(input_.dtype) * self.layer_norm_weight, *args, **kwargs)
 

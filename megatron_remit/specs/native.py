@@ -123,11 +123,14 @@ def _check(transformer: TransformerConfig) -> None:
     if not transformer.multi_latent_attention:
         return
     if transformer.normalization != "RMSNorm" or transformer.qk_l2_norm:
-        raise UserError("--multi-latent-attention needs --normalization RMSNorm, and no --qk-l2-norm, without "
-                        "Transformer Engine")
+        raise UserError(
+            "--multi-latent-attention needs --normalization RMSNorm, and no --qk-l2-norm, without Transformer Engine"
+        )
     if transformer.qk_layernorm and transformer.q_lora_rank is None:
-        raise UserError("--multi-latent-attention with --qk-layernorm needs --q-lora-rank without Transformer Engine: "
-                        "there is no compressed query to normalise")
+        raise UserError(
+            "--multi-latent-attention with --qk-layernorm needs --q-lora-rank without Transformer Engine: "
+            "there is no compressed query to normalise"
+        )
 
 
 def _attention(transformer: TransformerConfig, norm: type) -> ModuleSpec:

@@ -32,9 +32,20 @@ time.sleep(1.5)
 def test_workers_are_asked_once_and_waited_for(number, moment, tmp_path):
     (tmp_path / "worker.py").write_text(WORKER)
     launcher = subprocess.Popen(
-        [sys.executable, "-m", "megatron_remit.cluster.launch", "--nnodes=1", "--nproc-per-node=2",
-         "--master-addr=127.0.0.1", f"--master-port={free_port()}", str(tmp_path / "worker.py"), str(tmp_path)],
-        cwd=ROOT, env=dict(os.environ, OMP_NUM_THREADS="1", SLURM_NODEID="0"), start_new_session=True,
+        [
+            sys.executable,
+            "-m",
+            "megatron_remit.cluster.launch",
+            "--nnodes=1",
+            "--nproc-per-node=2",
+            "--master-addr=127.0.0.1",
+            f"--master-port={free_port()}",
+            str(tmp_path / "worker.py"),
+            str(tmp_path),
+        ],
+        cwd=ROOT,
+        env=dict(os.environ, OMP_NUM_THREADS="1", SLURM_NODEID="0"),
+        start_new_session=True,
     )
     try:
         end = time.monotonic() + 240
@@ -54,8 +65,19 @@ def test_workers_are_asked_once_and_waited_for(number, moment, tmp_path):
 def test_a_failed_worker_fails_the_launcher(tmp_path):
     (tmp_path / "worker.py").write_text("raise SystemExit(3)")
     done = subprocess.run(
-        [sys.executable, "-m", "megatron_remit.cluster.launch", "--nnodes=1", "--nproc-per-node=1",
-         "--master-addr=127.0.0.1", f"--master-port={free_port()}", str(tmp_path / "worker.py")],
-        cwd=ROOT, timeout=240, capture_output=True, text=True,
+        [
+            sys.executable,
+            "-m",
+            "megatron_remit.cluster.launch",
+            "--nnodes=1",
+            "--nproc-per-node=1",
+            "--master-addr=127.0.0.1",
+            f"--master-port={free_port()}",
+            str(tmp_path / "worker.py"),
+        ],
+        cwd=ROOT,
+        timeout=240,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1 and "exitcode  : 3" in done.stderr

@@ -17,12 +17,29 @@ from tests.hf_models import make_olmo2, make_tokenizer
 
 # allenai/OLMo-2-0425-1B, config.json.
 OLMO_1B = {
-    "vocab_size": 100352, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-    "num_attention_heads": 16, "num_key_value_heads": 16, "max_position_embeddings": 4096,
+    "vocab_size": 100352,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "max_position_embeddings": 4096,
 }
 PAPER = [
-    "--objective", "remit", "--seq-length", "4096", "--micro-batch-size", "4", "--reference-micro-batch-size", "8",
-    "--global-batch-size", "512", "--train-iters", "23842", "--use-distributed-optimizer", "--bf16",
+    "--objective",
+    "remit",
+    "--seq-length",
+    "4096",
+    "--micro-batch-size",
+    "4",
+    "--reference-micro-batch-size",
+    "8",
+    "--global-batch-size",
+    "512",
+    "--train-iters",
+    "23842",
+    "--use-distributed-optimizer",
+    "--bf16",
 ]
 
 
@@ -81,8 +98,11 @@ def test_scoring_and_training_take_turns(folder):
     text = plan(folder, "--reference-micro-batch-size", "16", "--cross-entropy-impl", "megatron")
     logits = 16 * 4096 * 100352 * 6 / 2**30
     assert gib(text, "reference: logits") == pytest.approx(logits, abs=0.01)
-    expected = gib(text, "weights, gradients, optimizer") + gib(text, "reference: weights") + max(
-        logits, gib(text, "activations"))
+    expected = (
+        gib(text, "weights, gradients, optimizer")
+        + gib(text, "reference: weights")
+        + max(logits, gib(text, "activations"))
+    )
     assert gib(text, "peak") == pytest.approx(expected, abs=0.02)
 
 
@@ -102,12 +122,19 @@ def test_ntp_needs_no_reference(folder):
     assert "reference" not in text
 
 
-@pytest.mark.parametrize(("flags", "gpus", "message"), [
-    (["--tensor-model-parallel-size", "3"], 32, "32 GPUs do not divide by tensor x pipeline x context parallelism = 3"),
-    ([], 24, "--global-batch-size 512 does not divide by --micro-batch-size 4 x 24"),
-    (["--reference-micro-batch-size", "32"], 32, "does not divide by --reference-micro-batch-size 32 x 32"),
-    (["--seq-length", "8192"], 32, "at most 4096 tokens, --seq-length is 8192"),
-])
+@pytest.mark.parametrize(
+    ("flags", "gpus", "message"),
+    [
+        (
+            ["--tensor-model-parallel-size", "3"],
+            32,
+            "32 GPUs do not divide by tensor x pipeline x context parallelism = 3",
+        ),
+        ([], 24, "--global-batch-size 512 does not divide by --micro-batch-size 4 x 24"),
+        (["--reference-micro-batch-size", "32"], 32, "does not divide by --reference-micro-batch-size 32 x 32"),
+        (["--seq-length", "8192"], 32, "at most 4096 tokens, --seq-length is 8192"),
+    ],
+)
 def test_settings_that_do_not_fit_together(flags, gpus, message, folder):
     with pytest.raises(UserError, match=message):
         plan(folder, *flags, gpus=gpus)

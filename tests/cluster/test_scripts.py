@@ -28,14 +28,24 @@ def folder(tmp_path_factory):
 
 def run(script, *arguments, **variables):
     kept = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
-    done = subprocess.run(["bash", str(ROOT / "examples" / script), *arguments], capture_output=True, text=True,
-                          env=kept | {key: str(value) for key, value in variables.items()}, timeout=240)
+    done = subprocess.run(
+        ["bash", str(ROOT / "examples" / script), *arguments],
+        capture_output=True,
+        text=True,
+        env=kept | {key: str(value) for key, value in variables.items()},
+        timeout=240,
+    )
     return done.returncode, done.stdout + done.stderr
 
 
 def settings(folder, **variables):
-    return {"BASE_HF": folder / "base", "RL_HF": folder / "rl", "CORPUS": folder / "corpus", "RUN_DIR": folder / "run",
-            "PYTHON": sys.executable} | variables
+    return {
+        "BASE_HF": folder / "base",
+        "RL_HF": folder / "rl",
+        "CORPUS": folder / "corpus",
+        "RUN_DIR": folder / "run",
+        "PYTHON": sys.executable,
+    } | variables
 
 
 @pytest.mark.parametrize("script", PAPER)
@@ -44,15 +54,28 @@ def test_the_printed_command_has_the_papers_settings(script, folder):
     status, text = run(script, "--dry-run", **settings(folder, CONTAINER_IMAGE="image.sqsh"))
     assert status == 0 and text.startswith("srun "), text
     steps = -(-50_000_000_000 // tokens)
-    for flags in (f"--lr {rate}", "--min-lr 1e-7", "--lr-decay-style cosine", f"--seq-length {length}",
-                  f"--global-batch-size {tokens // length}", f"--train-iters {steps}", "--remit-epsilon 0.2",
-                  "--objective remit", "--bf16", "--exit-signal-handler", "--finetune"):
+    for flags in (
+        f"--lr {rate}",
+        "--min-lr 1e-7",
+        "--lr-decay-style cosine",
+        f"--seq-length {length}",
+        f"--global-batch-size {tokens // length}",
+        f"--train-iters {steps}",
+        "--remit-epsilon 0.2",
+        "--objective remit",
+        "--bf16",
+        "--exit-signal-handler",
+        "--finetune",
+    ):
         assert f"    {flags}" in text.replace(" \\\n", "\n").splitlines(), f"{flags}\n{text}"
 
 
 def test_a_container_gets_the_folders_of_the_run(folder):
-    _, text = run("remit_olmo1b.sh", "--dry-run",
-                  **settings(folder, CONTAINER_IMAGE="image.sqsh", CONTAINER_MOUNTS="/scratch:/scratch"))
+    _, text = run(
+        "remit_olmo1b.sh",
+        "--dry-run",
+        **settings(folder, CONTAINER_IMAGE="image.sqsh", CONTAINER_MOUNTS="/scratch:/scratch"),
+    )
     mounts = next(line for line in text.splitlines() if "--container-mounts" in line)
     for part in (folder / "base", folder / "rl", folder / "run", folder / "imported", folder, "/scratch"):
         assert f"{part}:{part}" in mounts
@@ -61,23 +84,31 @@ def test_a_container_gets_the_folders_of_the_run(folder):
 
 def test_relative_paths_and_blends_become_whole_paths(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    _, text = run("remit_olmo1b.sh", "--dry-run", **settings(
-        folder, BASE_HF="base", RL_HF="rl", RUN_DIR="run", CORPUS="0.3 corpus 1 data/more", CONTAINER_IMAGE="image"))
+    _, text = run(
+        "remit_olmo1b.sh",
+        "--dry-run",
+        **settings(
+            folder, BASE_HF="base", RL_HF="rl", RUN_DIR="run", CORPUS="0.3 corpus 1 data/more", CONTAINER_IMAGE="image"
+        ),
+    )
     assert f"--data-path 0.3 {folder}/corpus 1 {folder}/data/more" in text
     assert f"--save {folder}/run/checkpoints" in text
     mounts = next(line for line in text.splitlines() if "--container-mounts" in line)
     assert all(f"{part}:{part}" in mounts for part in (folder / "base", folder / "rl", folder, folder / "data"))
 
 
-@pytest.mark.parametrize(("variables", "message"), [
-    ({"BASE_HF": ""}, "BASE_HF is not set: give the Hugging Face folder of the model to train"),
-    ({"RL_HF": ""}, "RL_HF is not set"),
-    ({"CORPUS": ""}, "CORPUS is not set"),
-    ({"RUN_DIR": ""}, "RUN_DIR is not set"),
-    ({"BASE_HF": "/nowhere"}, "BASE_HF=/nowhere: no such folder"),
-    ({"PYTHON": "/nowhere/python"}, "/nowhere/python is not there: set VENV"),
-    ({"TP": "two"}, "TP is 'two': expected a whole number above 0"),
-])
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"BASE_HF": ""}, "BASE_HF is not set: give the Hugging Face folder of the model to train"),
+        ({"RL_HF": ""}, "RL_HF is not set"),
+        ({"CORPUS": ""}, "CORPUS is not set"),
+        ({"RUN_DIR": ""}, "RUN_DIR is not set"),
+        ({"BASE_HF": "/nowhere"}, "BASE_HF=/nowhere: no such folder"),
+        ({"PYTHON": "/nowhere/python"}, "/nowhere/python is not there: set VENV"),
+        ({"TP": "two"}, "TP is 'two': expected a whole number above 0"),
+    ],
+)
 def test_messages_name_the_variable(variables, message, folder):
     status, text = run("remit_olmo1b.sh", "--dry-run", **settings(folder, **variables))
     assert status == 2 and f"error: {message}" in text

@@ -137,8 +137,10 @@ def test_colours_follow_the_paper():
     assert two.colour(0.09, 2.0) == two.colour(-0.09, 2.0) == "#ffffff"
     assert two.colour(2.0, 2.0) == "#ec5c48" and two.colour(-2.0, 2.0) == "#5c94e2"
     for colour in ("ec5c48", "5c94e2"):
-        linear = [value / 12.92 if value <= 0.03928 else ((value + 0.055) / 1.055) ** 2.4
-                  for value in (int(colour[i : i + 2], 16) / 255 for i in (0, 2, 4))]
+        linear = [
+            value / 12.92 if value <= 0.03928 else ((value + 0.055) / 1.055) ** 2.4
+            for value in (int(colour[i : i + 2], 16) / 255 for i in (0, 2, 4))
+        ]
         luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
         assert (luminance + 0.05) / 0.055 > 5, "dark text is legible on the full colour (WCAG contrast)"
 

@@ -15,8 +15,10 @@ from tests.hf_models import make_olmo2
 from tests.ranks import run_command
 
 # VmHWM is this program's own peak; what getrusage says of a child includes its parent's size before exec.
-PEAK = ("import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__'); "
-        "print(*(line for line in open('/proc/self/status') if line.startswith('VmHWM')))")
+PEAK = (
+    "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__'); "
+    "print(*(line for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+)
 
 
 def python_sources():
@@ -39,9 +41,29 @@ def test_a_megabyte_of_real_text_is_read_to_its_end_in_bounded_memory(tmp_path):
         make_olmo2(tmp_path / name, seed=seed, hidden_size=16, num_hidden_layers=1, max_position_embeddings=256)
     out = tmp_path / "out"
     run = run_command(
-        ["python", "-c", PEAK, "tools/compare_models.py", "--out", out, "--text", tmp_path / "sources.jsonl",
-         "--model", f"a={tmp_path / 'a'}", "--model", f"b={tmp_path / 'b'}", "--teacher", "a", "--heatmap", "b:a",
-         "--seq-length", 256, "--max-tokens", 10_000_000])
+        [
+            "python",
+            "-c",
+            PEAK,
+            "tools/compare_models.py",
+            "--out",
+            out,
+            "--text",
+            tmp_path / "sources.jsonl",
+            "--model",
+            f"a={tmp_path / 'a'}",
+            "--model",
+            f"b={tmp_path / 'b'}",
+            "--teacher",
+            "a",
+            "--heatmap",
+            "b:a",
+            "--seq-length",
+            256,
+            "--max-tokens",
+            10_000_000,
+        ]
+    )
     assert run.returncode == 0, run.failure()
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a")

@@ -145,8 +145,11 @@ def test_weights_in_a_dtype_that_nothing_trains_in(hf, tmp_path):
     [
         ("smollm3", {"no_rope_layers": [1, 0]}, r"no_rope_freq = None, .* \[0, 1\]"),
         ("youtu", {"kv_lora_rank": 24}, "kv_lora_rank = 32"),
-        ("llama", {"rope_parameters": LLAMA3_ROPE["rope_parameters"] | {"rope_theta": 5000.0}},
-         "use_rope_scaling = False"),
+        (
+            "llama",
+            {"rope_parameters": LLAMA3_ROPE["rope_parameters"] | {"rope_theta": 5000.0}},
+            "use_rope_scaling = False",
+        ),
     ],
 )
 def test_export_refuses_a_template_that_differs_in_what_a_family_has_alone(tmp_path, family, change, named):

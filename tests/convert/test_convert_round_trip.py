@@ -34,12 +34,21 @@ CASES = {family: (family, {}) for family in SHAPES} | {
 # (get_gpt_layer_with_transformer_engine_submodules) and Transformer Engine's modules: names after "decoder.layers.".
 # Every module of Transformer Engine has an extra state, its norms and its attention included.
 TE_MLP = ["mlp.linear_fc1.layer_norm_weight", "mlp.linear_fc1.weight", "mlp.linear_fc2.weight"]
-TE_ATTENTION = ["self_attention.linear_proj.weight", "self_attention.linear_qkv.layer_norm_weight",
-                "self_attention.linear_qkv.weight"]
-TE_LATENT = ["input_layernorm.weight", "self_attention.linear_kv_down_proj.weight",
-             "self_attention.linear_kv_up_proj.layer_norm_weight", "self_attention.linear_kv_up_proj.weight",
-             "self_attention.linear_proj.weight", "self_attention.linear_q_down_proj.weight",
-             "self_attention.linear_q_up_proj.layer_norm_weight", "self_attention.linear_q_up_proj.weight"]
+TE_ATTENTION = [
+    "self_attention.linear_proj.weight",
+    "self_attention.linear_qkv.layer_norm_weight",
+    "self_attention.linear_qkv.weight",
+]
+TE_LATENT = [
+    "input_layernorm.weight",
+    "self_attention.linear_kv_down_proj.weight",
+    "self_attention.linear_kv_up_proj.layer_norm_weight",
+    "self_attention.linear_kv_up_proj.weight",
+    "self_attention.linear_proj.weight",
+    "self_attention.linear_q_down_proj.weight",
+    "self_attention.linear_q_up_proj.layer_norm_weight",
+    "self_attention.linear_q_up_proj.weight",
+]
 TE_LAYERS = {
     "llama": TE_MLP + TE_ATTENTION,
     "qwen3": [*TE_MLP, *TE_ATTENTION, "self_attention.k_layernorm.weight", "self_attention.q_layernorm.weight"],
@@ -157,8 +166,12 @@ def test_llama_3_rope_frequencies_are_those_of_transformers_bit_for_bit(tmp_path
     stored = llama.FAMILY.arguments(config.to_dict())
     assert stored["use_rope_scaling"]
     ours = RotaryEmbedding(
-        stored["kv_channels"], stored["rotary_percent"], rotary_base=stored["rotary_base"], rope_scaling=True,
-        rope_scaling_factor=stored["rope_scaling_factor"], use_cpu_initialization=True,
+        stored["kv_channels"],
+        stored["rotary_percent"],
+        rotary_base=stored["rotary_base"],
+        rope_scaling=True,
+        rope_scaling_factor=stored["rope_scaling_factor"],
+        use_cpu_initialization=True,
     )
     assert torch.equal(ours.inv_freq, ROPE_INIT_FUNCTIONS["llama3"](config)[0])
 

@@ -66,8 +66,9 @@ def test_the_statistics_are_those_of_the_truth():
         parts = logprob_triton.row_statistics(logits, targets.flatten(), first, columns)
         assert parts.shape == (3, 3, 6)
         found = logprob_triton.merge(parts, targets.flatten())
-        expected = logprob_torch.merge(logprob_torch.row_statistics(logits, targets.flatten(), first, columns),
-                                       targets.flatten())
+        expected = logprob_torch.merge(
+            logprob_torch.row_statistics(logits, targets.flatten(), first, columns), targets.flatten()
+        )
         for part, truth in zip(found, expected, strict=True):
             torch.testing.assert_close(part, truth, rtol=1e-6, atol=1e-6, equal_nan=True)
 

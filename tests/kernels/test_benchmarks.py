@@ -18,8 +18,9 @@ def compiled(row):
 
 def test_the_kernels_compile_for_sm_90_without_spills_and_with_16_byte_loads(tmp_path):
     table = tmp_path / "kernels.csv"
-    run = run_command(["python", ROOT / "benchmarks/compile_kernels.py", "--dtype", "bf16", "--strides", "aligned",
-                       "--csv", table])
+    run = run_command(
+        ["python", ROOT / "benchmarks/compile_kernels.py", "--dtype", "bf16", "--strides", "aligned", "--csv", table]
+    )
     assert run.returncode == 0, run.output
     rows = rows_of(table)
     assert [row["kernel"] for row in rows] == ["row_statistics_kernel", "gradient_kernel", "merge_kernel"]
@@ -46,6 +47,7 @@ def test_the_comparison_with_other_cross_entropies_runs(tmp_path):
     assert not [row for row in rows if row["error"]]
     for task in ("forward", "forward and backward"):
         assert {"ours", "megatron", "megatron fused", "torch eager"} <= {
-            row["name"] for row in rows if row["task"] == task}
+            row["name"] for row in rows if row["task"] == task
+        }
     assert {"chunked head", "bare matrix product"} <= {row["name"] for row in rows if row["task"] == "head"}
     assert all(float(row["ms_p20"]) <= float(row["ms_p50"]) <= float(row["ms_p80"]) for row in rows)

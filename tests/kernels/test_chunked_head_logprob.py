@@ -25,9 +25,16 @@ def draw(sequence, batch, hidden, vocabulary, dtype, seed=0):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("sequence", "batch", "hidden", "vocabulary"), [
-    (513, 1, 96, 520), (300, 3, 64, 2000), (129, 1, 512, 700), (260, 1, 48, 900), (1, 1, 32, 100),
-])
+@pytest.mark.parametrize(
+    ("sequence", "batch", "hidden", "vocabulary"),
+    [
+        (513, 1, 96, 520),
+        (300, 3, 64, 2000),
+        (129, 1, 512, 700),
+        (260, 1, 48, 900),
+        (1, 1, 32, 100),
+    ],
+)
 def test_any_chunk_gives_the_bits_of_the_whole_logits(sequence, batch, hidden, vocabulary, dtype):
     """So a reference that equals the policy gives delta exactly 0, whether its logits are chunked or not."""
     states, weight, targets = draw(sequence, batch, hidden, vocabulary, dtype)
@@ -64,12 +71,15 @@ def test_nothing_is_kept_for_a_backward_pass():
     assert not chunked_head_nll(states, weight, targets, 50).requires_grad
 
 
-@pytest.mark.parametrize(("rows", "vocabulary", "expected"), [
-    (8192, 131072, 384),  # 96 MiB a chunk, 2 GiB in all
-    (8192, 100352, 384),
-    (8192, 32000, 1408),  # six equal parts and not five of 1536 and a small one
-    (1500, 32000, 1500),  # fits
-    (8192, 10**9, 128),
-])
+@pytest.mark.parametrize(
+    ("rows", "vocabulary", "expected"),
+    [
+        (8192, 131072, 384),  # 96 MiB a chunk, 2 GiB in all
+        (8192, 100352, 384),
+        (8192, 32000, 1408),  # six equal parts and not five of 1536 and a small one
+        (1500, 32000, 1500),  # fits
+        (8192, 10**9, 128),
+    ],
+)
 def test_chunks_of_bf16_logits(rows, vocabulary, expected):
     assert rows_of_a_chunk(rows, 2 * vocabulary, CHUNK_BYTES) == expected

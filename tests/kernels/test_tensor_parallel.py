@@ -6,10 +6,12 @@ import torch
 from tests.kernels.tp_ranks import SHAPES, compare
 from tests.ranks import run_ranks
 
-KERNEL_CASES = [f"TP{size}, {name}" for size in (2, 4)
-                for name in (*SHAPES, "a shard of -inf", "head", "head, sequence parallel")]
-MODEL_CASES = [f"GPTModel, {name}" for name in
-               ("untied", "tied", "untied, sequence parallel", "tied, sequence parallel")]
+KERNEL_CASES = [
+    f"TP{size}, {name}" for size in (2, 4) for name in (*SHAPES, "a shard of -inf", "head", "head, sequence parallel")
+]
+MODEL_CASES = [
+    f"GPTModel, {name}" for name in ("untied", "tied", "untied, sequence parallel", "tied, sequence parallel")
+]
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,12 @@ FIGURES = ("lm loss", "remit loss", "reference nll", "delta mean", "weight mean"
 @pytest.fixture(scope="module")
 def run(material):
     """Two short steps; the vocabulary is padded to 520 columns. The reference is the policy as it starts."""
+
     def start(**overrides):
         flags = material.remit(train_iters=2, micro_batch_size=1, global_batch_size=2, seq_length=16, **overrides)
         flags[flags.index("--reference-load") + 1] = str(material.policy)
         return pretrain(1, *flags)
+
     return start
 
 

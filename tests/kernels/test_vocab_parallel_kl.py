@@ -45,10 +45,17 @@ def test_float64_agrees_to_rounding(vocabulary, padded, chunk, temperature):
     assert torch.equal(found[1][..., vocabulary:], torch.zeros_like(found[1][..., vocabulary:]))
 
 
-@pytest.mark.parametrize(("dtype", "kl_error", "gradient_error"), [
-    (torch.float32, 2e-5, 2e-6),
-    (torch.bfloat16, 2e-5, 8e-3),  # the gradient is rounded to bf16's 8 bits twice: as it is made, and by its factor
-])
+@pytest.mark.parametrize(
+    ("dtype", "kl_error", "gradient_error"),
+    [
+        (torch.float32, 2e-5, 2e-6),
+        (
+            torch.bfloat16,
+            2e-5,
+            8e-3,
+        ),  # the gradient is rounded to bf16's 8 bits twice: as it is made, and by its factor
+    ],
+)
 def test_lower_precision_agrees_with_float64_on_the_same_inputs(dtype, kl_error, gradient_error):
     logits, hidden_states, head, direction = (part.to(dtype) for part in case(515, 528))
     # The reference's logits are rounded to the dtype, as a model's are; the dense computation starts from those.
@@ -119,8 +126,15 @@ def _each_rank_has_its_columns_of_the_gradient(rank):
         half = padded // 2
         mine = slice(rank * half, (rank + 1) * half)
         found = chunked(
-            logits[..., mine], hidden_states, head[mine], direction, vocabulary, 2.0,
-            torch.distributed.group.WORLD, chunk_tokens=4)
+            logits[..., mine],
+            hidden_states,
+            head[mine],
+            direction,
+            vocabulary,
+            2.0,
+            torch.distributed.group.WORLD,
+            chunk_tokens=4,
+        )
         torch.testing.assert_close(found[0], expected[0], rtol=1e-11, atol=1e-12)
         torch.testing.assert_close(found[1], expected[1][..., mine], rtol=1e-11, atol=1e-12)
 

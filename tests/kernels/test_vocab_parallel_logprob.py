@@ -30,9 +30,14 @@ from tests.ranks import free_port  # noqa: E402
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    sequence=some.integers(1, 9), batch=some.integers(1, 4), vocabulary=some.integers(1, 700),
-    padding=some.integers(0, 130), dtype=some.sampled_from(DTYPES), seed=some.integers(0, 2**31),
-    ignored=some.sampled_from([0.0, 0.3, 1.0]), in_place=some.booleans(),
+    sequence=some.integers(1, 9),
+    batch=some.integers(1, 4),
+    vocabulary=some.integers(1, 700),
+    padding=some.integers(0, 130),
+    dtype=some.sampled_from(DTYPES),
+    seed=some.integers(0, 2**31),
+    ignored=some.sampled_from([0.0, 0.3, 1.0]),
+    in_place=some.booleans(),
 )
 def test_any_shape_gives_what_float64_gives(sequence, batch, vocabulary, padding, dtype, seed, ignored, in_place):
     drawn = draw(sequence, batch, vocabulary + padding, vocabulary, dtype, seed, ignored)
@@ -158,12 +163,15 @@ def test_auto_is_torch_on_a_cpu_and_a_name_stays_a_name():
     assert choose_implementation("megatron", torch.device("cuda")) == "megatron"
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"implementation": "cuda"}, "'cuda', expected one of"),
-    ({"targets_SB": torch.zeros(2, 3, dtype=torch.int64)}, r"\(3, 2, 9\) and targets \(2, 3\)"),
-    ({"targets_SB": torch.zeros(3, 2, dtype=torch.int32)}, "torch.int32, expected int64"),
-    ({"logits_SBV": torch.zeros(3, 2, 9, dtype=torch.float64), "implementation": "triton"}, "torch.float64"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"implementation": "cuda"}, "'cuda', expected one of"),
+        ({"targets_SB": torch.zeros(2, 3, dtype=torch.int64)}, r"\(3, 2, 9\) and targets \(2, 3\)"),
+        ({"targets_SB": torch.zeros(3, 2, dtype=torch.int32)}, "torch.int32, expected int64"),
+        ({"logits_SBV": torch.zeros(3, 2, 9, dtype=torch.float64), "implementation": "triton"}, "torch.float64"),
+    ],
+)
 def test_input_that_does_not_fit_is_refused(change, message):
     good = {"logits_SBV": torch.zeros(3, 2, 9), "targets_SB": torch.zeros(3, 2, dtype=torch.int64)}
     with pytest.raises(ValueError, match=message):

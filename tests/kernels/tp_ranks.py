@@ -21,8 +21,12 @@ from megatron_remit.specs.olmo2 import olmo2_layer_spec  # noqa: E402
 from tests.kernels.cases import computed, draw, float64_truth  # noqa: E402
 
 # name -> vocabulary, padded vocabulary, share of ignored targets. In the third, TP4 has a rank of padding only.
-SHAPES = {"padded": (515, 520, 0.2), "odd": (1000, 1000, 0.0), "a rank of padding": (290, 400, 0.2),
-          "all ignored": (515, 520, 1.0)}
+SHAPES = {
+    "padded": (515, 520, 0.2),
+    "odd": (1000, 1000, 0.0),
+    "a rank of padding": (290, 400, 0.2),
+    "all ignored": (515, 520, 1.0),
+}
 
 
 def compare(rank, folder, implementation="torch"):
@@ -55,8 +59,10 @@ def difference(group, vocabulary, width, ignored, implementation, empty_shard=Fa
     alone = computed("torch", logits, targets, grad_output, vocabulary)
     truth = float64_truth(logits, targets, grad_output, vocabulary)
     return {
-        "nll": largest(nll, alone[0]), "gradient": largest(gradient, alone[1][..., shard]),
-        "nll of float64": largest(nll, truth[0]), "gradient of float64": largest(gradient, truth[1][..., shard]),
+        "nll": largest(nll, alone[0]),
+        "gradient": largest(gradient, alone[1][..., shard]),
+        "nll of float64": largest(nll, truth[0]),
+        "gradient of float64": largest(gradient, truth[1][..., shard]),
     }
 
 
@@ -67,8 +73,9 @@ def head_difference(group, implementation, sequence_parallel):
     hidden, weight = (torch.randn(*shape, generator=generator) for shape in ((72, 2, 24), (80, 24)))
     targets = torch.randint(0, 77, (72, 2), generator=generator)
     mine = hidden.chunk(size)[here] if sequence_parallel else hidden
-    nll = chunked_head_nll(mine, weight.chunk(size)[here], targets, 77, group, implementation, sequence_parallel,
-                           chunk_bytes=1)
+    nll = chunked_head_nll(
+        mine, weight.chunk(size)[here], targets, 77, group, implementation, sequence_parallel, chunk_bytes=1
+    )
     return {"nll": largest(nll, computed("torch", hidden @ weight.t(), targets, torch.ones(72, 2), 77)[0])}
 
 
@@ -84,8 +91,14 @@ def model_difference(sequence_parallel, tied):
     labels = tokens.roll(-1, 1)
 
     def nll(cross_entropy_impl):
-        return model(tokens, torch.arange(24).expand(6, 24), None, labels=labels, output_processor=token_nll,
-                     output_processor_context=Vocabulary(515, cross_entropy_impl))
+        return model(
+            tokens,
+            torch.arange(24).expand(6, 24),
+            None,
+            labels=labels,
+            output_processor=token_nll,
+            output_processor_context=Vocabulary(515, cross_entropy_impl),
+        )
 
     results = {}
     for impl in ("auto", "megatron"):
@@ -101,12 +114,15 @@ def model_difference(sequence_parallel, tied):
         with mock.patch.object(nll_model, "chunked_head_nll", wraps=in_small_chunks) as head:
             small_chunks = nll("auto")
     return {
-        "shape": float(chunked.shape != labels.shape), "head not used": float(not head.called),
+        "shape": float(chunked.shape != labels.shape),
+        "head not used": float(not head.called),
         "evaluation and training": largest(evaluated, whole),
-        "reference and policy": largest(chunked, whole), "small chunks": largest(small_chunks, whole),
+        "reference and policy": largest(chunked, whole),
+        "small chunks": largest(small_chunks, whole),
         "nll": largest(whole, expected),
-        "gradient": max(largest(by_name[name], each) / each.abs().max().item() for name, each in
-                        expected_by_name.items()),
+        "gradient": max(
+            largest(by_name[name], each) / each.abs().max().item() for name, each in expected_by_name.items()
+        ),
     }
 
 
@@ -116,14 +132,33 @@ def in_small_chunks(*args):
 
 def model_config(sequence_parallel, tied):
     transformer = TransformerConfig(
-        num_layers=1, hidden_size=32, ffn_hidden_size=48, num_attention_heads=4, normalization="RMSNorm",
-        add_bias_linear=False, gated_linear_unit=True, activation_func=torch.nn.functional.silu,
-        attention_dropout=0.0, hidden_dropout=0.0, tensor_model_parallel_size=2, sequence_parallel=sequence_parallel,
-        pipeline_dtype=torch.float32, transformer_impl="local", use_cpu_initialization=True, bias_dropout_fusion=False,
-        masked_softmax_fusion=False, persist_layer_norm=False,
+        num_layers=1,
+        hidden_size=32,
+        ffn_hidden_size=48,
+        num_attention_heads=4,
+        normalization="RMSNorm",
+        add_bias_linear=False,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        tensor_model_parallel_size=2,
+        sequence_parallel=sequence_parallel,
+        pipeline_dtype=torch.float32,
+        transformer_impl="local",
+        use_cpu_initialization=True,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        persist_layer_norm=False,
     )
-    return GPTModelConfig(transformer=transformer, transformer_layer_spec=olmo2_layer_spec, vocab_size=528,
-                          seq_length=24, position_embedding_type="rope", share_embeddings_and_output_weights=tied)
+    return GPTModelConfig(
+        transformer=transformer,
+        transformer_layer_spec=olmo2_layer_spec,
+        vocab_size=528,
+        seq_length=24,
+        position_embedding_type="rope",
+        share_embeddings_and_output_weights=tied,
+    )
 
 
 def largest(found, expected):

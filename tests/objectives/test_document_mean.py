@@ -30,8 +30,14 @@ def test_hand_computed_means():
 def test_hand_computed_weights():
     # Deltas 1, 3 | 10, 12: each document's mean is taken off, so both get the same two weights.
     labels = torch.tensor([[4, END, 5, 6]])
-    found = remit_weights(torch.tensor([[1.0, 3.0, 10.0, 12.0]]), torch.zeros(1, 4), torch.ones(1, 4), None,
-                          "document", document_ids_BS=document_ids(labels, END))
+    found = remit_weights(
+        torch.tensor([[1.0, 3.0, 10.0, 12.0]]),
+        torch.zeros(1, 4),
+        torch.ones(1, 4),
+        None,
+        "document",
+        document_ids_BS=document_ids(labels, END),
+    )
     low, high = 2 / (1 + math.exp(1)), 2 / (1 + math.exp(-1))
     torch.testing.assert_close(found.weight_BS, torch.tensor([[low, high, low, high]]))
 
@@ -45,8 +51,9 @@ def test_one_document_is_centered_like_a_sequence():
 
 def test_equal_models_give_weight_exactly_one():
     nll = torch.rand(2, 7)
-    found = remit_weights(nll, nll.clone(), torch.ones(2, 7), 0.2, "document",
-                          document_ids_BS=torch.arange(7).expand(2, 7))
+    found = remit_weights(
+        nll, nll.clone(), torch.ones(2, 7), 0.2, "document", document_ids_BS=torch.arange(7).expand(2, 7)
+    )
     assert torch.equal(found.weight_BS, torch.ones(2, 7))
 
 

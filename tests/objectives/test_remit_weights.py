@@ -28,8 +28,12 @@ def test_hand_computed_case():
 
 
 def test_the_mean_counts_only_unmasked_tokens_of_each_sequence():
-    found = weights([[2.0, 4.0, 100.0], [1.0, 1.0, 1.0]], [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]],
-                    mask=[[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]], epsilon=None)
+    found = weights(
+        [[2.0, 4.0, 100.0], [1.0, 1.0, 1.0]],
+        [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]],
+        mask=[[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]],
+        epsilon=None,
+    )
     # first sequence: deltas 1 and 3, mean 2; second: all deltas equal the mean.
     expected = [2 / (1 + math.exp(1)), 2 / (1 + math.exp(-1))]
     torch.testing.assert_close(found.weight_BS[0, :2], torch.tensor(expected))
@@ -67,8 +71,13 @@ def test_a_sequence_with_every_token_masked_is_finite():
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=st.integers(1, 4), columns=st.integers(1, 33), seed=st.integers(0, 10_000),
-       epsilon=st.one_of(st.none(), st.floats(0, 1)), centering=st.sampled_from(["sequence", "none"]))
+@given(
+    rows=st.integers(1, 4),
+    columns=st.integers(1, 33),
+    seed=st.integers(0, 10_000),
+    epsilon=st.one_of(st.none(), st.floats(0, 1)),
+    centering=st.sampled_from(["sequence", "none"]),
+)
 def test_agrees_with_a_float64_computation_token_by_token(rows, columns, seed, epsilon, centering):
     generator = torch.Generator().manual_seed(seed)
     policy = torch.rand(rows, columns, generator=generator) * 12

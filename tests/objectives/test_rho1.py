@@ -13,7 +13,9 @@ def test_hand_computed_case():
     mask = torch.tensor([[1.0, 1.0, 1.0, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0, 1.0]])
     # 0.6 of 5 tokens are 3; 0.6 of 4 are 2.4, which rounds to 2. The masked 5.0 is never kept.
     assert keep_highest(excess, mask, 0.6).tolist() == [
-        [False, True, False, True, True], [False, True, True, False, False]]
+        [False, True, False, True, True],
+        [False, True, True, False, False],
+    ]
 
 
 def test_a_sequence_is_ranked_by_itself_and_a_microbatch_as_a_whole():

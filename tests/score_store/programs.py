@@ -15,19 +15,45 @@ SCORER = ROOT / "tools/score_corpus.py"
 
 def score(ranks, store, *flags, program=(SCORER,)):
     """``torchrun tools/score_corpus.py``."""
-    run = run_command(["python", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *program,
-                       *flags, "--score-store", store])
+    run = run_command(
+        [
+            "python",
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={ranks}",
+            *program,
+            *flags,
+            "--score-store",
+            store,
+        ]
+    )
     assert run.returncode == 0, run.failure()
     return run
 
 
 def start(*command):
     """Start a program with one rank, without torchrun between it and a signal."""
-    environment = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="", RANK="0",
-                       LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
-                       MASTER_PORT=str(free_port()))
-    return subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = dict(
+        os.environ,
+        OMP_NUM_THREADS="1",
+        HF_HUB_OFFLINE="1",
+        CUDA_VISIBLE_DEVICES="",
+        RANK="0",
+        LOCAL_RANK="0",
+        WORLD_SIZE="1",
+        LOCAL_WORLD_SIZE="1",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(free_port()),
+    )
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def rows_of(folder):

@@ -9,8 +9,16 @@ from megatron_remit.score_store.reader import ScoreStore
 from megatron_remit.score_store.writer import StoreWriter
 
 LENGTH = 40
-IDENTITY = Identity(reference="a" * 64, tokenizer="b" * 64, vocabulary=515, sequence_length=LENGTH,
-                    reset_attention_mask=False, reset_position_ids=False, compute_dtype="float32", dtype="float16")
+IDENTITY = Identity(
+    reference="a" * 64,
+    tokenizer="b" * 64,
+    vocabulary=515,
+    sequence_length=LENGTH,
+    reset_attention_mask=False,
+    reset_position_ids=False,
+    compute_dtype="float32",
+    dtype="float16",
+)
 JOB = {"micro_batch_size": 1}
 
 

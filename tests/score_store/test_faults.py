@@ -159,13 +159,19 @@ def test_a_folder_without_a_manifest_and_a_changed_manifest_are_refused(folder, 
         ScoreStore(folder)
 
 
-@pytest.mark.parametrize(("field", "value", "named"), [
-    ("reference", "c" * 64, "another reference: found aaaaaaaaaaaa, expected cccccccccccc"),
-    ("tokenizer", "c" * 64, "another tokenizer"), ("vocabulary", 516, "vocabulary size: found 515, expected 516"),
-    ("sequence_length", 80, "sequence length: found 40, expected 80"),
-    ("reset_attention_mask", True, "--reset-attention-mask"), ("reset_position_ids", True, "--reset-position-ids"),
-    ("compute_dtype", "bfloat16", "compute dtype"), ("dtype", "float32", "dtype of the stored NLLs"),
-])
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("reference", "c" * 64, "another reference: found aaaaaaaaaaaa, expected cccccccccccc"),
+        ("tokenizer", "c" * 64, "another tokenizer"),
+        ("vocabulary", 516, "vocabulary size: found 515, expected 516"),
+        ("sequence_length", 80, "sequence length: found 40, expected 80"),
+        ("reset_attention_mask", True, "--reset-attention-mask"),
+        ("reset_position_ids", True, "--reset-position-ids"),
+        ("compute_dtype", "bfloat16", "compute dtype"),
+        ("dtype", "float32", "dtype of the stored NLLs"),
+    ],
+)
 def test_a_store_of_something_else_is_refused_by_name(field, value, named, folder):
     identity = read_manifest(folder).identity
     check_identity(folder, identity, dataclasses.asdict(identity))
@@ -183,8 +189,11 @@ def test_twenty_kills_at_random_moments_lose_nothing(tmp_path):
     """kill -9 while rows are added, shards written, synced, renamed and indexed; then the job is run to its end."""
     folder, rows, draw = tmp_path / "store", 4000, random.Random(0)
     for kill in range(20):
-        job = subprocess.Popen([sys.executable, "-m", "tests.score_store.write_rows", folder, str(rows), "3"],
-                               cwd=ROOT, stdout=subprocess.PIPE)
+        job = subprocess.Popen(
+            [sys.executable, "-m", "tests.score_store.write_rows", folder, str(rows), "3"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+        )
         if kill % 5:
             job.stdout.readline()  # it has begun to write
             time.sleep(draw.uniform(0.0, 0.12))
@@ -196,8 +205,12 @@ def test_twenty_kills_at_random_moments_lose_nothing(tmp_path):
         if (folder / MANIFEST).exists():
             check = verify(folder)
             assert check.problems == []
-    subprocess.run([sys.executable, "-m", "tests.score_store.write_rows", folder, str(rows), str(rows)],
-                   cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "tests.score_store.write_rows", folder, str(rows), str(rows)],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     check = verify(folder)
     assert (check.rows, check.duplicates, check.problems) == (rows, 0, [])
     assert check.shards > 20, "the killed jobs wrote shards that count"
@@ -218,11 +231,22 @@ def _limit_file_size():
 
 
 def test_a_file_that_may_not_grow_ends_with_a_clear_error_and_a_whole_store(folder):
-    job = subprocess.run([sys.executable, "-c", (
-        "import sys; from pathlib import Path; from megatron_remit.errors import cli\n"
-        "from tests.score_store.synthetic import write\n"
-        "cli(lambda: write(Path(sys.argv[1]), range(1000, 2000)))"), folder],
-        cwd=ROOT, preexec_fn=_limit_file_size, capture_output=True, text=True)
+    job = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            (
+                "import sys; from pathlib import Path; from megatron_remit.errors import cli\n"
+                "from tests.score_store.synthetic import write\n"
+                "cli(lambda: write(Path(sys.argv[1]), range(1000, 2000)))"
+            ),
+            folder,
+        ],
+        cwd=ROOT,
+        preexec_fn=_limit_file_size,
+        capture_output=True,
+        text=True,
+    )
     assert job.returncode == 2
     assert "cannot be written (File too large); the store is whole without it: free space" in job.stderr
     assert_rows(folder, range(ROWS))
@@ -232,6 +256,7 @@ def test_a_file_that_may_not_grow_ends_with_a_clear_error_and_a_whole_store(fold
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_ends_with_a_clear_error_and_a_whole_store(code, folder, monkeypatch):
     """The error comes where disks that allocate late report it: when the bytes are synced."""
+
     def full(_descriptor):
         raise OSError(code, os.strerror(code))
 

@@ -28,19 +28,28 @@ def arguments(material, flags, **changes):
     return args
 
 
-@pytest.mark.parametrize(("changes", "named"), [
-    ({"score_miss": "online"}, "--score-miss online needs a store"),
-    ({"score_wait": 5}, "--score-wait needs a store"),
-    ({"score_store_write": True}, "--score-store-write needs a store"),
-    ({"score_dtype": "float32"}, "--score-dtype needs a store"),
-    ({"score_store": "s", "objective": "ntp"}, "--score-store is for objectives with a reference"),
-    ({"score_store": "s", "objective": "kd"}, "--score-store holds one NLL a token, and --objective kd needs"),
-    ({"score_store": "s", "reference_load": None, "score_miss": "online"}, "--score-miss online scores with the ref"),
-    ({"score_store": "s", "score_store_write": True}, "--score-store-write stores what is scored online"),
-    ({"score_store": "s", "score_miss": "online", "expert_model_parallel_size": 2}, "--expert-model-parallel-size 2"),
-    ({"score_store": "s", "score_wait": 600}, "--score-wait 600 is not below the 600 s"),
-    ({"mock_data": True, "row_seed": 1}, "--row-seed"),
-])
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"score_miss": "online"}, "--score-miss online needs a store"),
+        ({"score_wait": 5}, "--score-wait needs a store"),
+        ({"score_store_write": True}, "--score-store-write needs a store"),
+        ({"score_dtype": "float32"}, "--score-dtype needs a store"),
+        ({"score_store": "s", "objective": "ntp"}, "--score-store is for objectives with a reference"),
+        ({"score_store": "s", "objective": "kd"}, "--score-store holds one NLL a token, and --objective kd needs"),
+        (
+            {"score_store": "s", "reference_load": None, "score_miss": "online"},
+            "--score-miss online scores with the ref",
+        ),
+        ({"score_store": "s", "score_store_write": True}, "--score-store-write stores what is scored online"),
+        (
+            {"score_store": "s", "score_miss": "online", "expert_model_parallel_size": 2},
+            "--expert-model-parallel-size 2",
+        ),
+        ({"score_store": "s", "score_wait": 600}, "--score-wait 600 is not below the 600 s"),
+        ({"mock_data": True, "row_seed": 1}, "--row-seed"),
+    ],
+)
 def test_flags_that_cannot_work_together(changes, named, material):
     with pytest.raises(UserError, match=named):
         check_arguments(parsed(material.remit(**changes)))
@@ -71,9 +80,12 @@ def test_a_store_is_opened_only_by_runs_that_it_fits(material, tmp_path):
     assert open_store(reference_load=None).manifest == made.manifest
     for changes, named in (
         ({"reference_load": material.policy}, "another reference: found .*; --reference-load names another model"),
-        ({"remit_tokenizer_fingerprint": "0" * 64}, "another tokenizer"), ({"remit_vocab_size": 516}, "vocabulary"),
-        ({"seq_length": 48}, "sequence length: found 24, expected 48"), ({"params_dtype": torch.bfloat16}, "compute"),
-        ({"reset_attention_mask": True}, "--reset-attention-mask"), ({"score_dtype": "float32"}, "dtype of the stored"),
+        ({"remit_tokenizer_fingerprint": "0" * 64}, "another tokenizer"),
+        ({"remit_vocab_size": 516}, "vocabulary"),
+        ({"seq_length": 48}, "sequence length: found 24, expected 48"),
+        ({"params_dtype": torch.bfloat16}, "compute"),
+        ({"reset_attention_mask": True}, "--reset-attention-mask"),
+        ({"score_dtype": "float32"}, "dtype of the stored"),
     ):
         for create in (False, True):
             with pytest.raises(UserError, match=named):

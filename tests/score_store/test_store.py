@@ -213,8 +213,13 @@ def test_info_says_what_is_there_and_what_of_a_corpus(folder):
 def sample(number, **changes):
     tokens = torch.randint(0, 515, (LENGTH + 1,), generator=torch.Generator().manual_seed(number))
     mask = torch.ones(LENGTH, LENGTH).tril() < 0.5
-    return {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": torch.ones(LENGTH),
-            "position_ids": torch.arange(LENGTH), "attention_mask": mask[None]} | changes
+    return {
+        "tokens": tokens[:-1],
+        "labels": tokens[1:],
+        "loss_mask": torch.ones(LENGTH),
+        "position_ids": torch.arange(LENGTH),
+        "attention_mask": mask[None],
+    } | changes
 
 
 def test_the_key_follows_from_what_the_reference_reads():

@@ -14,8 +14,16 @@ from tests.conftest import VOCABULARY, write_corpus
 from tests.ranks import ROOT, pretrain, run_command
 from tests.score_store.programs import SCORER, assert_same_rows, rows_of, score, start
 
-FIGURES = ("lm loss", "remit loss", "reference nll", "delta mean", "weight mean", "weight std", "clipped low",
-           "clipped high")
+FIGURES = (
+    "lm loss",
+    "remit loss",
+    "reference nll",
+    "delta mean",
+    "weight mean",
+    "weight std",
+    "clipped low",
+    "clipped high",
+)
 # Steps after which every row of the corpus was read at least once (one epoch has 390 rows).
 WHOLE_CORPUS = 60
 
@@ -76,8 +84,9 @@ def test_another_objective_reads_the_same_store(scope, material, exact_store):
 
 @pytest.mark.slow
 def test_scores_of_one_rank_in_float16_serve_another_layout(material, online, corpus_store):
-    run = pretrain(4, *from_store(material, corpus_store, row_seed=3, tensor_model_parallel_size=2,
-                                  pipeline_model_parallel_size=2))
+    run = pretrain(
+        4, *from_store(material, corpus_store, row_seed=3, tensor_model_parallel_size=2, pipeline_model_parallel_size=2)
+    )
     # NLLs are near 6.4 here: float16 moves a row's by at most 2^-9, and a weight by as much.
     assert_close(figures(run), online, 2.0**-9)
     assert "loading the reference" not in run.output
@@ -85,17 +94,28 @@ def test_scores_of_one_rank_in_float16_serve_another_layout(material, online, co
 
 @pytest.mark.slow
 def test_another_seed_micro_batch_and_data_parallel_size_find_every_row(material, corpus_store):
-    run = pretrain(2, *from_store(material, corpus_store, row_seed=3, seed=99, micro_batch_size=4,
-                                  train_iters=WHOLE_CORPUS))
+    run = pretrain(
+        2, *from_store(material, corpus_store, row_seed=3, seed=99, micro_batch_size=4, train_iters=WHOLE_CORPUS)
+    )
     assert len(run.series("lm loss")) == WHOLE_CORPUS
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "layout"), [
-    (4, {"tensor_model_parallel_size": 2, "reference_micro_batch_size": 4}),
-    (2, {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 1,
-         "reference_micro_batch_size": 1}),
-], ids=["TP2xDP2", "PP2xVPP2"])
+@pytest.mark.parametrize(
+    ("ranks", "layout"),
+    [
+        (4, {"tensor_model_parallel_size": 2, "reference_micro_batch_size": 4}),
+        (
+            2,
+            {
+                "pipeline_model_parallel_size": 2,
+                "num_layers_per_virtual_pipeline_stage": 1,
+                "reference_micro_batch_size": 1,
+            },
+        ),
+    ],
+    ids=["TP2xDP2", "PP2xVPP2"],
+)
 def test_every_layout_scores_the_same_rows(ranks, layout, material, exact_store, tmp_path):
     score(ranks, tmp_path / "store", *material.remit(row_seed=3, score_dtype="float32", **layout))
     assert_same_rows(rows_of(tmp_path / "store"), rows_of(exact_store), 2e-5)
@@ -108,26 +128,41 @@ def test_ranks_hear_from_a_writer_that_passes_over_known_rows(material, exact_st
     shutil.copytree(exact_store, folder)
     whole = rows_of(exact_store)
     prune(folder, set(random.Random(6).sample(sorted(whole), len(whole) // 2)))
-    run = score(2, folder, *material.remit(row_seed=3, score_dtype="float32", tensor_model_parallel_size=2),
-                program=("-m", "tests.score_store.impatient_scorer"))
+    run = score(
+        2,
+        folder,
+        *material.remit(row_seed=3, score_dtype="float32", tensor_model_parallel_size=2),
+        program=("-m", "tests.score_store.impatient_scorer"),
+    )
     assert "scored 12, found 12 of 24 rows" in run.output
     assert_same_rows(rows_of(folder), whole, 2e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "layout"), [
-    (4, {"pipeline_model_parallel_size": 2}),
-    (2, {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 1,
-         "reference_micro_batch_size": 1}),
-], ids=["PP2xDP2", "PP2xVPP2"])
+@pytest.mark.parametrize(
+    ("ranks", "layout"),
+    [
+        (4, {"pipeline_model_parallel_size": 2}),
+        (
+            2,
+            {
+                "pipeline_model_parallel_size": 2,
+                "num_layers_per_virtual_pipeline_stage": 1,
+                "reference_micro_batch_size": 1,
+            },
+        ),
+    ],
+    ids=["PP2xDP2", "PP2xVPP2"],
+)
 def test_missing_rows_are_scored_online_and_written(ranks, layout, material, online, exact_store, tmp_path):
     """A random half of the rows is gone, so the replicas miss different rows of a step."""
     folder = tmp_path / "store"
     shutil.copytree(exact_store, folder)
     whole = rows_of(exact_store)
     prune(folder, set(random.Random(5).sample(sorted(whole), len(whole) // 2)))
-    run = pretrain(ranks, *material.remit(row_seed=3, score_store=folder, score_miss="online", score_store_write=True,
-                                          **layout))
+    run = pretrain(
+        ranks, *material.remit(row_seed=3, score_store=folder, score_miss="online", score_store_write=True, **layout)
+    )
     assert_close(figures(run), online, 2e-5)
     assert_same_rows(rows_of(folder), whole, 2e-5)
 
@@ -135,8 +170,12 @@ def test_missing_rows_are_scored_online_and_written(ranks, layout, material, onl
 @pytest.mark.slow
 def test_an_online_run_fills_a_new_store_with_what_the_scorer_writes(material, online, exact_store, tmp_path):
     folder = tmp_path / "store"
-    run = pretrain(1, *material.remit(row_seed=3, score_store=folder, score_miss="online", score_store_write=True,
-                                      score_dtype="float32"))
+    run = pretrain(
+        1,
+        *material.remit(
+            row_seed=3, score_store=folder, score_miss="online", score_store_write=True, score_dtype="float32"
+        ),
+    )
     assert figures(run) == online
     assert_same_rows(rows_of(folder), rows_of(exact_store), 0.0)
 
@@ -145,8 +184,15 @@ def test_an_online_run_fills_a_new_store_with_what_the_scorer_writes(material, o
 def test_blends_several_epochs_document_masks_and_evaluation(material, tmp_path):
     """Two corpora, the smaller one several times over, attention and positions cut at document borders."""
     write_corpus(tmp_path / "small", VOCABULARY, documents=20, seed=4)
-    common = {"data_path": 0.5, "reset_attention_mask": True, "reset_position_ids": True, "train_iters": 6,
-              "split": "80,20,0", "eval_iters": 1, "eval_interval": 3}
+    common = {
+        "data_path": 0.5,
+        "reset_attention_mask": True,
+        "reset_position_ids": True,
+        "train_iters": 6,
+        "split": "80,20,0",
+        "eval_iters": 1,
+        "eval_interval": 3,
+    }
     blend = [material.corpus, 0.5, tmp_path / "small"]
 
     def flags(listed):
@@ -183,12 +229,12 @@ def test_a_killed_scorer_goes_on_where_it_was(material, exact_store, tmp_path):
 def test_training_follows_a_scorer_that_starts_after_it(material, online, tmp_path):
     folder = tmp_path / "store"
     scorer = None
-    trainer = start("-m", "megatron_remit.pretrain",
-                    *from_store(material, folder, row_seed=3, score_wait=120))
+    trainer = start("-m", "megatron_remit.pretrain", *from_store(material, folder, row_seed=3, score_wait=120))
     try:
         waiting = next(line for line in trainer.stdout if "is not there yet: waiting at most 120 s" in line)
-        scorer = start(SCORER, *material.remit(row_seed=3, score_dtype="float32", score_shard_seconds=0),
-                       "--score-store", folder)
+        scorer = start(
+            SCORER, *material.remit(row_seed=3, score_dtype="float32", score_shard_seconds=0), "--score-store", folder
+        )
         output = trainer.communicate(timeout=300)[0]
         assert trainer.returncode == 0, output
         assert scorer.wait(timeout=60) == 0

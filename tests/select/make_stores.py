@@ -55,8 +55,15 @@ def main():
     set_vocabulary(args)
     dataset, *_ = build_datasets((1, 0, 0), lambda: True)
     identity = Identity(
-        "", args.remit_tokenizer_fingerprint, args.remit_vocab_size, args.seq_length, args.reset_attention_mask,
-        args.reset_position_ids, "float32", "float16")
+        "",
+        args.remit_tokenizer_fingerprint,
+        args.remit_vocab_size,
+        args.seq_length,
+        args.reset_attention_mask,
+        args.reset_position_ids,
+        "float32",
+        "float16",
+    )
     writers = {}
     for name in ("large", "small"):
         create_manifest(folder / name, Manifest(replace(identity, reference=name * 8), {}))

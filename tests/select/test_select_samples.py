@@ -33,8 +33,18 @@ def gain(tokens):
 
 @pytest.fixture(scope="module")
 def flags(material):
-    return [*material.flags(load=None, finetune=None, use_checkpoint_args=None, num_layers=1, hidden_size=8,
-                            num_attention_heads=1, max_position_embeddings=64, row_seed=5)]
+    return [
+        *material.flags(
+            load=None,
+            finetune=None,
+            use_checkpoint_args=None,
+            num_layers=1,
+            hidden_size=8,
+            num_attention_heads=1,
+            max_position_embeddings=64,
+            row_seed=5,
+        )
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -58,19 +68,23 @@ def truth(material):
 
 TOOL = str(ROOT / "tools/select_samples.py")
 # The tool, killed as it is about to give the .idx its name.
-KILLED = ["-c", f"""
+KILLED = [
+    "-c",
+    f"""
 import os, runpy, sys
 def kill(event, args):
     if event == "os.rename" and str(args[1]).endswith("kept.idx"):
         os.kill(os.getpid(), 9)
 sys.addaudithook(kill)
 runpy.run_path({TOOL!r}, run_name="__main__")
-"""]
+""",
+]
 
 
 def select(flags, folder, *more, program=(TOOL,)):
-    return run_command(["python", *program, *flags, "--store-large", folder / "large",
-                        "--store-small", folder / "small", *more])
+    return run_command(
+        ["python", *program, *flags, "--store-large", folder / "large", "--store-small", folder / "small", *more]
+    )
 
 
 @pytest.mark.slow
@@ -172,18 +186,33 @@ def test_a_store_without_a_row_is_named(flags, folder, tmp_path):
 
 
 def options(tmp_path, **overrides):
-    return argparse.Namespace(**{
-        "keep_ratio": 0.8, "row_seed": 5, "out": tmp_path / "kept", "seq_length": 24, "reset_attention_mask": False,
-        "reset_position_ids": False, "remit_vocab_size": 515, "remit_tokenizer_fingerprint": None,
-        "data_path": ["corpus"]} | overrides)
+    return argparse.Namespace(
+        **{
+            "keep_ratio": 0.8,
+            "row_seed": 5,
+            "out": tmp_path / "kept",
+            "seq_length": 24,
+            "reset_attention_mask": False,
+            "reset_position_ids": False,
+            "remit_vocab_size": 515,
+            "remit_tokenizer_fingerprint": None,
+            "data_path": ["corpus"],
+        }
+        | overrides
+    )
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    ({"keep_ratio": 0.0}, r"--keep-ratio 0.0: .* \(0, 1\]"), ({"keep_ratio": 1.1}, r"--keep-ratio 1.1"),
-    ({"row_seed": None}, "--row-seed is not set"), ({"data_path": None}, "--data-path is not set"),
-    ({"data_path": ["1", "a", "2", "b"]}, "--data-path is 1 a 2 b: .* one corpus"),
-    ({"out": Path(".")}, r"--out \.: is a folder"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"keep_ratio": 0.0}, r"--keep-ratio 0.0: .* \(0, 1\]"),
+        ({"keep_ratio": 1.1}, r"--keep-ratio 1.1"),
+        ({"row_seed": None}, "--row-seed is not set"),
+        ({"data_path": None}, "--data-path is not set"),
+        ({"data_path": ["1", "a", "2", "b"]}, "--data-path is 1 a 2 b: .* one corpus"),
+        ({"out": Path(".")}, r"--out \.: is a folder"),
+    ],
+)
 def test_flags_that_cannot_work(overrides, message, tmp_path):
     with pytest.raises(UserError, match=message):
         command._check(options(tmp_path, **overrides))
@@ -202,8 +231,11 @@ def test_stores_of_one_model_or_of_another_corpus(folder, tmp_path):
     command._check_stores(args, large, small)
     with pytest.raises(UserError, match="of one model"):
         command._check_stores(args, large, large)
-    for change, message in (({"seq_length": 25}, "another sequence length"), ({"remit_vocab_size": 9}, "vocabulary"),
-                            ({"remit_tokenizer_fingerprint": "0" * 64}, "another tokenizer")):
+    for change, message in (
+        ({"seq_length": 25}, "another sequence length"),
+        ({"remit_vocab_size": 9}, "vocabulary"),
+        ({"remit_tokenizer_fingerprint": "0" * 64}, "another tokenizer"),
+    ):
         with pytest.raises(UserError, match=f"--store-large .*{message}"):
             command._check_stores(argparse.Namespace(**vars(args) | change), large, small)
 
@@ -213,8 +245,7 @@ def test_progress_of_another_selection_is_refused(tmp_path):
     scores.write_bytes(b"")
     note = tmp_path / "kept.scores.progress.json"
     _note(scores, Position("one", 3, 2, 1, 0.5))
-    assert dataclasses.asdict(position(scores, "one")) == {
-        "job": "one", "row": 3, "place": 2, "left": 1, "total": 0.5}
+    assert dataclasses.asdict(position(scores, "one")) == {"job": "one", "row": 3, "place": 2, "left": 1, "total": 0.5}
     with pytest.raises(UserError, match="of another selection"):
         position(scores, "two")
     note.write_text("{")
@@ -254,11 +285,16 @@ def test_a_corpus_that_was_written_anew_is_another_selection(folder, tmp_path):
     assert command._job(args, *stores) != job
 
 
-@pytest.mark.parametrize(("lengths", "place", "left"), [
-    ([5, 3], 0, 4),  # nothing predicts the corpus's first token
-    ([1, 3], 1, 3),  # a first document of that token has no score
-    ([0, 0, 4], 2, 3), ([0, 1, 4], 2, 4), ([1], 1, 0),
-])
+@pytest.mark.parametrize(
+    ("lengths", "place", "left"),
+    [
+        ([5, 3], 0, 4),  # nothing predicts the corpus's first token
+        ([1, 3], 1, 3),  # a first document of that token has no score
+        ([0, 0, 4], 2, 3),
+        ([0, 1, 4], 2, 4),
+        ([1], 1, 0),
+    ],
+)
 def test_the_first_document_with_a_score(lengths, place, left):
     found = _start("job", numpy.arange(len(lengths)), numpy.array(lengths))
     assert (found.place, found.left) == (place, left)

@@ -14,8 +14,15 @@ from tests.ranks import ROOT
 SCRIPT = ROOT / "examples/remit_olmo1b.sh"
 # The paper's settings are for a cluster; these are for two cores. Everything else stays as the script has it.
 TINY = {
-    "SEQ_LENGTH": "32", "GLOBAL_BATCH_SIZE": "8", "MICRO_BATCH_SIZE": "2", "REFERENCE_MICRO_BATCH_SIZE": "4",
-    "TRAIN_ITERS": "150", "EVAL_INTERVAL": "30", "EVAL_ITERS": "1", "GPUS_PER_NODE": "1", "LR": "3e-3",
+    "SEQ_LENGTH": "32",
+    "GLOBAL_BATCH_SIZE": "8",
+    "MICRO_BATCH_SIZE": "2",
+    "REFERENCE_MICRO_BATCH_SIZE": "4",
+    "TRAIN_ITERS": "150",
+    "EVAL_INTERVAL": "30",
+    "EVAL_ITERS": "1",
+    "GPUS_PER_NODE": "1",
+    "LR": "3e-3",
     # Both virtual nodes are this machine, and their names are known to Slurm only.
     "MASTER_ADDR": "127.0.0.1",
 }
@@ -77,17 +84,31 @@ class Cluster:
     folder: Path
 
     def environment(self, name, **overrides):
-        settings = TINY | {
-            "BASE_HF": self.inputs.base, "RL_HF": self.inputs.rl, "CORPUS": self.inputs.corpus,
-            "RUN_DIR": self.folder / name, "PYTHON": sys.executable,
-        } | overrides
+        settings = (
+            TINY
+            | {
+                "BASE_HF": self.inputs.base,
+                "RL_HF": self.inputs.rl,
+                "CORPUS": self.inputs.corpus,
+                "RUN_DIR": self.folder / name,
+                "PYTHON": sys.executable,
+            }
+            | overrides
+        )
         kept = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
         return kept | {key: str(value) for key, value in settings.items() if value is not None}
 
     def submit(self, name, *flags, **overrides):
         log = self.folder / f"{name}.log"
-        number = slurm("sbatch", "--parsable", "--nodes=1", f"--output={log}", *flags, SCRIPT,
-                       env=self.environment(name, **overrides))
+        number = slurm(
+            "sbatch",
+            "--parsable",
+            "--nodes=1",
+            f"--output={log}",
+            *flags,
+            SCRIPT,
+            env=self.environment(name, **overrides),
+        )
         return Job(number, self.folder / name, log)
 
 

@@ -36,8 +36,21 @@ LAYOUTS = {
 
 def run_arguments(folder: Path, layout: str) -> Namespace:
     """The arguments of a run from the checkpoint in ``folder``: its shape comes from there."""
-    flags = ("--load", str(folder), "--use-checkpoint-args", "--seq-length", "16", "--micro-batch-size", "2",
-             "--global-batch-size", "4", "--train-iters", "1", "--lr", "1")
+    flags = (
+        "--load",
+        str(folder),
+        "--use-checkpoint-args",
+        "--seq-length",
+        "16",
+        "--micro-batch-size",
+        "2",
+        "--global-batch-size",
+        "4",
+        "--train-iters",
+        "1",
+        "--lr",
+        "1",
+    )
     sys.argv = ["pretrain", *flags, *LAYOUTS[layout]]
     args = parse_args(add_remit_arguments)
     checkpointing.load_args_from_checkpoint(args)
@@ -49,7 +62,9 @@ def build(args: Namespace) -> list[torch.nn.Module]:
     parallel_state.destroy_model_parallel()
     vpp = args.virtual_pipeline_model_parallel_size
     parallel_state.initialize_model_parallel(
-        args.tensor_model_parallel_size, args.pipeline_model_parallel_size, virtual_pipeline_model_parallel_size=vpp,
+        args.tensor_model_parallel_size,
+        args.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=vpp,
         context_parallel_size=args.context_parallel_size,
     )
     model_parallel_cuda_manual_seed(1, force_reset_rng=True)
@@ -99,8 +114,14 @@ def forward(
             hidden_SBH = torch.empty(ids_BS.size(1), ids_BS.size(0), chunks[chunk].config.hidden_size)
             torch.distributed.recv(hidden_SBH, src=(stage - 1) % stages)
             chunks[chunk].set_input_tensor(hidden_SBH)
-        output = chunks[chunk](ids_BS, positions, None, labels=labels_BS, output_processor=token_nll,
-                               output_processor_context=Vocabulary(vocabulary))
+        output = chunks[chunk](
+            ids_BS,
+            positions,
+            None,
+            labels=labels_BS,
+            output_processor=token_nll,
+            output_processor_context=Vocabulary(vocabulary),
+        )
         if step < len(chunks) * stages - 1:
             torch.distributed.send(output.detach().contiguous(), dst=(stage + 1) % stages)
             output = None

@@ -19,8 +19,16 @@ from megatron_remit.specs.native import native_layer_spec
 
 VOCABULARY, LENGTH = 64, 16
 LATENT = {
-    "multi_latent_attention": True, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_head_dim": 8, "qk_pos_emb_head_dim": 4,
-    "v_head_dim": 12, "kv_channels": 12, "rope_type": "rope", "qk_layernorm": True, "num_query_groups": None,
+    "multi_latent_attention": True,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_head_dim": 8,
+    "qk_pos_emb_head_dim": 4,
+    "v_head_dim": 12,
+    "kv_channels": 12,
+    "rope_type": "rope",
+    "qk_layernorm": True,
+    "num_query_groups": None,
 }
 # name -> (fields of the transformer config, fields of the model config)
 CASES = {
@@ -29,7 +37,8 @@ CASES = {
     "smollm3": ({"no_rope_freq": 2}, {"share_embeddings_and_output_weights": True}),
     "bias_and_layernorm": (
         {"normalization": "LayerNorm", "add_bias_linear": True, "add_qkv_bias": True, "gated_linear_unit": False},
-        {"position_embedding_type": "learned_absolute"}),
+        {"position_embedding_type": "learned_absolute"},
+    ),
     "latent": (LATENT, {}),
     "latent_narrow_values": (LATENT | {"v_head_dim": 6}, {}),
     "latent_without_norms": (LATENT | {"qk_layernorm": False}, {}),
@@ -48,17 +57,35 @@ def build(case, spec, tp=1, cp=1, sequence_parallel=False):
     model_parallel_cuda_manual_seed(1, force_reset_rng=True)
     kind = MLATransformerConfig if transformer.get("multi_latent_attention") else TransformerConfig
     fields = {
-        "num_layers": 2, "hidden_size": 32, "ffn_hidden_size": 48, "num_attention_heads": 4, "num_query_groups": 2,
-        "normalization": "RMSNorm", "layernorm_epsilon": 1e-5, "add_bias_linear": False, "gated_linear_unit": True,
-        "activation_func": torch.nn.functional.silu, "attention_dropout": 0.0, "hidden_dropout": 0.0,
-        "tensor_model_parallel_size": tp, "context_parallel_size": cp, "sequence_parallel": sequence_parallel,
+        "num_layers": 2,
+        "hidden_size": 32,
+        "ffn_hidden_size": 48,
+        "num_attention_heads": 4,
+        "num_query_groups": 2,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": 1e-5,
+        "add_bias_linear": False,
+        "gated_linear_unit": True,
+        "activation_func": torch.nn.functional.silu,
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+        "tensor_model_parallel_size": tp,
+        "context_parallel_size": cp,
+        "sequence_parallel": sequence_parallel,
         "transformer_impl": "local",
-        "use_cpu_initialization": True, "perform_initialization": False, "bias_dropout_fusion": False,
-        "masked_softmax_fusion": False, "gradient_accumulation_fusion": False, "persist_layer_norm": False,
+        "use_cpu_initialization": True,
+        "perform_initialization": False,
+        "bias_dropout_fusion": False,
+        "masked_softmax_fusion": False,
+        "gradient_accumulation_fusion": False,
+        "persist_layer_norm": False,
         "apply_rope_fusion": False,
     } | transformer
     config = GPTModelConfig(
-        transformer=kind(**fields), transformer_layer_spec=spec, vocab_size=VOCABULARY, seq_length=LENGTH,
+        transformer=kind(**fields),
+        transformer_layer_spec=spec,
+        vocab_size=VOCABULARY,
+        seq_length=LENGTH,
         **({"position_embedding_type": "rope", "rotary_base": 5000} | model),
     )
     chunk = GPTModelBuilder(config).build_model(ProcessGroupCollection.use_mpu_process_groups())
@@ -99,12 +126,16 @@ def forward_backward(model, mask):
         for row, ends in enumerate(((3, 4, 11), (9,))):
             for end in ends:
                 hidden[row, 0, end:, :end] = True
-    batch = get_batch_on_this_cp_rank({
-        "ids": torch.randint(0, VOCABULARY, (2, LENGTH), generator=draw),
-        "direction": torch.randn(2, LENGTH, VOCABULARY, generator=draw),
-        "positions": torch.arange(LENGTH).expand(2, -1),
-        "attention_mask": None if mask == "none" else hidden,
-    }, is_hybrid_cp=False, cp_group=parallel_state.get_context_parallel_group())
+    batch = get_batch_on_this_cp_rank(
+        {
+            "ids": torch.randint(0, VOCABULARY, (2, LENGTH), generator=draw),
+            "direction": torch.randn(2, LENGTH, VOCABULARY, generator=draw),
+            "positions": torch.arange(LENGTH).expand(2, -1),
+            "attention_mask": None if mask == "none" else hidden,
+        },
+        is_hybrid_cp=False,
+        cp_group=parallel_state.get_context_parallel_group(),
+    )
     for parameter in model.parameters():
         parameter.grad = None
     logits_Bsv = model(batch["ids"], batch["positions"], batch["attention_mask"])
@@ -159,7 +190,8 @@ def difference(found, expected):
 def random_weights(model):
     draw = torch.Generator().manual_seed(5)
     return {
-        name: torch.rand(parameter.shape, generator=draw) + 0.5 if parameter.ndim == 1 and "bias" not in name
+        name: torch.rand(parameter.shape, generator=draw) + 0.5
+        if parameter.ndim == 1 and "bias" not in name
         else torch.randn(parameter.shape, generator=draw) * 0.1
         for name, parameter in model.named_parameters()
     }

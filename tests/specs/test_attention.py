@@ -69,8 +69,13 @@ def _attention_over_three_ranks(rank):
         direction = torch.randn(24, 2, 24, dtype=torch.float64)
         results = []
         for parts, cp_group in ((slice(None), None), (here, group)):
-            config = TransformerConfig(num_layers=1, hidden_size=32, num_attention_heads=4, attention_dropout=0.0,
-                                       context_parallel_size=1 if cp_group is None else 3)
+            config = TransformerConfig(
+                num_layers=1,
+                hidden_size=32,
+                num_attention_heads=4,
+                attention_dropout=0.0,
+                context_parallel_size=1 if cp_group is None else 3,
+            )
             attention = SDPACoreAttention(config, 1, mask_type, "self", pg_collection=SimpleNamespace(cp=cp_group))
             leaves = [x[parts].clone().requires_grad_() for x in whole]
             output = attention(*leaves, None if mask is None else mask[:, :, parts])

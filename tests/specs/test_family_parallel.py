@@ -76,8 +76,13 @@ def test_padding_rows_take_no_probability(reports, case, layout):
 
 
 def test_the_vocabulary_is_padded_where_it_has_to_be(reports):
-    for case, layout, rows in (("smollm3", "tp1", 125), ("smollm3", "tp2", 253), ("smollm3", "pp2", 125),
-                               ("smollm3_uneven_nope", "tp1", 0), ("smollm3_uneven_nope", "tp2", 128)):
+    for case, layout, rows in (
+        ("smollm3", "tp1", 125),
+        ("smollm3", "tp2", 253),
+        ("smollm3", "pp2", 125),
+        ("smollm3_uneven_nope", "tp1", 0),
+        ("smollm3_uneven_nope", "tp2", 128),
+    ):
         assert _on_last_stage(reports, case, layout)[0]["padding"] == rows
 
 

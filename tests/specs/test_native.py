@@ -74,18 +74,27 @@ def test_a_checkpoint_of_latent_attention_has_the_names_of_the_transformer_engin
 
 def model(**fields):
     kind = MLATransformerConfig if fields.get("multi_latent_attention") else TransformerConfig
-    fields = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "attention_dropout": 0.0,
-              "normalization": "RMSNorm", "transformer_impl": "local"} | fields
+    fields = {
+        "num_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "attention_dropout": 0.0,
+        "normalization": "RMSNorm",
+        "transformer_impl": "local",
+    } | fields
     return GPTModelConfig(transformer=kind(**fields), vocab_size=64)
 
 
-@pytest.mark.parametrize(("fields", "flag"), [
-    ({"attention_dropout": 0.1}, "--attention-dropout"),
-    ({"window_size": (8, 0)}, "--window-size"),
-    ({"num_moe_experts": 4, "add_bias_linear": False}, "--num-experts"),
-    ({"softmax_type": "off-by-one"}, "--softmax-type"),
-    ({"attention_backend": AttnBackend.local}, "--attention-backend local"),
-])
+@pytest.mark.parametrize(
+    ("fields", "flag"),
+    [
+        ({"attention_dropout": 0.1}, "--attention-dropout"),
+        ({"window_size": (8, 0)}, "--window-size"),
+        ({"num_moe_experts": 4, "add_bias_linear": False}, "--num-experts"),
+        ({"softmax_type": "off-by-one"}, "--softmax-type"),
+        ({"attention_backend": AttnBackend.local}, "--attention-backend local"),
+    ],
+)
 def test_a_feature_of_megatrons_own_layers_gets_them(fields, flag):
     assert left_to_megatron(model()) is None
     assert left_to_megatron(model(**fields)).startswith(flag)
@@ -94,15 +103,29 @@ def test_a_feature_of_megatrons_own_layers_gets_them(fields, flag):
         assert layer.submodules.self_attention.submodules.core_attention is DotProductAttention
 
 
-@pytest.mark.parametrize(("fields", "named"), [
-    ({"num_moe_experts": 4, "add_bias_linear": False, "sequence_parallel": True, "tensor_model_parallel_size": 2,
-      "expert_tensor_parallel_size": 1}, "--sequence-parallel with --num-experts"),
-    ({"multi_latent_attention": True, "attention_dropout": 0.1}, "--multi-latent-attention with --attention-dropout"),
-    ({"multi_latent_attention": True, "normalization": "LayerNorm"}, "--normalization RMSNorm"),
-    ({"multi_latent_attention": True, "qk_layernorm": True, "q_lora_rank": None}, "--q-lora-rank"),
-    ({"layernorm_zero_centered_gamma": True}, "--apply-layernorm-1p"),
-    ({"normalization": "L2Norm"}, "--normalization L2Norm"),
-])
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        (
+            {
+                "num_moe_experts": 4,
+                "add_bias_linear": False,
+                "sequence_parallel": True,
+                "tensor_model_parallel_size": 2,
+                "expert_tensor_parallel_size": 1,
+            },
+            "--sequence-parallel with --num-experts",
+        ),
+        (
+            {"multi_latent_attention": True, "attention_dropout": 0.1},
+            "--multi-latent-attention with --attention-dropout",
+        ),
+        ({"multi_latent_attention": True, "normalization": "LayerNorm"}, "--normalization RMSNorm"),
+        ({"multi_latent_attention": True, "qk_layernorm": True, "q_lora_rank": None}, "--q-lora-rank"),
+        ({"layernorm_zero_centered_gamma": True}, "--apply-layernorm-1p"),
+        ({"normalization": "L2Norm"}, "--normalization L2Norm"),
+    ],
+)
 def test_what_no_local_layer_can_do_is_refused_by_its_flag(fields, named):
     with pytest.raises(UserError, match=named):
         native_layer_spec(model(**fields))
