@@ -16,7 +16,7 @@ from common import conditions, percentiles, write_csv
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from megatron_remit.preprocess import preprocess
+from megatron_remit.data.preprocess import preprocess
 
 VOCABULARY = 32000
 

@@ -92,14 +92,14 @@ def take_turns(flags: list[str]) -> dict[str, list[float]]:
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=os.environ.get("MASTER_PORT", "29511"),
     )
-    from megatron_remit import host, pretrain
+    from megatron_remit import cpu, pretrain
 
-    host.install()
+    cpu.install()
     from megatron.training import get_args, training
 
     from megatron_remit import patches
-    from megatron_remit.reference.score_ahead import clock
-    from megatron_remit.score_store.dataset import ScoredDataset
+    from megatron_remit.scoring.ahead import clock
+    from megatron_remit.scoring.dataset import ScoredDataset
 
     patches.apply()
     seconds: dict[str, list[float]] = {name: [] for name in (*WAYS, "reference")}

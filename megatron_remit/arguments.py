@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from megatron_remit import host
+from megatron_remit import cpu
 from megatron_remit.errors import UserError
-from megatron_remit.methods import OBJECTIVES
-from megatron_remit.score_store.arguments import add_score_store_arguments, check_score_store, scores_ahead
+from megatron_remit.objectives import OBJECTIVES
+from megatron_remit.scoring.arguments import add_score_store_arguments, check_score_store, scores_ahead
 
 # What Megatron's load_args_from_checkpoint leaves out, or leaves as it is where the checkpoint has None, although the
 # forward pass depends on it: argument -> its value in a model without that feature (Megatron's default).
@@ -109,8 +109,8 @@ def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
     # Transformer Engine too.
     if importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is None:
         parser.set_defaults(gradient_accumulation_fusion=False)
-    if not host.has_cuda():
-        parser.set_defaults(**host.default_arguments())
+    if not cpu.has_cuda():
+        parser.set_defaults(**cpu.default_arguments())
     return parser
 
 
@@ -145,7 +145,7 @@ def check_arguments(args: argparse.Namespace) -> None:
                 f"{args.virtual_pipeline_model_parallel_size or 1} model chunks a stage: the chunks between the first "
                 "and the last read no data and so know no document borders; use at most 2 stages of one chunk"
             )
-    if args.cross_entropy_impl == "triton" and not host.has_cuda() and os.environ.get("TRITON_INTERPRET") != "1":
+    if args.cross_entropy_impl == "triton" and not cpu.has_cuda() and os.environ.get("TRITON_INTERPRET") != "1":
         raise UserError(
             "--cross-entropy-impl triton needs CUDA, and there is none; use 'auto' or 'torch' "
             "(the environment variable TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, to test them)"

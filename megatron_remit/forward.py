@@ -9,9 +9,9 @@ from megatron.training import get_args
 from torch import Tensor
 from torch.nn import Module
 
-from megatron_remit.batch import Batch, get_batch
-from megatron_remit.methods import OBJECTIVES, current_objective
-from megatron_remit.output import run_model
+from megatron_remit.data.batch import Batch, get_batch
+from megatron_remit.nll import run_model
+from megatron_remit.objectives import OBJECTIVES, current_objective
 
 
 def forward_step(

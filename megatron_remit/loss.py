@@ -17,8 +17,8 @@ from megatron.training import get_args
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from megatron_remit.objectives.permute import permute_weights
-from megatron_remit.objectives.remit import remit_weights
+from megatron_remit.objectives.math.permutation import permute_weights
+from megatron_remit.objectives.math.weights import remit_weights
 
 SPIKY_LOSS_FACTOR = 10
 

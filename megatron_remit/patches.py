@@ -11,9 +11,9 @@ from megatron.training import checkpointing, training
 from megatron.training.vocab_utils import calculate_padded_vocab_size
 from torch.nn import Module
 
-from megatron_remit import host, step_metrics
+from megatron_remit import cpu, step_metrics
 from megatron_remit.arguments import EXTRA_CHECKPOINT_ARGS
-from megatron_remit.reference.score_ahead import ScoreAhead
+from megatron_remit.scoring.ahead import ScoreAhead
 
 _applied = False
 
@@ -27,7 +27,7 @@ def apply() -> None:
     if importlib.util.find_spec("megatron.core.datasets.helpers_cpp"):
         # The wheel ships the compiled helper but not the Makefile that Megatron runs at start-up.
         dataset_utils.compile_helpers = lambda: None
-    if not host.has_cuda():
+    if not cpu.has_cuda():
         training.initialize_megatron = functools.partial(training.initialize_megatron, allow_no_cuda=True)
     checkpointing.load_args_from_checkpoint = _load_args(checkpointing.load_args_from_checkpoint)
     training.train_step = step_metrics.with_step_metrics(training.train_step)

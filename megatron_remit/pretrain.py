@@ -9,14 +9,14 @@ from functools import partial
 
 from torch.nn import Module
 
-from megatron_remit import host
+from megatron_remit import cpu
 from megatron_remit.errors import UserError, cli
 
 
 def main() -> None:
     """Run training as the command line says. Raises UserError on bad input before the first step."""
     # Before Megatron's modules bind names of torch.cuda at their import.
-    host.install()
+    cpu.install()
     from megatron.core.enums import ModelType
     from megatron.training import pretrain
     from megatron.training.argument_utils import pretrain_cfg_container_from_args
@@ -24,11 +24,11 @@ def main() -> None:
 
     from megatron_remit import patches
     from megatron_remit.arguments import add_remit_arguments, check_arguments
-    from megatron_remit.data import check_corpora, train_valid_test_datasets
+    from megatron_remit.data.datasets import check_corpora, train_valid_test_datasets
     from megatron_remit.forward import forward_step
-    from megatron_remit.methods import OBJECTIVES
-    from megatron_remit.score_store import run
-    from megatron_remit.score_store.arguments import scores_ahead
+    from megatron_remit.objectives import OBJECTIVES
+    from megatron_remit.scoring import session
+    from megatron_remit.scoring.arguments import scores_ahead
     from megatron_remit.specs.native import gpt_config
 
     patches.apply()
@@ -39,7 +39,7 @@ def main() -> None:
     config = gpt_config(args)
     if OBJECTIVES[args.objective].needs_reference and not args.skip_train:
         if args.score_store is not None:
-            run.open_store(args, create=args.score_store_write)
+            session.open_store(args, create=args.score_store_write)
         from megatron_remit.reference.checkpoint import reference_arguments
 
         own = reference_arguments(args) if scores_ahead(args) else None
@@ -52,7 +52,7 @@ def main() -> None:
             forward_step,
         )
     finally:
-        run.close()
+        session.close()
 
 
 def set_vocabulary(args: argparse.Namespace) -> None:
@@ -67,7 +67,7 @@ def set_vocabulary(args: argparse.Namespace) -> None:
     """
     from megatron.training import get_tokenizer
 
-    from megatron_remit.tokenizer import check_end_of_document, megatron_fingerprint
+    from megatron_remit.data.tokenizer import check_end_of_document, megatron_fingerprint
 
     tokenizer = get_tokenizer()
     if args.remit_vocab_size is None:

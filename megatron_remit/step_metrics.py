@@ -9,8 +9,8 @@ import torch
 from megatron.training import get_args, print_rank_last
 from torch import Tensor
 
-from megatron_remit.methods import current_objective
-from megatron_remit.reference.score_ahead import clock
+from megatron_remit.objectives import current_objective
+from megatron_remit.scoring.ahead import clock
 
 
 def with_step_metrics(train_step: Callable[..., tuple]) -> Callable[..., tuple]:

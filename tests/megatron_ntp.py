@@ -5,9 +5,9 @@ Run under torchrun by tests/test_exactness.py: the yardstick for "weights equal 
 
 from functools import partial
 
-from megatron_remit import host
+from megatron_remit import cpu
 
-host.install()
+cpu.install()
 
 import torch  # noqa: E402
 from megatron.core.enums import ModelType  # noqa: E402
@@ -17,7 +17,7 @@ from megatron.training.arguments import parse_and_validate_args  # noqa: E402
 
 from megatron_remit import patches  # noqa: E402
 from megatron_remit.arguments import add_remit_arguments  # noqa: E402
-from megatron_remit.data import train_valid_test_datasets  # noqa: E402
+from megatron_remit.data.datasets import train_valid_test_datasets  # noqa: E402
 
 
 def loss_func(loss_mask, output_tensor):

@@ -6,9 +6,9 @@ reference and the policy are the program's.
 
 import os
 
-from megatron_remit import host
+from megatron_remit import cpu
 
-host.install()
+cpu.install()
 
 from megatron.training import get_args, training  # noqa: E402
 

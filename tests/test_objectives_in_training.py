@@ -10,9 +10,9 @@ from functools import partial
 import pytest
 import torch
 
-from megatron_remit import host
+from megatron_remit import cpu
 
-host.install()
+cpu.install()
 
 from megatron_remit import loss  # noqa: E402
 from tests.checkpoints import load_tensors  # noqa: E402

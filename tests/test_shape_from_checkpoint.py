@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from megatron_remit import host
+from megatron_remit import cpu
 
-host.install()
+cpu.install()
 
 from megatron.training import checkpointing  # noqa: E402
 

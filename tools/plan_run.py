@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("training", nargs="+", metavar="-- FLAG", help="flags of the training program")
     options = parser.parse_args()
     # Imported late: --help need not wait for torch and Megatron.
-    from megatron_remit.cluster.plan import plan_run
+    from megatron_remit.launch.plan import plan_run
 
     print(plan_run(options.base_hf, options.reference_hf, options.gpus, options.training))
 

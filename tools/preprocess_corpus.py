@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from megatron_remit.data.preprocess import preprocess
 from megatron_remit.errors import cli
-from megatron_remit.preprocess import preprocess
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ def main() -> None:
     if flags and options.action not in ("info", "prune"):
         parser.error(f"{options.action} takes no flags of a training run")
     # Imported late: --help need not wait for torch.
-    from megatron_remit.score_store.command import run_command
+    from megatron_remit.programs.score_store import run_command
 
     run_command(options.action, options.store, flags)
 

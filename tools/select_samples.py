@@ -1,7 +1,7 @@
 """Keep the documents of a corpus that a large model prefers most over a small one (MiniPLM), from two score stores."""
 
 from megatron_remit.errors import cli
-from megatron_remit.select.command import main
+from megatron_remit.programs.select_samples import main
 
 if __name__ == "__main__":
     cli(main)

@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from megatron_remit.artifacts import write_whole
 from megatron_remit.report.figures import STYLE
 from megatron_remit.report.results import machine, versions
-from megatron_remit.whole_file import write_whole
 
 # name -> what it is, colour (Okabe and Ito, safe for colour-blind eyes), dashes
 ARMS = {

@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from megatron_remit.whole_file import write_whole
+from megatron_remit.artifacts import write_whole
 
 TASKS = ("two_step", "three_step")
 

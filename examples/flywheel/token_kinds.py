@@ -17,8 +17,8 @@ import torch
 from evaluate import write_json
 from torch import Tensor
 
-from megatron_remit.objectives.remit import remit_weights
-from megatron_remit.objectives.rho1 import keep_in_microbatch
+from megatron_remit.objectives.math.selection import keep_in_microbatch
+from megatron_remit.objectives.math.weights import remit_weights
 from megatron_remit.report.score import load_model, load_tokenizer, start_token, token_logprobs, tokenize
 
 POLICIES = ("base", "mid")

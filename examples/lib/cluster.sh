@@ -112,7 +112,7 @@ saved_iteration() {
 
 torchrun_command() {
   command=(
-    "$PYTHON" -m megatron_remit.cluster.launch
+    "$PYTHON" -m megatron_remit.launch.node
     --nnodes "$NODES" --nproc-per-node "$GPUS_PER_NODE" --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT"
     -m megatron_remit.pretrain "${training[@]}"
   )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from megatron_remit.artifacts import unwritable, write_whole
 from megatron_remit.compare.figures import Drawn, kl_figure, logp_figure, table
 from megatron_remit.compare.heatmap import Heatmap, csv, draw
 from megatron_remit.compare.inputs import Texts, check_name, check_tokenizers, named_folders, named_pairs, read_texts
@@ -13,7 +14,6 @@ from megatron_remit.compare.runs import accuracy_figure, curves_figure, read_acc
 from megatron_remit.compare.score import Scores, check_models, score_all
 from megatron_remit.compare.tokens import TokenMargin, token_margins
 from megatron_remit.errors import UserError
-from megatron_remit.whole_file import unwritable, write_whole
 
 
 @dataclass(frozen=True)

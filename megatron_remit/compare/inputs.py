@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from megatron_remit.data.jsonl import blocks, text_of
+from megatron_remit.data.tokenizer import fingerprint
 from megatron_remit.errors import UserError
-from megatron_remit.jsonl import blocks, text_of
 from megatron_remit.report.score import load_tokenizer, start_token, tokenize
-from megatron_remit.tokenizer import fingerprint
 
 # A name stands in file names and in legends, where matplotlib reads $...$ as mathematics and drops what begins with _.
 NAME = re.compile(r"[^\W_][\w.+ -]{0,59}")

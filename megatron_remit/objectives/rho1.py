@@ -1,83 +1,94 @@
-"""RHO-1's choice of tokens (Lin et al. 2024, "Not All Tokens Are What You Need for Pretraining"), as pure functions.
+"""RHO-1: the loss of the tokens with the highest excess over the reference, divided by their number.
 
-Kept is the share of tokens with the highest excess loss ``nll_theta - nll_ref``; the others get no gradient. Ties go to
-the token that comes first in the data, so the choice depends on the values alone.
-
-Shape suffixes: B microbatch, S sequence positions on this rank, W positions of the whole sequence, M microbatches of a
-step, G groups of tokens that are ranked together, N tokens of a group.
+Shape suffixes: B sequences of a microbatch, S sequence positions on this rank, N tokens of a microbatch.
 """
 
-from typing import Literal
+import argparse
+from typing import Any
 
 import torch
+from megatron.core import mpu
+from megatron.training import get_args
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
-from megatron_remit.objectives.groups import own_part, whole_batch, whole_sequence
-
-Scope = Literal["sequence", "microbatch", "global-batch"]
-
-
-@torch.no_grad()
-def keep_highest(excess_GN: Tensor, mask_GN: Tensor, ratio: float) -> Tensor:
-    """True for the ``ratio`` of each row's unmasked tokens with the highest excess, [G, N].
-
-    Args:
-        excess_GN: excess loss, nats.
-        mask_GN: 1 for tokens that count, 0 for the others, which are never kept.
-        ratio: share in (0, 1]. Kept are ``round(ratio * tokens)`` tokens (half to even), at least 1 of a row that has
-            any; 1.0 keeps all.
-
-    Raises:
-        ValueError: shapes differ, or ratio lies outside (0, 1].
-    """
-    if excess_GN.shape != mask_GN.shape:
-        raise ValueError(f"excess {tuple(excess_GN.shape)} and mask {tuple(mask_GN.shape)} must have one shape")
-    if not 0.0 < ratio <= 1.0:
-        raise ValueError(f"ratio is {ratio}, expected a number in (0, 1]")
-    counts_GN = mask_GN > 0
-    tokens_G = counts_GN.sum(dim=1)
-    kept_G = (tokens_G.double() * ratio).round().long().clamp(min=1).minimum(tokens_G)
-    # Stable: of equal values the earlier stays ahead. Masked tokens go to the end of the order.
-    order_GN = excess_GN.masked_fill(~counts_GN, float("-inf")).sort(dim=1, descending=True, stable=True).indices
-    ahead_GN = torch.arange(excess_GN.size(1), device=excess_GN.device) < kept_G.unsqueeze(1)
-    return torch.zeros_like(counts_GN).scatter_(1, order_GN, ahead_GN) & counts_GN
+from megatron_remit.data.batch import Batch
+from megatron_remit.loss import LossResult, check_loss, cp_group, pair
+from megatron_remit.objectives.base import Objective, Step
+from megatron_remit.objectives.math.selection import keep_in_global_batch, keep_in_microbatch
 
 
-def keep_in_microbatch(
-    excess_BS: Tensor, mask_BS: Tensor, ratio: float, scope: Scope, cp_group: ProcessGroup | None = None
-) -> Tensor:
-    """True for the tokens to keep, [B, S], ranked in each ``sequence`` or over the ``microbatch``.
+class Rho1(Objective):
+    """Token selection (Lin et al. 2024), with any reference."""
 
-    A microbatch is ``--micro-batch-size`` successive sequences of the data, whichever data-parallel rank has it and
-    whatever the reference's microbatch is. ``cp_group`` holds the other parts of the same sequences, if they are split.
+    name = "rho1"
+    summary = "only the tokens with the highest excess loss over a reference (RHO-1)"
+    needs_reference = True
 
-    Raises:
-        ValueError: the scope is not one of these two, or see :func:`keep_highest`.
-    """
-    if scope not in ("sequence", "microbatch"):
-        raise ValueError(f"scope is {scope!r}, expected 'sequence' or 'microbatch'")
-    excess_BW, mask_BW = whole_sequence(excess_BS, cp_group), whole_sequence(mask_BS, cp_group)
-    shape = excess_BW.shape
-    if scope == "microbatch":
-        excess_BW, mask_BW = excess_BW.reshape(1, -1), mask_BW.reshape(1, -1)
-    return own_part(keep_highest(excess_BW, mask_BW, ratio).view(shape), cp_group)
+    def add_arguments(self, group: Any) -> None:
+        group.add_argument(
+            "--rho1-keep-ratio",
+            type=_keep_ratio,
+            default=0.8,
+            metavar="R",
+            help="Share of tokens that rho1 keeps, in (0, 1].",
+        )
+        group.add_argument(
+            "--rho1-scope",
+            choices=("sequence", "microbatch", "global-batch"),
+            default="sequence",
+            help="Tokens that rho1 ranks against each other. global-batch costs one more forward pass "
+            "of the policy: the ranking must be known before the first gradient.",
+        )
+
+    def look_ahead(self, step: Step) -> None:
+        """For ``global-batch``: rank the whole step's tokens by a forward pass of the policy, mark those to keep."""
+        args = get_args()
+        if args.rho1_scope != "global-batch":
+            return
+        nlls = step.policy_nll()
+        if not nlls:
+            return
+        scored = step.batches[-1]
+        excess_MBS = torch.stack(
+            [nll_BS.float() - batch["reference_nll"] for nll_BS, batch in zip(nlls, scored, strict=True)]
+        )
+        mask_MBS = torch.stack([batch["loss_mask"].float() for batch in scored])
+        kept_MBS = keep_in_global_batch(
+            excess_MBS, mask_MBS, args.rho1_keep_ratio, mpu.get_data_parallel_group(), cp_group()
+        )
+        for batch, kept_BS in zip(scored, kept_MBS, strict=True):
+            batch["rho1_kept"] = kept_BS
+
+    def loss(self, batch: Batch, output: Tensor) -> LossResult:
+        """The sum of the kept tokens' NLLs and their number; the report tells kept tokens from all unmasked ones."""
+        args = get_args()
+        nll_BS, mask_BS = output.float(), batch["loss_mask"].float()
+        excess_BS = nll_BS.detach() - batch["reference_nll"]
+        kept_BS = batch.get("rho1_kept")
+        if kept_BS is None:
+            kept_BS = keep_in_microbatch(excess_BS, mask_BS, args.rho1_keep_ratio, args.rho1_scope, cp_group())
+        nll_N, mask_N, kept_N = nll_BS.reshape(-1), mask_BS.reshape(-1), kept_BS.reshape(-1).float()
+        num_tokens, num_kept = mask_N.sum().to(torch.int), kept_N.sum().to(torch.int)
+        # In the order of `ntp_loss`: with all tokens kept the same bits.
+        loss = (nll_N * kept_N).sum()
+        check_loss(loss)
+        excess_N = excess_BS.reshape(-1)
+        report = {
+            "lm loss": pair((nll_N.detach() * mask_N).sum(), num_tokens),
+            "rho1 loss": pair(loss, num_kept),
+            "reference nll": pair((batch["reference_nll"].reshape(-1) * mask_N).sum(), num_tokens),
+            "delta mean": pair((excess_N * mask_N).sum(), num_tokens),
+            "kept delta mean": pair((excess_N * kept_N).sum(), num_kept),
+            "kept share": pair(kept_N.sum(), num_tokens),
+        }
+        return loss, num_kept, report
 
 
-def keep_in_global_batch(
-    excess_MBS: Tensor,
-    mask_MBS: Tensor,
-    ratio: float,
-    dp_group: ProcessGroup | None = None,
-    cp_group: ProcessGroup | None = None,
-) -> Tensor:
-    """True for the tokens to keep, [M, B, S], ranked over all microbatches of the step on all data-parallel ranks.
-
-    Every rank of ``dp_group`` gathers the excess and the mask of the whole batch, 4 bytes each a token, and ranks it.
-    Raises ValueError as :func:`keep_highest` does.
-    """
-    excess_MDBW = whole_batch(whole_sequence(excess_MBS, cp_group), dp_group)
-    mask_MDBW = whole_batch(whole_sequence(mask_MBS, cp_group), dp_group)
-    kept_GN = keep_highest(excess_MDBW.reshape(1, -1), mask_MDBW.reshape(1, -1), ratio)
-    rank = dp_group.rank() if dp_group is not None else 0
-    return own_part(kept_GN.view(excess_MDBW.shape)[:, rank], cp_group)
+def _keep_ratio(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 < value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number in (0, 1]; the paper keeps 0.8, 1 keeps all tokens")
+    return value

@@ -11,8 +11,8 @@ from megatron.training import checkpointing
 
 from megatron_remit.arguments import EXTRA_CHECKPOINT_ARGS
 from megatron_remit.convert.megatron_io import check_shards, iteration_folder
+from megatron_remit.data.tokenizer import folder_fingerprint
 from megatron_remit.errors import UserError
-from megatron_remit.tokenizer import folder_fingerprint
 
 # Arguments that load_args_from_checkpoint takes from the checkpoint only where they are unset.
 _SHAPE_IF_UNSET = (

@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
+from megatron_remit.artifacts import write_whole
 from megatron_remit.errors import UserError
 from megatron_remit.report.load import load_run
 from megatron_remit.report.page import page
 from megatron_remit.report.results import results
 from megatron_remit.report.score import score_texts, spread
-from megatron_remit.whole_file import write_whole
 
 
 def build_report(run_dir: Path, out: Path | None = None, max_texts: int = 600) -> Path:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from megatron_remit.errors import UserError
-from megatron_remit.objectives.remit import remit_weights
+from megatron_remit.objectives.math.weights import remit_weights
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def _agrees_with_transformers(rank, folder):
 
 
 def test_log_probabilities_and_kl_are_those_of_transformers_in_float64(folder):
-    """In a fresh process: with host.install(), which other tests call, transformers does not load rotary tables."""
+    """In a fresh process: with cpu.install(), which other tests call, transformers does not load rotary tables."""
     run_ranks(1, _agrees_with_transformers, folder)
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from megatron_remit import host
+from megatron_remit import cpu
 
-host.install()
+cpu.install()
 
 from megatron_remit.kernels.chunked_head_logprob import (  # noqa: E402
     CHUNK_BYTES,

@@ -4,9 +4,9 @@ from unittest import mock
 
 import torch
 
-from megatron_remit import host
+from megatron_remit import cpu
 
-host.install()
+cpu.install()
 
 from megatron.core import parallel_state  # noqa: E402
 from megatron.core.process_groups_config import ProcessGroupCollection  # noqa: E402
@@ -14,9 +14,9 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig  # noqa: E402
 
-from megatron_remit import model as nll_model  # noqa: E402
+from megatron_remit import nll as nll_model  # noqa: E402
 from megatron_remit.kernels.chunked_head_logprob import chunked_head_nll  # noqa: E402
-from megatron_remit.model import Vocabulary, token_nll  # noqa: E402
+from megatron_remit.nll import Vocabulary, token_nll  # noqa: E402
 from megatron_remit.specs.olmo2 import olmo2_layer_spec  # noqa: E402
 from tests.kernels.cases import computed, draw, float64_truth  # noqa: E402
 

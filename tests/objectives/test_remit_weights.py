@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_remit.objectives.remit import remit_weights, sequence_mean
+from megatron_remit.objectives.math.weights import remit_weights, sequence_mean
 from tests.ranks import run_ranks
 
 

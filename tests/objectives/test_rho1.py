@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_remit.objectives.rho1 import keep_highest, keep_in_global_batch, keep_in_microbatch
+from megatron_remit.objectives.math.selection import keep_highest, keep_in_global_batch, keep_in_microbatch
 
 
 def test_hand_computed_case():

@@ -5,16 +5,16 @@ import shutil
 import pytest
 import torch
 
-from megatron_remit import host
+from megatron_remit import cpu
 
-host.install()
+cpu.install()
 
 from megatron_remit.arguments import check_arguments  # noqa: E402
+from megatron_remit.data.tokenizer import folder_fingerprint  # noqa: E402
 from megatron_remit.errors import UserError  # noqa: E402
 from megatron_remit.reference import fingerprint  # noqa: E402
 from megatron_remit.reference.checkpoint import saved_arguments  # noqa: E402
-from megatron_remit.score_store import run  # noqa: E402
-from megatron_remit.tokenizer import folder_fingerprint  # noqa: E402
+from megatron_remit.scoring import session  # noqa: E402
 from tests.ranks import pretrain  # noqa: E402
 from tests.test_bad_input import parsed  # noqa: E402
 
@@ -68,7 +68,7 @@ def test_waiting_times_are_seconds(value, material, capsys):
 
 def test_a_store_is_opened_only_by_runs_that_it_fits(material, tmp_path):
     def open_store(create=False, **changes):
-        return run.open_store(arguments(material, material.remit(score_store=tmp_path / "s"), **changes), create)
+        return session.open_store(arguments(material, material.remit(score_store=tmp_path / "s"), **changes), create)
 
     with pytest.raises(UserError, match=r"s/manifest.json: no such file, so this is no score store"):
         open_store()
@@ -121,7 +121,7 @@ def test_the_fingerprint_of_a_reference_follows_its_content(material, tmp_path, 
 @pytest.mark.slow
 def test_the_program_ends_with_the_message_and_no_step(material, tmp_path):
     args = arguments(material, material.remit(score_store=tmp_path / "s"), reference_load=material.policy)
-    run.open_store(args, create=True)
+    session.open_store(args, create=True)
     ended = pretrain(1, *material.remit(score_store=tmp_path / "s"), check=False)
     assert ended.returncode != 0
     assert f"error: --score-store {tmp_path}/s: written for another reference" in ended.output

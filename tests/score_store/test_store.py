@@ -12,8 +12,7 @@ import safetensors
 import torch
 
 from megatron_remit.errors import UserError
-from megatron_remit.objectives.remit import remit_weights
-from megatron_remit.score_store.dataset import ScoredDataset
+from megatron_remit.objectives.math.weights import remit_weights
 from megatron_remit.score_store.index import BYTES_A_ROW, INDEX
 from megatron_remit.score_store.info import info
 from megatron_remit.score_store.keys import row_key
@@ -21,6 +20,7 @@ from megatron_remit.score_store.maintain import merge, prune, verify
 from megatron_remit.score_store.reader import ScoreStore
 from megatron_remit.score_store.shard import PATTERN
 from megatron_remit.score_store.writer import StoreWriter
+from megatron_remit.scoring.dataset import ScoredDataset
 from tests.score_store.synthetic import IDENTITY, JOB, LENGTH, assert_rows, key, make_store, nll, write
 
 

@@ -17,9 +17,9 @@ from megatron.training import checkpointing
 from megatron.training.arguments import parse_args, validate_args
 from megatron.training.models.gpt import GPTModelBuilder
 
-from megatron_remit import host, patches
+from megatron_remit import cpu, patches
 from megatron_remit.arguments import add_remit_arguments
-from megatron_remit.model import Vocabulary, token_nll
+from megatron_remit.nll import Vocabulary, token_nll
 from megatron_remit.specs.native import gpt_config
 
 # name -> what a user adds to the command line
@@ -130,7 +130,7 @@ def forward(
 
 def compare_layouts(rank: int, folder: Path, runs: list[tuple[str, str]]) -> None:
     """For each case folder and layout: the largest difference of logits and of each gradient from HF, saved by rank."""
-    host.install()
+    cpu.install()
     patches.apply()
     report: dict[tuple[str, str], dict[str, float]] = {}
     for case, layout in runs:

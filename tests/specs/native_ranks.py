@@ -13,7 +13,7 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 from megatron.core.utils import get_batch_on_this_cp_rank
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig, default_layer_spec
 
-from megatron_remit import host
+from megatron_remit import cpu
 from megatron_remit.specs.attention import gather_zigzag
 from megatron_remit.specs.native import native_layer_spec
 
@@ -207,7 +207,7 @@ def differences(found, expected):
 
 def compare(rank, folder):
     """For each case and mask: native at one rank against Megatron's own layers, at two ranks against one."""
-    host.install()
+    cpu.install()
     report = {}
     for case in CASES:
         native = build(case, native_layer_spec)

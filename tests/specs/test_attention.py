@@ -7,7 +7,7 @@ import torch
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_remit import host
+from megatron_remit import cpu
 from megatron_remit.errors import UserError
 from megatron_remit.specs.attention import SDPACoreAttention
 from tests.ranks import run_ranks
@@ -56,7 +56,7 @@ def test_what_it_cannot_do_is_refused_by_name(overrides, named):
 
 
 def _attention_over_three_ranks(rank):
-    host.install()
+    cpu.install()
     group = torch.distributed.group.WORLD
     chunks = torch.arange(24).chunk(6)
     here = torch.cat([chunks[rank], chunks[5 - rank]])

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from megatron_remit import host
+from megatron_remit import cpu
 
-host.install()
+cpu.install()
 
 from megatron.core.transformer.dot_product_attention import DotProductAttention  # noqa: E402
 from megatron.core.transformer.enums import AttnBackend  # noqa: E402

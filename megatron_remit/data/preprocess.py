@@ -1,0 +1,276 @@
+"""JSONL text to Megatron's .bin/.idx corpus, in parallel, in constant memory, documents in their order."""
+
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from megatron_remit.data.jsonl import Block, blocks, text_of
+from megatron_remit.data.tokenizer import fingerprint
+from megatron_remit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer as the corpus tool needs it."""
+
+    encode: Callable[[str], list[int]]
+    """Text to token ids, without special tokens."""
+    vocabulary_size: int
+    eod: int | None
+    """Id that ends a document; None if the tokenizer has none."""
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a run wrote: ``bytes`` are those of the input lines, uncompressed."""
+
+    documents: int
+    tokens: int
+    bytes: int
+    seconds: float
+
+
+def load_encoder(tokenizer_type: str, tokenizer_model: Path) -> Encoder:
+    """Open a tokenizer by the names of Megatron's flags.
+
+    Args:
+        tokenizer_type: ``HuggingFaceTokenizer`` or ``SentencePieceTokenizer``.
+        tokenizer_model: the Hugging Face folder, or the SentencePiece model file.
+
+    Raises:
+        UserError: the path holds no such tokenizer.
+    """
+    if not tokenizer_model.exists():
+        raise UserError(f"--tokenizer-model {tokenizer_model}: no such file or folder")
+    if tokenizer_type == "SentencePieceTokenizer":
+        return _sentencepiece(tokenizer_model)
+    # Each process tokenizes one text at a time; threads inside would only compete for the cores.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_model)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--tokenizer-model {tokenizer_model} holds no Hugging Face tokenizer ({error})") from error
+    vocabulary = tokenizer.get_vocab()
+
+    if tokenizer.is_fast:
+        encode = _fast(tokenizer.backend_tokenizer)
+    else:
+        # verbose would warn of every document longer than the model's context.
+        encode = partial(tokenizer.encode, add_special_tokens=False, verbose=False)
+    size = min(max(vocabulary.values()) + 1, _embedding_rows(tokenizer_model))
+    return Encoder(encode, size, tokenizer.eos_token_id, fingerprint(vocabulary))
+
+
+def _fast(backend: Tokenizer) -> Callable[[str], list[int]]:
+    """The encoding without character offsets, which ``encode`` computes as well: half as fast again, the same ids."""
+    backend.no_truncation()
+    backend.no_padding()
+    return lambda text: backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+
+def _sentencepiece(model: Path) -> Encoder:
+    import sentencepiece
+
+    try:
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"--tokenizer-model {model} is no SentencePiece model ({error})") from error
+    size = pieces.get_piece_size()
+    vocabulary = {pieces.id_to_piece(index): index for index in range(size)}
+    return Encoder(pieces.encode, size, pieces.eos_id() if pieces.eos_id() >= 0 else None, fingerprint(vocabulary))
+
+
+def _embedding_rows(folder: Path) -> float:
+    """Vocabulary of the model whose config.json lies beside the tokenizer; no limit if there is none."""
+    config = folder / "config.json"
+    rows = json.loads(config.read_text()).get("vocab_size") if config.is_file() else None
+    return rows if isinstance(rows, int) else math.inf
+
+
+def preprocess(
+    inputs: list[Path],
+    output_prefix: Path,
+    tokenizer_type: str,
+    tokenizer_model: Path,
+    json_key: str = "text",
+    workers: int = 1,
+    append_eod: bool = True,
+) -> Counts:
+    """Write ``output_prefix``.bin, .idx and .json (a manifest of sources, tokenizer and counts).
+
+    The files get their names only when they are whole; an older corpus of that name is replaced, together with the
+    sample indices that Megatron cached for it. ``.gz`` files are read as well; blank lines are skipped.
+
+    Raises:
+        UserError: names the file and line of bad input, or the flag; nothing is left behind.
+    """
+    targets = {suffix: Path(f"{output_prefix}{suffix}") for suffix in (".bin", ".idx", ".json")}
+    _check_paths(inputs, targets.values(), workers)
+    encoder = load_encoder(tokenizer_type, tokenizer_model)
+    if append_eod and encoder.eod is None:
+        raise UserError(
+            f"--tokenizer-model {tokenizer_model} has no end-of-sequence token to end documents with; "
+            "add one to the tokenizer or pass --no-append-eod"
+        )
+    output_prefix.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output_prefix.with_name(f"{output_prefix.name}.tmp-{os.getpid()}")
+    parts = {suffix: Path(f"{temporary}{suffix}") for suffix in targets}
+    try:
+        counts = _write(inputs, parts, encoder, _Job(encoder, json_key, append_eod), workers)
+        manifest = {
+            "sources": [str(path) for path in inputs],
+            "tokenizer_type": tokenizer_type,
+            "tokenizer_fingerprint": encoder.fingerprint,
+            "vocabulary_size": encoder.vocabulary_size,
+            "append_eod": append_eod,
+            **asdict(counts),
+            "megatron_core": version("megatron-core"),
+        }
+        parts[".json"].write_text(json.dumps(manifest, indent=2) + "\n")
+        # Without an index Megatron sees no corpus: the old one goes first and the new one comes last.
+        targets[".idx"].unlink(missing_ok=True)
+        # Megatron names its cached sample order by the prefix, not by the content: it would use the old corpus's.
+        shutil.rmtree(output_prefix / "cache", ignore_errors=True)
+        for suffix in (".bin", ".json", ".idx"):
+            os.replace(parts[suffix], targets[suffix])
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+    return counts
+
+
+def _check_paths(inputs: list[Path], targets: Iterable[Path], workers: int) -> None:
+    outputs = {path.resolve() for path in targets}
+    for path in inputs:
+        if not path.is_file():
+            raise UserError(f"--input {path}: no such file")
+        if path.resolve() in outputs:
+            raise UserError(f"--input {path}: --output-prefix would overwrite it; choose another prefix")
+    if workers < 1:
+        raise UserError(f"--workers {workers}: expected at least 1")
+
+
+def _write(inputs: list[Path], parts: dict[str, Path], encoder: Encoder, job: "_Job", workers: int) -> Counts:
+    # Megatron's package takes seconds to import: only here, after the arguments have been checked.
+    import torch
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+
+    builder = IndexedDatasetBuilder(str(parts[".bin"]), dtype=DType.optimal_dtype(encoder.vocabulary_size))
+    documents = tokens = size = 0
+    start = time.perf_counter()
+    try:
+        with tqdm(total=sum(path.stat().st_size for path in inputs), unit="B", unit_scale=True) as bar:
+            for done in _encoded(blocks(inputs), job, workers):
+                for row in numpy.split(done.ids, numpy.cumsum(done.lengths)[:-1]) if done.lengths else ():
+                    builder.add_document(torch.from_numpy(row), [row.size])
+                documents += len(done.lengths)
+                tokens += done.ids.size
+                size += done.block.size
+                bar.update(done.block.file_bytes)
+        if tokens == 0:
+            raise UserError(f"{', '.join(map(str, inputs))}: no text in it; an empty corpus cannot be trained on")
+        builder.finalize(str(parts[".idx"]))
+    finally:
+        builder.data_file.close()
+    return Counts(documents, tokens, size, time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """The documents of a block: tokens of all of them [sum of lengths], int32."""
+
+    block: Block
+    lengths: list[int]
+    ids: numpy.ndarray
+
+
+def _encoded(source: Iterator[Block], job: "_Job", workers: int) -> Iterator[_Encoded]:
+    """The blocks encoded, in their order. A few blocks for each process are under way, so memory does not grow."""
+    if workers == 1:
+        yield from map(job.run, source)
+        return
+    # Forked processes share the tokenizer that is already loaded.
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(job,)) as pool:
+        try:
+            under_way: deque[tuple[Block, Future]] = deque()
+            for block in source:
+                under_way.append((block, pool.submit(_run, block)))
+                if len(under_way) > 4 * workers:
+                    yield _finish(*under_way.popleft())
+            while under_way:
+                yield _finish(*under_way.popleft())
+        except BrokenProcessPool:
+            raise UserError(
+                f"one of the {workers} processes that tokenize was ended from outside (out of memory?); "
+                "use fewer --workers"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _finish(block: Block, future: Future) -> _Encoded:
+    return _Encoded(block, *future.result())
+
+
+_job: "_Job"
+
+
+def _start(job: "_Job") -> None:
+    global _job
+    _job = job
+    # Ctrl-C reaches every process of the terminal; only the parent answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _run(block: Block) -> tuple[list[int], numpy.ndarray]:
+    """In a worker process. The block itself is not sent back."""
+    done = _job.run(block)
+    return done.lengths, done.ids
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is done to each line."""
+
+    encoder: Encoder
+    json_key: str
+    append_eod: bool
+
+    def run(self, block: Block) -> _Encoded:
+        """Token ids of a block's documents; blank lines and empty documents are left out."""
+        rows = [self._row(place, line) for place, line in block.lines if line.strip()]
+        rows = [row for row in rows if row]
+        ids = numpy.fromiter(itertools.chain.from_iterable(rows), dtype=numpy.int32)
+        return _Encoded(block, [len(row) for row in rows], ids)
+
+    def _row(self, place: str, line: bytes) -> list[int]:
+        ids = self.encoder.encode(text_of(place, line, self.json_key))
+        if not ids:
+            return []
+        if max(ids) >= self.encoder.vocabulary_size:
+            raise UserError(
+                f"{place}: token id {max(ids)} is beyond the vocabulary of {self.encoder.vocabulary_size}; "
+                "does the tokenizer belong to the model of its config.json?"
+            )
+        return [*ids, self.encoder.eod] if self.append_eod else ids

@@ -1,0 +1,171 @@
+"""The program behind ``tools/select_samples.py``: a training command's data flags and two score stores."""
+
+import argparse
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from megatron_remit import cpu
+from megatron_remit.artifacts import write_whole
+from megatron_remit.errors import UserError
+
+
+def main() -> None:
+    """Keep the documents that the large model prefers most. Raises UserError on bad input."""
+    cpu.install()
+    from megatron.training.arguments import parse_and_validate_args
+
+    from megatron_remit import patches
+    from megatron_remit.arguments import check_arguments
+    from megatron_remit.data.datasets import build_datasets, check_corpora
+    from megatron_remit.data.fixed_rows import FixedRowsDataset
+    from megatron_remit.pretrain import set_vocabulary
+    from megatron_remit.score_store.reader import ScoreStore
+    from megatron_remit.selection.corpus import write_selection
+    from megatron_remit.selection.documents import score_documents, writing
+    from megatron_remit.selection.ranking import count_known, threshold
+
+    patches.apply()
+    args = parse_and_validate_args(extra_args_provider=_arguments)
+    check_arguments(args)
+    _check(args)
+    set_vocabulary(args)
+    check_corpora(args, args.remit_vocab_size)
+    large, small = ScoreStore(args.store_large), ScoreStore(args.store_small)
+    _check_stores(args, large, small)
+    dataset, *_ = build_datasets((1, 0, 0), lambda: True)
+    corpus = dataset.dataset if isinstance(dataset, FixedRowsDataset) else None
+    if corpus is None or len(dataset.indices) != len(corpus.sequence_lengths):
+        raise UserError("the selection is made over one whole corpus: give one --data-path and --split 100,0,0")
+    if len(corpus.document_indices) - 1 != len(corpus.sequence_lengths):
+        raise UserError(f"{args.data_path[0]}: its documents have several parts; tools/preprocess_corpus.py writes one")
+    scores = args.out.with_name(args.out.name + ".scores.npy")
+    job = _job(args, large, small)
+    _refuse_a_foreign_corpus(args.out, scores, job)
+    score_documents(dataset, large, small, scores, job)
+    score_D = numpy.load(scores, mmap_mode="r")
+    known = count_known(score_D)
+    if known == 0:
+        raise UserError(f"{args.data_path[0]}: no document ends inside a row; the corpus is shorter than --seq-length")
+    cut = threshold(_Ranked(score_D, corpus.sequence_lengths, args.per_token), max(1, round(args.keep_ratio * known)))
+    with writing(args.out):
+        shares = write_selection(corpus, score_D, cut, args.per_token, args.out)
+    stores = {name: asdict(store.manifest.identity) for name, store in (("large", large), ("small", small))}
+    content = {
+        "rule": "kept are the documents whose score lies above the threshold, the first `ties` of those equal to it, "
+        "and those without a score; scores.npy holds log p_large - log p_small of each document, nats",
+        "ranked by": "score / tokens" if args.per_token else "score",
+        "keep ratio": args.keep_ratio,
+        "threshold": cut.score,
+        "ties": cut.ties,
+        "corpus": str(args.data_path[0]),
+        "row seed": args.row_seed,
+        "stores": stores,
+        "scores": scores.name,
+        **shares,
+    }
+    with writing(args.out):
+        write_whole(args.out.with_name(args.out.name + ".json"), json.dumps(content, indent=2) + "\n")
+    for fate, share in shares.items():
+        print(f"{fate}: {share['documents']} documents, {share['tokens']} tokens")
+
+
+class _Ranked:
+    """The numbers to rank by, made a piece at a time."""
+
+    def __init__(self, score_D: numpy.ndarray, length_D: numpy.ndarray, per_token: bool) -> None:
+        self._score_D, self._length_D, self._per_token = score_D, length_D, per_token
+
+    def __len__(self) -> int:
+        return len(self._score_D)
+
+    def __getitem__(self, piece: slice) -> numpy.ndarray:
+        from megatron_remit.selection.corpus import ranked
+
+        return ranked(self._score_D[piece], self._length_D[piece], self._per_token)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    from megatron_remit.arguments import add_remit_arguments
+
+    parser = add_remit_arguments(parser)
+    group = parser.add_argument_group("selection")
+    group.add_argument("--store-large", type=Path, required=True, metavar="DIR", help="score store of the large model")
+    group.add_argument("--store-small", type=Path, required=True, metavar="DIR", help="score store of the small model")
+    group.add_argument("--keep-ratio", type=float, default=0.8, metavar="R", help="share of documents, in (0, 1]")
+    group.add_argument(
+        "--per-token",
+        action="store_true",
+        help="rank by the difference for each token, not by its sum, which favours long documents",
+    )
+    group.add_argument("--out", type=Path, required=True, metavar="PREFIX", help="of the .bin, .idx and .json written")
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    if not 0.0 < args.keep_ratio <= 1.0:
+        raise UserError(f"--keep-ratio {args.keep_ratio}: expected a number in (0, 1]; the paper keeps 0.8")
+    if args.row_seed is None:
+        raise UserError("--row-seed is not set; give that of tools/score_corpus.py: it fixes which rows the corpus has")
+    if not args.data_path or len(args.data_path) != 1:
+        found = "not set" if not args.data_path else " ".join(args.data_path)
+        raise UserError(f"--data-path is {found}: the selection is made over one corpus; give its one prefix")
+    if not args.out.name:
+        raise UserError(f"--out {args.out}: is a folder; give the prefix of the files, such as {args.out / 'selected'}")
+    # Written last, so it marks a selection that is done.
+    manifest = args.out.with_name(args.out.name + ".json")
+    if manifest.exists():
+        raise UserError(f"--out {args.out}: {manifest} exists; choose another prefix or remove it")
+    if not args.out.parent.is_dir():
+        raise UserError(f"--out {args.out}: the folder {args.out.parent} does not exist; create it or choose another")
+
+
+def _check_stores(args: argparse.Namespace, large: Any, small: Any) -> None:
+    """Both hold the rows of this corpus, of two models."""
+    from megatron_remit.score_store.manifest import check_identity
+
+    for flag, store in (("--store-large", large), ("--store-small", small)):
+        check_identity(
+            store.folder,
+            store.manifest.identity,
+            {
+                "tokenizer": args.remit_tokenizer_fingerprint,
+                "vocabulary": args.remit_vocab_size,
+                "sequence_length": args.seq_length,
+                "reset_attention_mask": args.reset_attention_mask,
+                "reset_position_ids": args.reset_position_ids,
+            },
+            flag,
+        )
+    if large.manifest.identity.reference == small.manifest.identity.reference:
+        raise UserError(
+            f"--store-large {large.folder} and --store-small {small.folder} are of one model; give those of two"
+        )
+
+
+def _refuse_a_foreign_corpus(out: Path, scores: Path, job: str) -> None:
+    """A corpus without its manifest may be written over only if a stopped run of this very selection left it."""
+    from megatron_remit.selection.documents import position
+
+    for suffix in (".bin", ".idx"):
+        path = out.with_name(out.name + suffix)
+        if path.exists() and position(scores, job) is None:
+            raise UserError(f"--out {out}: {path} exists; choose another prefix or remove it")
+
+
+def _job(args: argparse.Namespace, large: Any, small: Any) -> str:
+    """What the scores depend on. A corpus that was written anew is another one, though it has the same name."""
+    files = [Path(args.data_path[0] + suffix).stat() for suffix in (".bin", ".idx")]
+    parts = (
+        args.data_path[0],
+        [(file.st_size, file.st_mtime_ns) for file in files],
+        args.row_seed,
+        args.seq_length,
+        large.manifest.identity.digest(),
+        small.manifest.identity.digest(),
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -1,0 +1,195 @@
+"""Score ahead: before each training step, the reference's NLL of the step's tokens.
+
+Megatron's schedule for the step is wrapped. The wrapper reads the step's microbatches, runs the reference over them
+with the same schedule in forward-only mode, and then lets the policy train on the same microbatches, each with one
+more entry: ``reference_nll``, or what else the objective keeps. The reference's pipeline drain overlaps the policy's
+fill, and interleaved schedules need no special tensor shapes. Evaluation passes straight through.
+
+Never score inside the policy's forward step: the last stage would wait for policy activations while the first stage
+sends the reference's.
+
+Shape suffixes: B sequences of a microbatch, S sequence positions on this rank.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core import mpu
+from megatron.core.num_microbatches_calculator import get_num_microbatches
+from megatron.training import get_args
+from torch import Tensor
+from torch.nn import Module
+
+from megatron_remit.data.batch import Batch, get_batch
+from megatron_remit.nll import Output, nll_output, run_model
+from megatron_remit.objectives import current_objective
+from megatron_remit.objectives.base import Objective, Step
+from megatron_remit.scoring.online import filled, missing_groups
+
+Schedule = Callable[..., list[dict[str, Tensor]]]
+
+
+class ScoreAhead:
+    """Wraps the function that Megatron's ``get_forward_backward_func`` returned."""
+
+    def __init__(self, reference: list[Module], schedule: Schedule) -> None:
+        """``reference`` holds this rank's model chunks, one for each virtual pipeline stage; none when every score
+        comes from a store."""
+        self._reference = reference
+        self._schedule = schedule
+
+    def __call__(self, *, data_iterator: Any, forward_only: bool, **kwargs: Any) -> list[dict[str, Tensor]]:
+        """Megatron's schedule signature; returns what the policy's schedule returns."""
+        objective = current_objective()
+        if forward_only or not objective.needs_reference:
+            return self._schedule(data_iterator=data_iterator, forward_only=forward_only, **kwargs)
+        chunked = isinstance(data_iterator, list)
+        iterators = data_iterator if chunked else [data_iterator]
+        clock.start_reference()
+        batches = [read_step(iterator, vp_stage if chunked else None) for vp_stage, iterator in enumerate(iterators)]
+        seq_length = kwargs["seq_length"]
+        self._add_scores(objective, batches, seq_length)
+        policy_nll = partial(self._policy_nll, kwargs["model"], batches, seq_length)
+        objective.look_ahead(Step(batches, self._reference, policy_nll))
+        clock.stop_reference()
+        ready = [iter(chunk_batches) for chunk_batches in batches]
+        return self._schedule(data_iterator=ready if chunked else ready[0], forward_only=False, **kwargs)
+
+    def _add_scores(self, objective: Objective, batches: list[list[Batch]], seq_length: int) -> None:
+        """Put what the objective keeps of the reference's pass into the last model chunk's batches.
+
+        With a score store only the reference microbatches that hold a row it lacks are run.
+        """
+        args = get_args()
+        if not self._reference:
+            return  # the samples brought their scores along
+        size, output = args.reference_micro_batch_size, objective.reference_output()
+        groups = [regroup(chunk, size, args.micro_batch_size) for chunk in batches]
+        score = partial(score_microbatches, self._schedule, self._reference)
+        if args.score_store is None:
+            kept = score(groups, output, size, seq_length)
+        else:
+            wanted = missing_groups(groups[-1])
+            selected = [[chunk[number] for number in wanted] for chunk in groups]
+            kept = filled(groups[-1], wanted, score(selected, output, size, seq_length) if wanted else [])
+        if kept and size != args.micro_batch_size:
+            kept = torch.cat(kept).split(args.micro_batch_size)
+        if kept:
+            # The last model chunk of the last stage computes the loss.
+            for batch, value in zip(batches[-1], kept, strict=True):
+                batch[objective.kept] = value
+
+    def _policy_nll(self, model: list[Module] | Module, batches: list[list[Batch]], seq_length: int) -> list[Tensor]:
+        """The policy's NLL of each microbatch before the step, without dropout (see :class:`Step`)."""
+        chunks = model if isinstance(model, list) else [model]
+        for chunk in chunks:
+            chunk.eval()
+        nlls = score_microbatches(
+            self._schedule, chunks, batches, nll_output(), get_args().micro_batch_size, seq_length
+        )
+        for chunk in chunks:
+            chunk.train()
+        return nlls
+
+
+@torch.no_grad()
+def score_microbatches(
+    schedule: Schedule, chunks: list[Module], batches: list[list[Batch]], output: Output, size: int, seq_length: int
+) -> list[Tensor]:
+    """Run a model over microbatches with Megatron's forward-only schedule.
+
+    Args:
+        chunks: this rank's model chunks, one for each virtual pipeline stage.
+        batches: for each chunk its microbatches of ``size`` sequences.
+        output: what the last pipeline stage computes, batch first.
+
+    Returns:
+        ``output`` of each microbatch on the last pipeline stage; elsewhere nothing.
+    """
+    iterators = [iter(chunk_batches) for chunk_batches in batches]
+    return schedule(
+        forward_step_func=partial(_forward_step, output),
+        data_iterator=iterators if len(iterators) > 1 else iterators[0],
+        model=chunks,
+        num_microbatches=len(batches[0]),
+        seq_length=seq_length,
+        micro_batch_size=size,
+        forward_only=True,
+        collect_non_loss_data=True,
+    )
+
+
+def read_step(data_iterator: Iterator[dict[str, Any]] | None, vp_stage: int | None) -> list[Batch]:
+    """All microbatches of one training step on this rank, their sequences numbered by their place in the run."""
+    args = get_args()
+    size, ranks = args.micro_batch_size, mpu.get_data_parallel_world_size()
+    batches = []
+    for index in range(get_num_microbatches()):
+        batch = get_batch(data_iterator, size, vp_stage, scored=args.score_store is not None)
+        # Megatron's sampler gives each data-parallel rank a microbatch in turn.
+        first = args.consumed_train_samples + (index * ranks + mpu.get_data_parallel_rank()) * size
+        batch["sample"] = torch.arange(first, first + size)
+        batches.append(batch)
+    return batches
+
+
+def regroup(batches: list[Batch], size: int, micro_batch_size: int) -> list[Batch]:
+    """The same sequences in microbatches of ``size`` sequences, in order."""
+    if size == micro_batch_size:
+        return batches
+    columns: dict[str, tuple[Tensor, ...] | None] = {}
+    for key in batches[0]:
+        values = [batch[key] for batch in batches]
+        columns[key] = None if values[0] is None else torch.cat(values).split(size)
+    count = len(batches) * micro_batch_size // size
+    return [{key: None if column is None else column[i] for key, column in columns.items()} for i in range(count)]
+
+
+def _forward_step(
+    output: Output, data_iterator: Iterator[Batch], model: Module
+) -> tuple[Tensor, Callable[..., Tensor]]:
+    return run_model(next(data_iterator), model, output), partial(_keep, output.kept_dtype)
+
+
+def _keep(dtype: torch.dtype, value: Tensor, non_loss_data: bool = False) -> Tensor:
+    return value.detach().to(dtype)
+
+
+class StepClock:
+    """Seconds that the reference took in this step, without stopping the GPU to measure them.
+
+    On CUDA two events are recorded and read after the step, when the optimizer has synchronised anyway.
+    """
+
+    def __init__(self) -> None:
+        self._marks: list[Any] = []
+
+    def start_reference(self) -> None:
+        self._marks = [self._now()]
+
+    def stop_reference(self) -> None:
+        self._marks.append(self._now())
+
+    def reference_seconds(self) -> float:
+        """Seconds between the two marks of the last step; 0 when the step had no reference."""
+        if len(self._marks) < 2:
+            return 0.0
+        start, end = self._marks
+        if isinstance(start, float):
+            return end - start
+        end.synchronize()
+        return start.elapsed_time(end) / 1000.0
+
+    @staticmethod
+    def _now() -> Any:
+        if not torch.cuda.is_available():
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+clock = StepClock()

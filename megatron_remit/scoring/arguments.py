@@ -1,0 +1,108 @@
+"""The flags of the score store, part of the ReMiT group, and what must hold between them and others."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from megatron_remit.errors import UserError
+from megatron_remit.objectives import OBJECTIVES
+from megatron_remit.score_store.writer import SHARD_SECONDS
+
+
+def add_score_store_arguments(group: Any) -> None:
+    """Add the flags to an argument group."""
+    group.add_argument(
+        "--score-store",
+        type=Path,
+        metavar="DIR",
+        help="Read the reference's NLLs from this store (tools/score_corpus.py) and build no reference.",
+    )
+    group.add_argument(
+        "--score-miss",
+        choices=("error", "online"),
+        default="error",
+        help="error: stop at a row that the store lacks. online: score it, which needs --reference-load "
+        "and builds the reference.",
+    )
+    group.add_argument(
+        "--score-wait",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="Wait this long for a row that is not there yet, while another job fills the store.",
+    )
+    group.add_argument(
+        "--score-store-write",
+        action="store_true",
+        help="Put the rows that are scored online into the store; make it if there is none.",
+    )
+    group.add_argument(
+        "--score-dtype", choices=("float16", "float32"), help="How a new store keeps NLLs. Default: float16."
+    )
+    group.add_argument(
+        "--score-shard-seconds",
+        type=_seconds,
+        default=SHARD_SECONDS,
+        metavar="SECONDS",
+        help="A scored row is in the store after about this long; a killed job loses as much.",
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return value
+
+
+def scores_ahead(args: argparse.Namespace) -> bool:
+    """Whether the run builds the reference and scores its training steps with it."""
+    return OBJECTIVES[args.objective].needs_reference and (args.score_store is None or args.score_miss == "online")
+
+
+def check_score_store(args: argparse.Namespace) -> None:
+    """Refuse combinations of flags that cannot work.
+
+    Raises:
+        UserError: names the flag, what was found and what to do.
+    """
+    if args.score_store is None:
+        given = [
+            flag
+            for flag, on in (
+                ("--score-miss online", args.score_miss == "online"),
+                ("--score-wait", args.score_wait > 0),
+                ("--score-store-write", args.score_store_write),
+                ("--score-dtype", args.score_dtype is not None),
+            )
+            if on
+        ]
+        if given:
+            raise UserError(f"{given[0]} needs a store: give --score-store DIR")
+        return
+    objective = OBJECTIVES[args.objective]
+    if not objective.needs_reference:
+        raise UserError("--score-store is for objectives with a reference: give --objective remit, or leave it out")
+    if objective.kept != "reference_nll":
+        raise UserError(
+            f"--score-store holds one NLL a token, and --objective {args.objective} needs the reference's whole "
+            "distribution: leave the store out and give --reference-load DIR"
+        )
+    if args.score_miss == "online" and args.reference_load is None:
+        raise UserError("--score-miss online scores with the reference: give --reference-load DIR")
+    if args.score_store_write and args.score_miss != "online":
+        raise UserError("--score-store-write stores what is scored online: give --score-miss online")
+    if args.score_miss == "online" and args.expert_model_parallel_size > 1:
+        raise UserError(
+            f"--score-miss online with --expert-model-parallel-size {args.expert_model_parallel_size}: experts are "
+            "shared by data-parallel ranks, which miss different rows; score ahead with tools/score_corpus.py"
+        )
+    limit = args.distributed_timeout_minutes * 60
+    if args.score_wait >= limit:
+        raise UserError(
+            f"--score-wait {args.score_wait:g} is not below the {limit} s after which the other ranks give up; raise "
+            "--distributed-timeout-minutes"
+        )
