@@ -3,12 +3,14 @@
 import argparse
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_remit import cpu
 from megatron_remit.errors import UserError
-from megatron_remit.objectives import OBJECTIVES
+from megatron_remit.objectives import OBJECTIVES, objective_class
+from megatron_remit.objectives.base import Objective
 from megatron_remit.scoring.arguments import add_score_store_arguments, check_score_store, scores_ahead
 
 # What Megatron's load_args_from_checkpoint leaves out, or leaves as it is where the checkpoint has None, although the
@@ -42,14 +44,22 @@ EXTRA_CHECKPOINT_ARGS: dict[str, Any] = {
 }
 
 
-def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add the ReMiT flags; on a machine without CUDA, also set the defaults of Megatron's flags that a CPU needs."""
+def add_remit_arguments(
+    parser: argparse.ArgumentParser, command_line: Sequence[str] | None = None
+) -> argparse.ArgumentParser:
+    """Add the ReMiT flags; on a machine without CUDA, also set the defaults of Megatron's flags that a CPU needs.
+
+    ``command_line`` (default: that of the process) is looked at for ``--objective package.module:Class`` only: the
+    flags of that objective join the others.
+    """
     group = parser.add_argument_group("ReMiT")
     group.add_argument(
         "--objective",
-        choices=tuple(OBJECTIVES),
+        type=_objective,
         default="ntp",
-        help="; ".join(f"{name}: {objective.summary}" for name, objective in OBJECTIVES.items()),
+        metavar="NAME",
+        help="; ".join(f"{name}: {objective.summary}" for name, objective in OBJECTIVES.items())
+        + "; package.module:Class: one of your own (docs/new-objective.md).",
     )
     group.add_argument(
         "--reference-load",
@@ -64,21 +74,7 @@ def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
         help="Sequences in a forward pass of the reference. It keeps no activations, so more fit than "
         "in a policy microbatch. Default: --micro-batch-size.",
     )
-    group.add_argument(
-        "--remit-epsilon",
-        type=_epsilon,
-        default=0.2,
-        metavar="E",
-        help="Clip width of the weights, in [0, 1] (equation 5); 'none' turns clipping off.",
-    )
-    group.add_argument(
-        "--remit-centering",
-        choices=("sequence", "document", "none"),
-        default="sequence",
-        help="Subtract the mean delta of each sequence before the sigmoid (equation 4), that of each "
-        "document inside it, or nothing.",
-    )
-    for objective in OBJECTIVES.values():
+    for objective in (*OBJECTIVES.values(), *_own_objective(command_line)):
         objective.add_arguments(group)
     group.add_argument(
         "--cross-entropy-impl",
@@ -114,16 +110,23 @@ def add_remit_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
     return parser
 
 
-def _epsilon(text: str) -> float | None:
-    if text.lower() == "none":
-        return None
+def _objective(name: str) -> str:
     try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number in [0, 1] nor 'none'") from None
-    if not 0.0 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text} lies outside [0, 1]; the paper uses 0.2, 'none' turns clipping off")
-    return value
+        objective_class(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return name
+
+
+def _own_objective(command_line: Sequence[str] | None) -> list[type[Objective]]:
+    """The class from outside this package that the command line names, if it does."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--objective", default="ntp")
+    try:
+        name = finder.parse_known_args(command_line)[0].objective
+        return [objective_class(name)] if name not in OBJECTIVES else []
+    except (argparse.ArgumentError, ValueError):
+        return []  # the parser itself says what is wrong
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -152,22 +155,20 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
     if args.row_seed is not None and args.mock_data:
         raise UserError("--row-seed cuts a corpus into rows, and --mock-data has none; leave one of them out")
-    if args.remit_control != "none" and args.objective != "remit":
-        raise UserError(
-            f"--remit-control {args.remit_control} changes the weights of --objective remit, and the objective is "
-            f"{args.objective}; give --objective remit or leave the control out"
-        )
+    chosen = objective_class(args.objective)
+    for objective in OBJECTIVES.values():
+        if objective is not chosen:
+            objective.check_arguments(args, chosen=False)
     check_score_store(args)
-    if not OBJECTIVES[args.objective].needs_reference:
-        return
+    if chosen.needs_reference:
+        _check_reference(args)
+    chosen.check_arguments(args, chosen=True)
+
+
+def _check_reference(args: argparse.Namespace) -> None:
     if scores_ahead(args) and args.reference_load is None:
         raise UserError(
             f"--objective {args.objective} needs a reference: give --reference-load DIR (tools/import_hf.py makes one)"
-        )
-    if args.objective == "kd" and args.fp16:
-        raise UserError(
-            "--objective kd with --fp16: the gradient of the KL divergence is made before the loss scale multiplies "
-            "it, and its small parts would be zero in fp16; use --bf16 or fp32"
         )
     if args.cuda_graph_impl != "none":
         raise UserError(

@@ -26,7 +26,7 @@ def main() -> None:
     from megatron_remit.arguments import add_remit_arguments, check_arguments
     from megatron_remit.data.datasets import check_corpora, train_valid_test_datasets
     from megatron_remit.forward import forward_step
-    from megatron_remit.objectives import OBJECTIVES
+    from megatron_remit.objectives import objective_class
     from megatron_remit.scoring import session
     from megatron_remit.scoring.arguments import scores_ahead
     from megatron_remit.specs.native import gpt_config
@@ -37,7 +37,7 @@ def main() -> None:
     set_vocabulary(args)
     check_corpora(args, args.remit_vocab_size)
     config = gpt_config(args)
-    if OBJECTIVES[args.objective].needs_reference and not args.skip_train:
+    if objective_class(args.objective).needs_reference and not args.skip_train:
         if args.score_store is not None:
             session.open_store(args, create=args.score_store_write)
         from megatron_remit.reference.checkpoint import reference_arguments
@@ -67,7 +67,8 @@ def set_vocabulary(args: argparse.Namespace) -> None:
     """
     from megatron.training import get_tokenizer
 
-    from megatron_remit.data.tokenizer import check_end_of_document, megatron_fingerprint
+    from megatron_remit.data.tokenizer import megatron_fingerprint
+    from megatron_remit.objectives import objective_class
 
     tokenizer = get_tokenizer()
     if args.remit_vocab_size is None:
@@ -77,8 +78,7 @@ def set_vocabulary(args: argparse.Namespace) -> None:
             f"--tokenizer-model {args.tokenizer_model} has {tokenizer.vocab_size} tokens, but the checkpoint in "
             f"--load {args.load} has {args.remit_vocab_size} embedding rows; use the tokenizer of that checkpoint"
         )
-    if args.objective == "remit" and args.remit_centering == "document":
-        check_end_of_document(tokenizer, args.tokenizer_model)
+    objective_class(args.objective).check_tokenizer(args, tokenizer)
     args.remit_tokenizer_fingerprint = megatron_fingerprint(tokenizer)
 
 

@@ -1,4 +1,4 @@
-"""What a step reports beside Megatron's own figures: weight spread, throughput, the reference's share of the time."""
+"""What a step reports in addition to Megatron's own figures: the objective's, throughput, the reference's share."""
 
 import functools
 import time
@@ -16,7 +16,7 @@ from megatron_remit.scoring.ahead import clock
 def with_step_metrics(train_step: Callable[..., tuple]) -> Callable[..., tuple]:
     """Wrap Megatron's ``train_step``: its first result, the losses of the last stage, gains
 
-    * ``weight std``: standard deviation of the weight over the step's tokens, dimensionless;
+    * what the objective makes of its means (:meth:`Objective.finish_report`; ReMiT: ``weight std``);
     * ``tokens per second``: tokens of the global batch over the step's wall-clock seconds;
     * ``reference share``: the part of those seconds that scoring ahead took, in [0, 1] (with a reference only).
 
@@ -39,10 +39,9 @@ def with_step_metrics(train_step: Callable[..., tuple]) -> Callable[..., tuple]:
 def _add(losses: dict[str, Tensor], seconds: float) -> None:
     options = get_args()
     like = losses["lm loss"]
-    square = losses.pop("weight square", None)
-    if square is not None:
-        losses["weight std"] = (square - losses["weight mean"] ** 2).clamp(min=0).sqrt()
-    if current_objective().needs_reference:
+    objective = current_objective()
+    objective.finish_report(losses)
+    if objective.needs_reference:
         losses["reference share"] = torch.full_like(like, clock.reference_seconds() / seconds)
     tokens = options.global_batch_size * options.seq_length
     losses["tokens per second"] = torch.full_like(like, tokens / seconds)

@@ -13,6 +13,7 @@ cpu.install()
 from megatron.training import get_args, training  # noqa: E402
 
 from megatron_remit import patches, pretrain  # noqa: E402
+from megatron_remit.objectives import current_objective  # noqa: E402
 
 RHO1 = {"objective": "rho1", "rho1_keep_ratio": 0.6}
 PLANS = {
@@ -41,6 +42,7 @@ def main():
     def planned(*args, **kwargs):
         options = get_args()
         vars(options).update(plan[options.curr_iteration % len(plan)])
+        current_objective.cache_clear()
         return train_step(*args, **kwargs)
 
     training.train_step = planned

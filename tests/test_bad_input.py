@@ -15,8 +15,9 @@ from megatron.training.arguments import add_megatron_arguments  # noqa: E402
 from megatron_remit import patches  # noqa: E402
 from megatron_remit.arguments import EXTRA_CHECKPOINT_ARGS, add_remit_arguments, check_arguments  # noqa: E402
 from megatron_remit.data.datasets import check_corpora  # noqa: E402
-from megatron_remit.data.tokenizer import check_end_of_document, folder_fingerprint  # noqa: E402
+from megatron_remit.data.tokenizer import folder_fingerprint  # noqa: E402
 from megatron_remit.errors import UserError  # noqa: E402
+from megatron_remit.objectives.remit import check_end_of_document  # noqa: E402
 from megatron_remit.reference.checkpoint import reference_arguments  # noqa: E402
 from tests.conftest import VOCABULARY, write_corpus  # noqa: E402
 from tests.ranks import pretrain  # noqa: E402

@@ -14,7 +14,7 @@ from megatron_remit import cpu
 
 cpu.install()
 
-from megatron_remit import loss  # noqa: E402
+from megatron_remit.objectives.remit import Remit  # noqa: E402
 from tests.checkpoints import load_tensors  # noqa: E402
 from tests.conftest import VOCABULARY  # noqa: E402
 from tests.ranks import pretrain  # noqa: E402
@@ -153,22 +153,23 @@ def test_keeping_all_tokens_and_alpha_zero_equal_ntp_bit_for_bit(train, tmp_path
         assert torch.equal(tensor, expected_tensors[name]), name
 
 
-def test_the_control_gives_the_losses_of_the_microbatch_weights_of_other_tokens(monkeypatch):
-    args = argparse.Namespace(
-        remit_epsilon=0.2,
-        remit_centering="sequence",
-        remit_control="none",
-        context_parallel_size=1,
-        seed=7,
-        check_for_nan_in_loss_and_grad=False,
-        check_for_spiky_loss=False,
-    )
-    monkeypatch.setattr(loss, "get_args", lambda: args)
+def test_the_control_gives_the_losses_of_the_microbatch_weights_of_other_tokens():
     nll, reference = torch.rand(2, 2, 32, generator=torch.Generator().manual_seed(5)) * 6
-    mask = torch.ones(2, 32)
-    plain = loss.remit_loss(mask, reference, nll, torch.tensor([8, 9]))
-    args.remit_control = "permute"
-    control = loss.remit_loss(mask, reference, nll, torch.tensor([8, 9]))
+    batch = {"loss_mask": torch.ones(2, 32), "reference_nll": reference, "sample": torch.tensor([8, 9])}
+    plain, control = (remit(control).loss(batch, nll) for control in ("none", "permute"))
     for name in ("weight mean", "weight square", "clipped low", "clipped high", "lm loss"):
         torch.testing.assert_close(control[2][name], plain[2][name])
     assert abs(control[0] - plain[0]) > 1e-2 * plain[0]
+
+
+def remit(control):
+    """The objective of a run with seed 7."""
+    args = argparse.Namespace(
+        remit_epsilon=0.2,
+        remit_centering="sequence",
+        remit_control=control,
+        seed=7,
+        remit_vocab_size=VOCABULARY,
+        cross_entropy_impl="auto",
+    )
+    return Remit(args, tokenizer=None)

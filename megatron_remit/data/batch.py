@@ -1,26 +1,51 @@
 """One microbatch on this rank: read on tensor-parallel rank 0, broadcast, cut for context parallelism.
 
-Keys: ``tokens``, ``labels``, ``position_ids`` [b, s] int64, ``loss_mask`` [b, s] float32, ``attention_mask`` or None.
-A pipeline stage that needs a key not has None there. ``reference_nll`` [b, s] float32 (nats) is added by score-ahead,
-``document_ids`` [b, s] int64 where the labels are, with ``--remit-centering document``. With a score store
-``reference_nll`` is read from it on the last stage: NaN in rows that it lacks, and on tensor-parallel rank 0 the rows'
-keys are beside it, ``score_key`` [b, 2] int64.
+Shape suffixes: B sequences of the microbatch, S sequence positions on this rank, W positions of the whole sequence.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypedDict, cast
 
 import torch
 from megatron.core import mpu
 from megatron.core.utils import get_batch_on_this_cp_rank, get_batch_on_this_tp_rank
-from megatron.training import get_args, get_tokenizer
+from megatron.training import get_args
 from torch import Tensor
 
-from megatron_remit.objectives.math.documents import document_ids
 
-_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
+class Batch(TypedDict, total=False):
+    """The columns of a microbatch. A column of Megatron's is None on a pipeline stage that does not need it.
 
-Batch = dict[str, Tensor | None]
+    An objective may add more (:meth:`megatron_remit.objectives.base.Objective.batch_columns`, or before a step in
+    ``look_ahead``) under names of its own.
+    """
+
+    tokens: Tensor | None
+    """[B, S] int64, for the first stage. Set here, from Megatron's dataset."""
+    position_ids: Tensor | None
+    """[B, S] int64, for the first stage. Set here."""
+    attention_mask: Tensor | None
+    """[B or 1, 1, S, W] bool, True = hidden; only with ``--reset-attention-mask``, else None. Set here."""
+    labels: Tensor
+    """[B, S] int64, on the last stage; None where no loss is computed. Set here."""
+    loss_mask: Tensor
+    """[B, S] float32, 1 for tokens that count, on the last stage; None where no loss is computed. Set here."""
+    sample: Tensor
+    """[B] int64, each sequence's place in the run. Set by ``scoring.ahead.read_step``."""
+    reference_nll: Tensor
+    """[B, S] float32, nats, on the last stage. Set by ``scoring.ahead`` from the reference, or here from a score store:
+    then NaN throughout a row that the store lacks."""
+    score_key: Tensor | None
+    """[B, 2] int64, the rows' keys in the score store, on tensor-parallel rank 0 of the last stage. Set here."""
+    reference_hidden: Tensor
+    """[B, S or S / TP, H] in the run's precision, on the last stage: KD's. Set by ``scoring.ahead``."""
+    document_ids: Tensor
+    """[B, S] int64, on the last stage, with ``--remit-centering document``. Set here, by ReMiT's ``batch_columns``."""
+    selected: Tensor
+    """[B, S] bool, with ``--rho1-scope global-batch``. Set by RHO-1's ``look_ahead``."""
+
+
+_MEGATRONS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
 
 
 def get_batch(
@@ -28,21 +53,27 @@ def get_batch(
     micro_batch_size: int,
     vp_stage: int | None = None,
     scored: bool = False,
+    columns: Callable[[Tensor], dict[str, Tensor]] | None = None,
 ) -> Batch:
     """The next microbatch of ``data_iterator``, as this rank needs it (Megatron's ``get_batch_on_this_*_rank``).
 
-    ``data_iterator`` is None on ranks that read no data (tensor-parallel rank above 0, middle pipeline stages);
-    ``micro_batch_size`` sizes their receive buffers. ``scored``: the samples come with the columns of a score store.
+    Args:
+        data_iterator: None on ranks that read no data (tensor-parallel rank above 0, middle pipeline stages).
+        micro_batch_size: sizes the receive buffers of those ranks.
+        vp_stage: the model chunk, with virtual pipeline stages.
+        scored: the samples come with the columns of a score store.
+        columns: an objective's ``batch_columns``: called on the last stage with the whole sequences' labels [B, W].
     """
     args = get_args()
     first = mpu.is_pipeline_first_stage(ignore_virtual=vp_stage is None, vp_stage=vp_stage)
     last = mpu.is_pipeline_last_stage(ignore_virtual=vp_stage is None, vp_stage=vp_stage)
     if not first and not last:
-        return dict.fromkeys(_KEYS)
+        return cast(Batch, dict.fromkeys(_MEGATRONS))
     raw: dict[str, Any] | None = None
     if mpu.get_tensor_model_parallel_rank() == 0:
+        assert data_iterator is not None, "the ranks of tensor-parallel rank 0 read the data"
         raw = {key: value.cuda(non_blocking=True) for key, value in next(data_iterator).items()}
-    batch = get_batch_on_this_tp_rank(
+    read = get_batch_on_this_tp_rank(
         raw,
         has_cu_seqlens=False,
         is_hybrid_cp=False,
@@ -58,25 +89,42 @@ def get_batch(
         is_pipeline_first_stage=first,
         is_pipeline_last_stage=last,
     )
-    kept = {key: batch.get(key) for key in _KEYS}
-    if args.objective == "remit" and args.remit_centering == "document" and last:
-        # Borders are counted over the whole sequence, before it is cut for context parallelism.
-        kept["document_ids"] = document_ids(kept["labels"], get_tokenizer().eod)
+    batch = {key: read.get(key) for key in _MEGATRONS}
+    if columns is not None and last:
+        batch |= columns(batch["labels"])
     if scored and last:
-        kept["reference_nll"] = _broadcast_scores(raw, micro_batch_size)
-    kept = get_batch_on_this_cp_rank(kept, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group())
+        batch["reference_nll"] = _broadcast_scores(raw, micro_batch_size, args.seq_length)
+    batch = get_batch_on_this_cp_rank(batch, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group())
     if scored and last:
-        kept["score_key"] = None if raw is None else raw["score_key"]
-    return kept
+        batch["score_key"] = None if raw is None else raw["score_key"]
+    return cast(Batch, batch)
 
 
-def _broadcast_scores(raw: dict[str, Any] | None, micro_batch_size: int) -> Tensor:
+def _broadcast_scores(raw: dict[str, Any] | None, micro_batch_size: int, seq_length: int) -> Tensor:
     """The column ``reference_nll`` on every tensor-parallel rank; Megatron's broadcast has a fixed list of keys."""
     if raw is None:
-        shape = (micro_batch_size, get_args().seq_length)
-        nll_BS = torch.empty(shape, dtype=torch.float32, device=torch.cuda.current_device())
+        shape = (micro_batch_size, seq_length)
+        nll_BW = torch.empty(shape, dtype=torch.float32, device=torch.cuda.current_device())
     else:
-        nll_BS = raw["reference_nll"]
+        nll_BW = raw["reference_nll"]
     group = mpu.get_tensor_model_parallel_group()
-    torch.distributed.broadcast(nll_BS, mpu.get_tensor_model_parallel_src_rank(), group=group)
-    return nll_BS
+    torch.distributed.broadcast(nll_BW, mpu.get_tensor_model_parallel_src_rank(), group=group)
+    return nll_BW
+
+
+def regroup(batches: list[Batch], size: int, micro_batch_size: int) -> list[Batch]:
+    """The same sequences in microbatches of ``size`` sequences, in order."""
+    if size == micro_batch_size:
+        return batches
+    columns: dict[str, tuple[Tensor, ...] | None] = {}
+    for key in batches[0]:
+        values: list[Any] = [cast(dict, batch)[key] for batch in batches]
+        columns[key] = None if values[0] is None else torch.cat(values).split(size)
+    count = len(batches) * micro_batch_size // size
+    groups = [{key: None if column is None else column[i] for key, column in columns.items()} for i in range(count)]
+    return cast(list[Batch], groups)
+
+
+def set_column(batch: Batch, name: str, value: Tensor) -> None:
+    """Add the column that an objective names."""
+    cast(dict, batch)[name] = value

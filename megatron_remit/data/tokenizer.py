@@ -5,8 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from megatron_remit.errors import UserError
-
 
 def fingerprint(vocabulary: dict[str, int]) -> str:
     """SHA-256 over the (token, id) pairs in id order, as 64 hexadecimal digits."""
@@ -32,21 +30,3 @@ def megatron_fingerprint(tokenizer: Any) -> str | None:
     if isinstance(vocabulary, list):
         vocabulary = {token: index for index, token in enumerate(vocabulary)}
     return fingerprint(vocabulary) if isinstance(vocabulary, dict) and vocabulary else None
-
-
-def check_end_of_document(tokenizer: Any, name: str | None) -> None:
-    """Raise UserError if the labels of Megatron's dataset do not show where documents end.
-
-    The dataset masks every label that is the padding token and writes token 0 in its place.
-    """
-    if tokenizer.eod is None:
-        raise UserError(
-            f"--remit-centering document: the tokenizer {name} has no end-of-document token (eos_token), so borders "
-            "between documents are unknown; give it one, or use --remit-centering sequence"
-        )
-    if tokenizer.eod == tokenizer.pad:
-        raise UserError(
-            f"--remit-centering document: in the tokenizer {name} token {tokenizer.eod} both ends a document and pads; "
-            "Megatron's dataset removes padding from the labels and the borders with it: give the tokenizer a padding "
-            "token of its own, or use --remit-centering sequence"
-        )

@@ -1,18 +1,31 @@
-"""What the training program asks of an objective. The base class is next-token prediction.
+"""What the training program asks of an objective, and what each objective may leave as it is.
 
-Shape suffixes: B sequences of a microbatch, S sequence positions on this rank.
+An objective is one file: its flags, the check of them, the batch columns that it needs, its loss and its figures. It is
+made once per run from the parsed arguments (:func:`megatron_remit.objectives.current_objective`), so a loss reads no
+global state. docs/new-objective.md goes through a new one.
+
+Shape suffixes: B sequences of a microbatch, S sequence positions on this rank, W positions of the whole sequence.
 """
 
+import abc
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 
 from megatron_remit.data.batch import Batch
-from megatron_remit.loss import LossResult, ntp_loss
-from megatron_remit.nll import Output, nll_output
+from megatron_remit.nll import Output, Vocabulary, nll_output
+
+LossResult = tuple[Tensor, Tensor, dict[str, Tensor]]
+"""``(sum of the loss over this rank's tokens, number of tokens int32, report)``.
+
+Megatron divides by the token count of the global batch (``--calculate-per-token-loss``), so the divisor of equation 6
+is the number of tokens and never the sum of the weights. A report value is :func:`mean`'s pair.
+"""
 
 
 @dataclass(frozen=True)
@@ -28,29 +41,82 @@ class Step:
     on the last pipeline stage, elsewhere nothing. All ranks must call it, or none."""
 
 
-class Objective:
-    """Next-token prediction, and what another objective may replace."""
+class Objective(abc.ABC):
+    """One training objective. Only :meth:`loss` has to be written."""
 
-    name = "ntp"
-    summary = "each token weighs 1"
-    needs_reference = False
-    kept = "reference_nll"
-    """The microbatch's entry that holds what the reference's pass gave."""
+    name: ClassVar[str]
+    """What ``--objective`` calls it, and error messages."""
+    summary: ClassVar[str]
+    """A few words for ``--help``."""
+    needs_reference: ClassVar[bool] = False
+    """Whether the reference scores each step first."""
+    reference_column: ClassVar[str] = "reference_nll"
+    """The batch column that receives what the reference's pass gave. A score store can serve ``reference_nll``."""
 
-    def add_arguments(self, group: Any) -> None:
-        """Add this objective's flags to the ReMiT argument group."""
+    @classmethod
+    def add_arguments(cls, group: Any) -> None:
+        """Add this objective's flags to the ReMiT argument group; the names begin with the objective's."""
+
+    @classmethod
+    def check_arguments(cls, args: argparse.Namespace, chosen: bool) -> None:
+        """Refuse flags that cannot work together. ``chosen``: whether the run has this objective.
+
+        Raises:
+            UserError: names the flag, what was found and what to do.
+        """
+
+    @classmethod
+    def check_tokenizer(cls, args: argparse.Namespace, tokenizer: Any) -> None:
+        """Refuse a tokenizer that this objective cannot work with (Megatron's tokenizer object). Raises UserError."""
+
+    def __init__(self, args: argparse.Namespace, tokenizer: Any) -> None:
+        """Take from the run's arguments, and from Megatron's tokenizer, what the loss will need."""
+        self.vocabulary = Vocabulary.of(args)
+
+    def batch_columns(self, labels_BW: Tensor) -> dict[str, Tensor]:
+        """More columns [B, W] of a microbatch, by name, on ranks that compute a loss.
+
+        ``labels_BW`` are whole sequences; context parallelism cuts the columns together with them.
+        """
+        return {}
 
     def reference_output(self) -> Output:
-        """What the reference computes from its final hidden states, batch first; kept for each microbatch."""
-        return nll_output()
+        """What the reference computes from its final hidden states, batch first; stored with each microbatch."""
+        return nll_output(self.vocabulary)
 
     def look_ahead(self, step: Step) -> None:
-        """Called once a step on every rank, after the reference and before the policy: may add to the microbatches."""
+        """Called once per step on every rank, after the reference and before the policy: may add batch columns."""
 
     def policy_output(self, batch: Batch) -> Output:
         """What the policy computes from its final hidden states for this microbatch, with gradients."""
-        return nll_output()
+        return nll_output(self.vocabulary)
 
+    @abc.abstractmethod
     def loss(self, batch: Batch, output: Tensor) -> LossResult:
-        """The loss of one microbatch from :meth:`policy_output`'s result (see :mod:`megatron_remit.loss`)."""
-        return ntp_loss(batch["loss_mask"], output)
+        """The loss of one microbatch from :meth:`policy_output`'s result."""
+
+    def finish_report(self, report: dict[str, Tensor]) -> None:
+        """Turn a step's reported means, reduced over microbatches and ranks, into what is logged. Works in place."""
+
+
+def mean(total: Tensor, num_tokens: Tensor) -> Tensor:
+    """A report value: the pair (sum, tokens) that Megatron's ``train_step`` adds up over ranks before it divides."""
+    return torch.stack([total.detach().float(), num_tokens.float()])
+
+
+def number_in(low: float, high: float, low_counts: bool, message: str) -> Callable[[str], float]:
+    """An argparse type: a number from ``low`` (included if ``low_counts``) up to ``high``, infinity excluded.
+
+    ``message`` follows the refused text.
+    """
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not (low <= value if low_counts else low < value) or not value <= high or value == float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} {message}")
+        return value
+
+    return parse

@@ -2,8 +2,10 @@
 
 Megatron's schedule for the step is wrapped. The wrapper reads the step's microbatches, runs the reference over them
 with the same schedule in forward-only mode, and then lets the policy train on the same microbatches, each with one
-more entry: ``reference_nll``, or what else the objective keeps. The reference's pipeline drain overlaps the policy's
-fill, and interleaved schedules need no special tensor shapes. Evaluation passes straight through.
+more column: ``reference_nll``, or what else the objective asks of the reference. The reference's pipeline drain
+overlaps the policy's fill, and interleaved schedules need no special tensor shapes. Evaluation passes straight through.
+
+The reference's values live for one step: they hang on its microbatches, which go when the schedule has consumed them.
 
 Never score inside the policy's forward step: the last stage would wait for policy activations while the first stage
 sends the reference's.
@@ -23,8 +25,8 @@ from megatron.training import get_args
 from torch import Tensor
 from torch.nn import Module
 
-from megatron_remit.data.batch import Batch, get_batch
-from megatron_remit.nll import Output, nll_output, run_model
+from megatron_remit.data.batch import Batch, get_batch, regroup, set_column
+from megatron_remit.nll import Output, Vocabulary, nll_output, run_model
 from megatron_remit.objectives import current_objective
 from megatron_remit.objectives.base import Objective, Step
 from megatron_remit.scoring.online import filled, missing_groups
@@ -49,17 +51,19 @@ class ScoreAhead:
         chunked = isinstance(data_iterator, list)
         iterators = data_iterator if chunked else [data_iterator]
         clock.start_reference()
-        batches = [read_step(iterator, vp_stage if chunked else None) for vp_stage, iterator in enumerate(iterators)]
+        batches = [
+            read_step(objective, iterator, vp_stage if chunked else None) for vp_stage, iterator in enumerate(iterators)
+        ]
         seq_length = kwargs["seq_length"]
-        self._add_scores(objective, batches, seq_length)
+        self._add_reference_column(objective, batches, seq_length)
         policy_nll = partial(self._policy_nll, kwargs["model"], batches, seq_length)
         objective.look_ahead(Step(batches, self._reference, policy_nll))
         clock.stop_reference()
         ready = [iter(chunk_batches) for chunk_batches in batches]
         return self._schedule(data_iterator=ready if chunked else ready[0], forward_only=False, **kwargs)
 
-    def _add_scores(self, objective: Objective, batches: list[list[Batch]], seq_length: int) -> None:
-        """Put what the objective keeps of the reference's pass into the last model chunk's batches.
+    def _add_reference_column(self, objective: Objective, batches: list[list[Batch]], seq_length: int) -> None:
+        """Put what the objective asks of the reference into the last model chunk's batches.
 
         With a score store only the reference microbatches that hold a row it lacks are run.
         """
@@ -68,28 +72,28 @@ class ScoreAhead:
             return  # the samples brought their scores along
         size, output = args.reference_micro_batch_size, objective.reference_output()
         groups = [regroup(chunk, size, args.micro_batch_size) for chunk in batches]
-        score = partial(score_microbatches, self._schedule, self._reference)
+        run_reference = partial(score_microbatches, self._schedule, self._reference)
         if args.score_store is None:
-            kept = score(groups, output, size, seq_length)
+            values = run_reference(groups, output, size, seq_length)
         else:
             wanted = missing_groups(groups[-1])
             selected = [[chunk[number] for number in wanted] for chunk in groups]
-            kept = filled(groups[-1], wanted, score(selected, output, size, seq_length) if wanted else [])
-        if kept and size != args.micro_batch_size:
-            kept = torch.cat(kept).split(args.micro_batch_size)
-        if kept:
+            values = filled(groups[-1], wanted, run_reference(selected, output, size, seq_length) if wanted else [])
+        if values and size != args.micro_batch_size:
+            values = torch.cat(values).split(args.micro_batch_size)
+        if values:
             # The last model chunk of the last stage computes the loss.
-            for batch, value in zip(batches[-1], kept, strict=True):
-                batch[objective.kept] = value
+            for batch, value in zip(batches[-1], values, strict=True):
+                set_column(batch, objective.reference_column, value)
 
     def _policy_nll(self, model: list[Module] | Module, batches: list[list[Batch]], seq_length: int) -> list[Tensor]:
         """The policy's NLL of each microbatch before the step, without dropout (see :class:`Step`)."""
+        args = get_args()
         chunks = model if isinstance(model, list) else [model]
         for chunk in chunks:
             chunk.eval()
-        nlls = score_microbatches(
-            self._schedule, chunks, batches, nll_output(), get_args().micro_batch_size, seq_length
-        )
+        output = nll_output(Vocabulary.of(args))
+        nlls = score_microbatches(self._schedule, chunks, batches, output, args.micro_batch_size, seq_length)
         for chunk in chunks:
             chunk.train()
         return nlls
@@ -122,13 +126,15 @@ def score_microbatches(
     )
 
 
-def read_step(data_iterator: Iterator[dict[str, Any]] | None, vp_stage: int | None) -> list[Batch]:
+def read_step(
+    objective: Objective, data_iterator: Iterator[dict[str, Any]] | None, vp_stage: int | None
+) -> list[Batch]:
     """All microbatches of one training step on this rank, their sequences numbered by their place in the run."""
     args = get_args()
     size, ranks = args.micro_batch_size, mpu.get_data_parallel_world_size()
     batches = []
     for index in range(get_num_microbatches()):
-        batch = get_batch(data_iterator, size, vp_stage, scored=args.score_store is not None)
+        batch = get_batch(data_iterator, size, vp_stage, args.score_store is not None, objective.batch_columns)
         # Megatron's sampler gives each data-parallel rank a microbatch in turn.
         first = args.consumed_train_samples + (index * ranks + mpu.get_data_parallel_rank()) * size
         batch["sample"] = torch.arange(first, first + size)
@@ -136,25 +142,13 @@ def read_step(data_iterator: Iterator[dict[str, Any]] | None, vp_stage: int | No
     return batches
 
 
-def regroup(batches: list[Batch], size: int, micro_batch_size: int) -> list[Batch]:
-    """The same sequences in microbatches of ``size`` sequences, in order."""
-    if size == micro_batch_size:
-        return batches
-    columns: dict[str, tuple[Tensor, ...] | None] = {}
-    for key in batches[0]:
-        values = [batch[key] for batch in batches]
-        columns[key] = None if values[0] is None else torch.cat(values).split(size)
-    count = len(batches) * micro_batch_size // size
-    return [{key: None if column is None else column[i] for key, column in columns.items()} for i in range(count)]
-
-
 def _forward_step(
     output: Output, data_iterator: Iterator[Batch], model: Module
 ) -> tuple[Tensor, Callable[..., Tensor]]:
-    return run_model(next(data_iterator), model, output), partial(_keep, output.kept_dtype)
+    return run_model(next(data_iterator), model, output), partial(_stored, output.stored_dtype)
 
 
-def _keep(dtype: torch.dtype, value: Tensor, non_loss_data: bool = False) -> Tensor:
+def _stored(dtype: torch.dtype, value: Tensor, non_loss_data: bool = False) -> Tensor:
     return value.detach().to(dtype)
 
 

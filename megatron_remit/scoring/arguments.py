@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_remit.errors import UserError
-from megatron_remit.objectives import OBJECTIVES
+from megatron_remit.objectives import objective_class
 from megatron_remit.score_store.writer import SHARD_SECONDS
 
 
@@ -60,7 +60,7 @@ def _seconds(text: str) -> float:
 
 def scores_ahead(args: argparse.Namespace) -> bool:
     """Whether the run builds the reference and scores its training steps with it."""
-    return OBJECTIVES[args.objective].needs_reference and (args.score_store is None or args.score_miss == "online")
+    return objective_class(args.objective).needs_reference and (args.score_store is None or args.score_miss == "online")
 
 
 def check_score_store(args: argparse.Namespace) -> None:
@@ -83,10 +83,10 @@ def check_score_store(args: argparse.Namespace) -> None:
         if given:
             raise UserError(f"{given[0]} needs a store: give --score-store DIR")
         return
-    objective = OBJECTIVES[args.objective]
+    objective = objective_class(args.objective)
     if not objective.needs_reference:
         raise UserError("--score-store is for objectives with a reference: give --objective remit, or leave it out")
-    if objective.kept != "reference_nll":
+    if objective.reference_column != "reference_nll":
         raise UserError(
             f"--score-store holds one NLL a token, and --objective {args.objective} needs the reference's whole "
             "distribution: leave the store out and give --reference-load DIR"

@@ -22,13 +22,12 @@ from torch.utils.data import Dataset, default_collate
 
 from megatron_remit.data.batch import get_batch
 from megatron_remit.data.datasets import reads_data
-from megatron_remit.nll import nll_output
-from megatron_remit.parallel import whole_sequence
+from megatron_remit.nll import Vocabulary, nll_output
+from megatron_remit.parallel import agree_on_maximum, whole_sequence
 from megatron_remit.score_store.keys import Key, row_key
 from megatron_remit.score_store.reader import ScoreStore
 from megatron_remit.score_store.writer import StoreWriter
 from megatron_remit.scoring.ahead import score_microbatches
-from megatron_remit.scoring.online import agree_on_maximum
 from megatron_remit.scoring.session import start_writer, writes_scores
 
 _MESSAGE_SECONDS = 10.0
@@ -96,7 +95,9 @@ def _score(reference: list[Module], dataset: Dataset | None, rows: list[int], co
         stage = vp_stage if chunks > 1 else None
         samples = _microbatches(dataset, rows, size) if reads_data(stage) else None
         batches.append([get_batch(samples, size, stage) for _ in range(count)])
-    return score_microbatches(get_forward_backward_func(), reference, batches, nll_output(), size, args.seq_length)
+    return score_microbatches(
+        get_forward_backward_func(), reference, batches, nll_output(Vocabulary.of(args)), size, args.seq_length
+    )
 
 
 def _microbatches(dataset: Dataset, rows: list[int], size: int) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Write two stores whose scores differ by a known amount for each token, and select once with an interruption.
 
-python -m tests.selection.make_stores FOLDER <data flags>: FOLDER/large and FOLDER/small; FOLDER/interrupted.npz holds the
+python -m tests.selection.make_stores FOLDER <data flags>: writes FOLDER/large and FOLDER/small; FOLDER/interrupted.npz holds the
 documents' scores of a run that was stopped and resumed, and how many rows each part read.
 """
 
