@@ -28,7 +28,9 @@ def one_rank(material, own_module):
 
 
 def test_the_example_of_the_page_trains_as_it_says(one_rank):
-    for share, loss, ntp in zip(*(one_rank.series(f"{name}") for name in ("behind share", "behind loss", "lm loss"))):
+    for share, loss, ntp in zip(
+        *(one_rank.series(f"{name}") for name in ("behind share", "behind loss", "lm loss")), strict=True
+    ):
         assert 0.1 < share < 0.9
         assert 0.5 * share * ntp < loss < 2.0 * share * ntp
 
