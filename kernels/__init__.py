@@ -1,1 +1,1 @@
-"""Kernels, each beside its plain-torch truth."""
+"""Kernels, each next to its plain-torch truth."""

@@ -27,7 +27,7 @@ def _keep(logits: Tensor) -> Tensor:
     return logits
 
 
-def whole_sequence(hidden_sBH: Tensor, sequence_parallel: bool, group: ProcessGroup | None) -> Tensor:
+def all_positions(hidden_sBH: Tensor, sequence_parallel: bool, group: ProcessGroup | None) -> Tensor:
     """Hidden states of all positions as rows, [N, H]; under sequence parallelism a rank holds S / TP positions."""
     if sequence_parallel:
         hidden_sBH = gather_from_sequence_parallel_region(hidden_sBH, group=group)
@@ -91,7 +91,7 @@ def chunked_head_nll(
         scale_logits: Megatron's factor on the logits under muP.
         chunk_bytes: memory for logits.
     """
-    hidden_NH = whole_sequence(hidden_sBH, sequence_parallel, group)
+    hidden_NH = all_positions(hidden_sBH, sequence_parallel, group)
     targets_N = targets_SB.reshape(-1)
     kernels = load_implementation(implementation)
     shard = Shard.of(weight_VH.size(0), vocabulary_size, group)

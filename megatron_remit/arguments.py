@@ -191,11 +191,11 @@ def _check_reference_micro_batch(args: argparse.Namespace) -> None:
     if size < 1 or sequences % size:
         raise UserError(
             f"--reference-micro-batch-size {size} does not divide the {sequences} sequences that each data-parallel "
-            f"rank reads a step (--global-batch-size {args.global_batch_size} over {args.data_parallel_size} ranks)"
+            f"rank reads per step (--global-batch-size {args.global_batch_size} over {args.data_parallel_size} ranks)"
         )
     stages = args.pipeline_model_parallel_size
     if args.virtual_pipeline_model_parallel_size and (sequences // size) % stages:
         raise UserError(
-            f"--reference-micro-batch-size {size} gives {sequences // size} reference microbatches a step; the "
+            f"--reference-micro-batch-size {size} gives {sequences // size} reference microbatches per step; the "
             f"interleaved schedule needs a multiple of the {stages} pipeline stages"
         )

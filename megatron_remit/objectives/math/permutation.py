@@ -21,7 +21,7 @@ def permute_weights(
     """The weights of each sequence's unmasked tokens in a random order; masked tokens keep theirs. [B, S].
 
     Args:
-        weight_BS: one weight a token.
+        weight_BS: one weight per token.
         mask_BS: 1 for tokens that count, 0 for the others.
         sample_B: each sequence's number in the run (samples consumed before it). With ``seed`` it alone decides the
             order, so all parallel layouts and a resumed run agree.

@@ -73,7 +73,7 @@ def select_in_global_batch(
 ) -> Tensor:
     """True for the selected tokens, [M, B, S], ranked over all microbatches of the step on all data-parallel ranks.
 
-    Every rank of ``dp_group`` gathers the excess and the mask of the whole batch, 4 bytes each a token, and ranks it.
+    Every rank of ``dp_group`` gathers the excess and the mask of the whole batch, 4 bytes each per token, and ranks it.
     Raises ValueError as :func:`select_highest` does.
     """
     excess_MDBW = whole_batch(whole_sequence(excess_MBS, cp_group), dp_group)
