@@ -3,7 +3,7 @@
 #
 #   BASE_HF=... RL_HF=... CORPUS=... RUN_DIR=... sbatch examples/remit_olmo1b.sh
 #
-# With --dry-run, and without sbatch, it prints the command and the memory of a GPU. docs/cluster.md has the rest.
+# With --dry-run, and without sbatch, it prints the command and the memory per GPU. docs/cluster.md has the rest.
 #SBATCH --job-name=remit_olmo1b
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -16,20 +16,12 @@
 #SBATCH --output=%x-%j.out
 set -euo pipefail
 
-# sbatch runs a copy of this file from a spool folder: the functions are then found from where it was submitted.
-here=$(dirname "${BASH_SOURCE[0]}")
-[[ -e $here/lib/cluster.sh ]] || here=${REMIT_PROJECT:-${SLURM_SUBMIT_DIR:-.}}/examples
-[[ -e $here/lib/cluster.sh ]] || {
-  echo "error: $here/lib/cluster.sh: no such file; submit from the repository's root, or set REMIT_PROJECT to it" >&2
+# sbatch runs a copy of this file from a spool folder: the project is then found from where the job was submitted.
+lib=$(dirname "${BASH_SOURCE[0]}")/lib/cluster.sh
+[[ -e $lib ]] || lib=${REMIT_PROJECT:-${SLURM_SUBMIT_DIR:-.}}/examples/lib/cluster.sh
+[[ -e $lib ]] || {
+  echo "error: $lib: no such file; submit from the repository's root, or set REMIT_PROJECT to it" >&2
   exit 2
 }
 # shellcheck source=examples/lib/cluster.sh
-source "$here/lib/cluster.sh"
-
-SEQ_LENGTH=${SEQ_LENGTH:-4096}
-GLOBAL_BATCH_SIZE=${GLOBAL_BATCH_SIZE:-512}   # sequences: 2M tokens a step
-LR=${LR:-3e-4}
-MICRO_BATCH_SIZE=${MICRO_BATCH_SIZE:-4}
-REFERENCE_MICRO_BATCH_SIZE=${REFERENCE_MICRO_BATCH_SIZE:-8}
-
-remit_main "$@"
+source "$lib" olmo1b "$@"

@@ -1,1 +1,1 @@
-"""What a job on a Slurm cluster needs beside the training program: the launcher on each node, the plan of a run."""
+"""A job on a cluster: its settings, its way from import to export, the launcher on each node, the plan of a run."""

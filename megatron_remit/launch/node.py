@@ -1,4 +1,4 @@
-"""torchrun for a preemptible Slurm job: ``srun python -m megatron_remit.launch.node <torchrun's arguments>``.
+"""torchrun for a preemptible job: ``srun python -m megatron_remit.launch.node <torchrun's arguments>``.
 
 Slurm announces preemption and the time limit with SIGTERM or SIGUSR1. Megatron's ``--exit-signal-handler`` saves after
 the current step when a *worker* gets SIGTERM. torchrun in between is in the way: it answers SIGTERM by ending its
@@ -6,7 +6,6 @@ workers, with SIGKILL after 30 seconds, which is less than many a checkpoint tak
 that ignores both signals, and this process passes SIGTERM to the workers and then waits for as long as they need.
 """
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 
 import psutil
+
+from megatron_remit.launch.slurm import node_rank
 
 ANNOUNCEMENTS = (signal.SIGTERM, signal.SIGUSR1)
 POLL_SECONDS = 0.5
@@ -25,8 +26,8 @@ _ENDS_TORCHRUN = "SIGINT,SIGHUP,SIGQUIT"
 def launch(torchrun_arguments: Sequence[str]) -> int:
     """Run torchrun with ``torchrun_arguments`` and return its exit status.
 
-    The node's rank is Slurm's (``SLURM_NODEID``), so rank 0 is on the first node of the allocation, whose address
-    ``--master-addr`` gives.
+    The node's rank is the scheduler's (``slurm.node_rank``), so rank 0 is on the first node of the allocation, whose
+    address ``--master-addr`` gives.
     """
     asked_to_stop = False
 
@@ -46,7 +47,7 @@ def launch(torchrun_arguments: Sequence[str]) -> int:
             "--signals-to-handle",
             _ENDS_TORCHRUN,
             "--node-rank",
-            os.environ.get("SLURM_NODEID", "0"),
+            node_rank(),
             *torchrun_arguments,
         ]
     )

@@ -1,0 +1,130 @@
+"""The command lines of a job, as lists of words: plan, import, training, export.
+
+They run on the nodes with the settings' Python; what runs them there is ``slurm.step``. Runs on the host with the
+standard library alone (see ``megatron_remit.launch.job``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_remit.errors import UserError
+from megatron_remit.launch.settings import Settings
+
+
+@dataclass(frozen=True)
+class Commands:
+    """The command lines of a run that goes on after step ``saved`` (0: from the imported base)."""
+
+    settings: Settings
+    base: Path  # the folder of the imported base model
+    reference: Path | None  # that of the imported reference; None for NTP
+    saved: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> Commands:
+        """Those of a run as the file system has it now."""
+        base = import_folder(settings.base_hf, settings.import_dir)
+        reference = None
+        if settings.objective != "ntp" and settings.rl_hf is not None:
+            reference = import_folder(settings.rl_hf, settings.import_dir)
+        return cls(settings, base, reference, saved_step(settings.run_dir))
+
+    def training_flags(self) -> list[str]:
+        """The flags of the training program."""
+        settings, run_dir = self.settings, self.settings.run_dir
+        # fmt: off
+        flags = [
+            "--use-checkpoint-args", "--exit-on-missing-checkpoint",
+            "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", f"{self.base}/hf",
+            "--objective", settings.objective,
+            "--data-path", *settings.data_path,
+            "--split", settings.split, "--seq-length", f"{settings.seq_length}", "--seed", settings.seed,
+            "--micro-batch-size", f"{settings.micro_batch_size}",
+            "--global-batch-size", f"{settings.global_batch_size}",
+            "--train-iters", f"{settings.train_iters}",
+            "--lr", settings.lr, "--min-lr", settings.min_lr,
+            "--lr-decay-style", "cosine", "--lr-warmup-iters", settings.warmup_iters,
+            "--adam-beta1", "0.9", "--adam-beta2", "0.95", "--weight-decay", "0.1", "--clip-grad", "1.0",
+            "--tensor-model-parallel-size", f"{settings.tp}", "--pipeline-model-parallel-size", f"{settings.pp}",
+            "--use-distributed-optimizer", "--overlap-grad-reduce", "--overlap-param-gather",
+            "--save", f"{run_dir}/checkpoints", "--save-interval", f"{settings.save_interval}",
+            "--exit-signal-handler",
+            "--eval-interval", settings.eval_interval, "--eval-iters", settings.eval_iters,
+            "--tensorboard-dir", f"{run_dir}/tensorboard", "--tensorboard-log-interval", "1", "--log-interval", "1",
+        ]
+        # fmt: on
+        if settings.tp > 1:
+            flags.append("--sequence-parallel")
+        if settings.precision != "fp32":
+            flags.append(f"--{settings.precision}")
+        if self.reference is not None:
+            flags += ["--reference-load", f"{self.reference}", "--remit-epsilon", settings.epsilon]
+            flags += ["--reference-micro-batch-size", f"{settings.reference_micro_batch_size}"]
+        flags += settings.extra_args.split()
+        if self.saved:
+            return [*flags, "--load", f"{run_dir}/checkpoints"]
+        return [*flags, "--load", f"{self.base}", "--finetune"]
+
+    def train(self) -> list[str]:
+        """Training on all nodes: one of these per node, which starts a process per GPU."""
+        settings = self.settings
+        meeting = ["--master-addr", settings.master_addr, "--master-port", settings.master_port]
+        size = ["--nnodes", f"{settings.nodes}", "--nproc-per-node", f"{settings.gpus_per_node}"]
+        torchrun = [settings.python, "-m", "megatron_remit.launch.node", *size, *meeting]
+        return [*torchrun, "-m", "megatron_remit.pretrain", *self.training_flags()]
+
+    def plan(self) -> list[str]:
+        """The check of the corpus against the tokenizer and of the batch against the layout, and the memory."""
+        settings = self.settings
+        command = [*self._tool("plan_run.py"), "--base-hf", f"{settings.base_hf}"]
+        command += ["--gpus", f"{settings.nodes * settings.gpus_per_node}"]
+        if self.reference is not None:
+            command += ["--reference-hf", f"{settings.rl_hf}"]
+        return [*command, "--", *self.training_flags()]
+
+    def import_model(self, hf: Path, out: Path) -> list[str]:
+        """The import of the Hugging Face model ``hf`` to ``out``."""
+        return [*self._tool("import_hf.py"), "--hf", f"{hf}", "--out", f"{out}"]
+
+    def export(self) -> list[str]:
+        """The export of the last checkpoint to the run's folder."""
+        run_dir = self.settings.run_dir
+        flags = ["--megatron", f"{run_dir}/checkpoints", "--hf-template", f"{self.base}/hf", "--out", f"{run_dir}/hf"]
+        return [*self._tool("export_hf.py"), *flags]
+
+    def _tool(self, name: str) -> list[str]:
+        return [self.settings.python, f"{self.settings.tools}/{name}"]
+
+
+def import_folder(hf: Path, import_dir: Path) -> Path:
+    """The folder under ``import_dir`` where the import of ``hf`` belongs.
+
+    Its name follows the content (path, and sizes and times of the files): a model that was replaced in place is
+    imported anew.
+    """
+    files = []
+    for entry in os.scandir(hf):
+        if entry.is_file():
+            size, modified = entry.stat().st_size, entry.stat().st_mtime_ns // 10**9
+            files.append(os.fsencode(entry.name) + f" {size} {modified}\n".encode())
+    content = os.fsencode(hf) + b"\n" + b"".join(sorted(files))
+    return import_dir / f"{hf.name}-{hashlib.sha256(content).hexdigest()[:12]}"
+
+
+def saved_step(run_dir: Path) -> int:
+    """The step of the last checkpoint in the run's own folder, 0 if there is none.
+
+    Raises:
+        UserError: Megatron's tracker file does not hold a step.
+    """
+    tracker = run_dir / "checkpoints/latest_checkpointed_iteration.txt"
+    if not tracker.is_file():
+        return 0
+    text = tracker.read_text(encoding="utf-8").strip()
+    if not text.isdecimal():
+        raise UserError(f"{tracker}: '{text}' is not the number of a step; write that of the last whole checkpoint")
+    return int(text)

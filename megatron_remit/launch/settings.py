@@ -1,0 +1,130 @@
+"""The settings of a job, read from the environment: the paper's values per model, and what follows from the settings.
+
+The variables themselves, with defaults and checks, are in ``variables.py``. A variable that is set to nothing counts as
+not set. Runs on the host with the standard library alone (see ``megatron_remit.launch.job``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_remit.errors import UserError
+from megatron_remit.launch.slurm import Container
+from megatron_remit.launch.variables import VARIABLES, Host, Values, is_weight
+
+# The paper's values per model (section 5.1 and appendix D); the microbatches are ours. A step of GLOBAL_BATCH_SIZE
+# sequences has 2M tokens for OLMo-2 and SmolLM3, 64M for Youtu-LLM (M is 2^20).
+RECIPES = {
+    "olmo1b": {"SEQ_LENGTH": "4096", "GLOBAL_BATCH_SIZE": "512", "LR": "3e-4"}
+    | {"MICRO_BATCH_SIZE": "4", "REFERENCE_MICRO_BATCH_SIZE": "8"},
+    "smollm3_3b": {"SEQ_LENGTH": "8192", "GLOBAL_BATCH_SIZE": "256", "LR": "2e-4"}
+    | {"MICRO_BATCH_SIZE": "1", "REFERENCE_MICRO_BATCH_SIZE": "2"},
+    "youtu_llm_2b": {"SEQ_LENGTH": "8192", "GLOBAL_BATCH_SIZE": "8192", "LR": "2e-4"}
+    | {"MICRO_BATCH_SIZE": "1", "REFERENCE_MICRO_BATCH_SIZE": "2"},
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one run, checked. A field is the variable of its name in capitals; all paths are whole."""
+
+    project: Path  # the folder of this repository on the host
+    base_hf: Path
+    corpus: str
+    run_dir: Path
+    objective: str
+    rl_hf: Path | None
+    import_dir: Path
+    seq_length: int
+    global_batch_size: int
+    lr: str
+    min_lr: str
+    warmup_iters: str
+    epsilon: str
+    tokens: int
+    train_iters: int
+    seed: str
+    split: str
+    save_interval: int
+    eval_interval: str
+    eval_iters: str
+    precision: str
+    extra_args: str
+    micro_batch_size: int
+    reference_micro_batch_size: int
+    tp: int
+    pp: int
+    nodes: int
+    gpus_per_node: int
+    master_addr: str
+    master_port: str
+    max_restarts: int
+    container_image: str
+    container_mounts: str
+    container_project: str
+    venv: str
+    python: str
+    omp_num_threads: str
+    cuda_device_max_connections: str
+
+    @property
+    def data_path(self) -> list[str]:
+        """The words for ``--data-path``: weights as they are, prefixes as whole paths."""
+        return [word if is_weight(word) else os.path.realpath(word) for word in self.corpus.split()]
+
+    @property
+    def tools(self) -> str:
+        """The folder of the tools on the nodes, as the job's Python sees it."""
+        return f"{self.container_project if self.container_image else self.project}/tools"
+
+    @property
+    def container(self) -> Container | None:
+        """The image, with each folder that the run reads or writes at the same path inside; None without an image."""
+        if not self.container_image:
+            return None
+        folders = {self.base_hf, self.rl_hf or self.base_hf, self.run_dir, self.import_dir}
+        folders |= {Path(word).parent for word in self.data_path if not is_weight(word)}
+        mounts = [f"{folder}:{folder}" for folder in sorted(map(str, folders))]
+        if self.container_mounts:
+            mounts.append(self.container_mounts)
+        return Container(self.container_image, ",".join(mounts), self.container_project)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the commands on the nodes find in their environment."""
+        return {
+            "OMP_NUM_THREADS": self.omp_num_threads,
+            "CUDA_DEVICE_MAX_CONNECTIONS": self.cuda_device_max_connections,
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONUNBUFFERED": "1",
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+        }
+
+
+def read(environment: Mapping[str, str], recipe: str, host: Host) -> Settings:
+    """The settings from ``environment``; ``recipe`` is the model's row in ``RECIPES``.
+
+    Raises:
+        UserError: a variable is missing or its value cannot be used.
+    """
+    if recipe not in RECIPES:
+        raise UserError(f"recipe '{recipe}': expected one of {', '.join(RECIPES)} (RECIPES in {__file__})")
+    # Slurm's number of nodes wins over a variable that is left over from a dry run.
+    given = {**RECIPES[recipe], **{name: text for name, text in environment.items() if text}}
+    if host.allocation.nodes:
+        given["NODES"] = host.allocation.nodes
+    values: Values = {}
+    for variable in VARIABLES:
+        text = given.get(variable.name)
+        if text is None:
+            text = variable.default(values, host) if callable(variable.default) else variable.default
+        if text is None:
+            raise UserError(
+                f"{variable.name} is not set: give {variable.meaning} (docs/cluster.md lists the variables)"
+            )
+        values[variable.name.lower()] = variable.check(variable.name, text, values)
+    return Settings(project=host.project, **values)

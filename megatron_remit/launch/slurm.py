@@ -1,0 +1,101 @@
+"""Slurm: everything here, and only here, calls one of its commands or reads one of its variables.
+
+Another scheduler is a file with these names in this one's place, and the header of the scripts in ``examples/``:
+
+- ``Allocation``: what the job was given, and how it goes back into the queue
+- ``step``: a command line that runs a command on the nodes
+- ``node_rank``: which of the nodes a process is on
+- ``nodes_asked_for``: the number of nodes in the header of a script
+
+Runs on the host with the standard library alone (see ``megatron_remit.launch.job``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_remit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Container:
+    """An image for pyxis, srun's plug-in. ``mounts`` is its list ``HOST:INSIDE,...``, ``folder`` the one to work in."""
+
+    image: str
+    mounts: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What Slurm gave this job. The strings are empty outside a job, and ``restarts`` is 0 on the first start."""
+
+    job: str = ""
+    nodes: str = ""
+    gpus_per_node: str = ""
+    node_list: str = ""
+    restarts: int = 0
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> Allocation:
+        return cls(
+            job=environment.get("SLURM_JOB_ID", ""),
+            nodes=environment.get("SLURM_NNODES", ""),
+            gpus_per_node=environment.get("SLURM_GPUS_ON_NODE", ""),
+            node_list=environment.get("SLURM_JOB_NODELIST", ""),
+            restarts=int(environment.get("SLURM_RESTART_COUNT") or 0),
+        )
+
+    def first_node(self) -> str:
+        """The address of the node with rank 0, empty outside a job.
+
+        Raises:
+            UserError: ``scontrol`` is not there or does not know the nodes.
+        """
+        if not self.node_list:
+            return ""
+        command = ["scontrol", "show", "hostnames", self.node_list]
+        try:
+            hosts = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise UserError(f"no name of the first node ({error}); set MASTER_ADDR") from None
+        return hosts[0] if hosts else ""
+
+    def port(self) -> str:
+        """A port for the ranks to meet on: jobs that share a node must not meet on the same one."""
+        return str(20000 + int(self.job or 0) % 10000)
+
+    def state(self) -> str:
+        """Slurm's word for the state of this job, such as ``RUNNING``; empty if Slurm no longer knows it."""
+        command = ["squeue", "--noheader", f"--jobs={self.job}", "--format=%T"]
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+    def requeue(self) -> bool:
+        """Put this job back into the queue; False if Slurm refuses, with its reason on stderr."""
+        return subprocess.run(["scontrol", "requeue", self.job]).returncode == 0
+
+
+def step(command: Sequence[str], nodes: int, container: Container | None) -> list[str]:
+    """The command line that runs ``command`` as one task on each of ``nodes`` nodes."""
+    # A task starts one process per GPU, and these share all cores of the node: the task is bound to none of them.
+    srun = ["srun", "--ntasks-per-node=1", "--cpu-bind=none", "--kill-on-bad-exit=1"]
+    if container is not None:
+        srun += [f"--container-image={container.image}", f"--container-mounts={container.mounts}"]
+        srun += [f"--container-workdir={container.folder}", "--no-container-mount-home"]
+    return [*srun, f"--nodes={nodes}", f"--ntasks={nodes}", *command]
+
+
+def node_rank() -> str:
+    """The rank of the node that this process runs on; 0 is the first node of the allocation."""
+    return os.environ.get("SLURM_NODEID", "0")
+
+
+def nodes_asked_for(script: Path) -> str:
+    """The number of nodes in the ``#SBATCH`` header of ``script``, empty if it asks for none."""
+    found = re.search(r"^#SBATCH --nodes=(.*)$", script.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else ""

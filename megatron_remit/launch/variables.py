@@ -1,0 +1,203 @@
+"""The environment variables of the job scripts, a row each: default, meaning and check.
+
+docs/cluster.md repeats the rows. Runs on the host with the standard library alone (see ``megatron_remit.launch.job``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_remit.errors import UserError
+from megatron_remit.launch.slurm import Allocation, nodes_asked_for
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where the job script runs: the project's folder, the script, and what the scheduler gave the job."""
+
+    project: Path
+    script: Path
+    allocation: Allocation
+
+
+# The settings that have been read so far, by the names of their fields.
+Values = dict[str, Any]
+
+
+def is_weight(word: str) -> bool:
+    """Whether a word of CORPUS is the weight of the prefix after it."""
+    return re.fullmatch(r"[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?", word) is not None
+
+
+def _text(_name: str, text: str, _values: Values) -> str:
+    return text
+
+
+def _number(name: str, text: str, _values: Values) -> int:
+    if not re.fullmatch("[1-9][0-9]*", text):
+        raise UserError(f"{name} is '{text}': expected a whole number above 0")
+    return int(text)
+
+
+def _count(name: str, text: str, _values: Values) -> int:
+    if not re.fullmatch("[0-9]+", text):
+        raise UserError(f"{name} is '{text}': expected a whole number")
+    return int(text)
+
+
+def _path(_name: str, text: str, _values: Values) -> Path:
+    # Whole paths everywhere: the working folder inside a container is a different one.
+    return Path(os.path.realpath(text))
+
+
+def _folder(name: str, text: str, values: Values) -> Path:
+    if not os.path.isdir(text):
+        raise UserError(f"{name}={text}: no such folder")
+    return _path(name, text, values)
+
+
+def _reference(name: str, text: str, values: Values) -> Path | None:
+    if values["objective"] != "ntp":
+        return _folder(name, text, values)
+    return _path(name, text, values) if text else None
+
+
+def _program(_name: str, text: str, values: Values) -> str:
+    # The Python inside an image cannot be looked up from the host.
+    if not values["container_image"] and shutil.which(text) is None:
+        raise UserError(
+            f"{text} is not there: set VENV to a virtual environment on a shared file system, or CONTAINER_IMAGE"
+        )
+    return text
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A row of the table. The default and the check may depend on the rows above it."""
+
+    name: str
+    default: str | Callable[[Values, Host], str | None] | None  # None: must be given
+    meaning: str
+    check: Callable[[str, str, Values], Any] = _text
+    shown: str = ""  # in words, a default that is not a constant
+
+
+_SCRIPT = "the script's"
+VARIABLES = (
+    Variable("BASE_HF", None, "the Hugging Face folder of the model to train", _folder),
+    Variable(
+        "CORPUS",
+        None,
+        "the prefix of a corpus written by tools/preprocess_corpus.py, or Megatron's list 'weight prefix ...'",
+    ),
+    Variable(
+        "RUN_DIR",
+        None,
+        "the folder for this run's checkpoints, logs and exported model, on a file system that all nodes share",
+        _path,
+    ),
+    Variable("OBJECTIVE", "remit", "the training program's `--objective`; `ntp` is the baseline"),
+    Variable(
+        "RL_HF",
+        lambda values, _host: "" if values["objective"] == "ntp" else None,
+        "the Hugging Face folder of the RL model of the same tokenizer, the reference",
+        _reference,
+        "needed, but not for `ntp`",
+    ),
+    Variable(
+        "IMPORT_DIR",
+        lambda values, _host: str(values["run_dir"].parent / "imported"),
+        "the folder of the imported models, shared by all jobs",
+        _path,
+        "`imported` next to `RUN_DIR`",
+    ),
+    Variable("SEQ_LENGTH", "", "tokens per sequence", _number, _SCRIPT),
+    Variable("GLOBAL_BATCH_SIZE", "", "sequences per step", _number, _SCRIPT),
+    Variable("LR", "", "the highest learning rate", _text, _SCRIPT),
+    Variable("MIN_LR", "1e-7", "the last learning rate"),
+    Variable("WARMUP_ITERS", "0", "steps of warm-up"),
+    Variable("EPSILON", "0.2", "`--remit-epsilon`, the clip of ReMiT's weights"),
+    Variable("TOKENS", "50000000000", "length of the run in tokens", _number),
+    Variable(
+        "TRAIN_ITERS",
+        lambda values, _host: str(-(-values["tokens"] // (values["global_batch_size"] * values["seq_length"]))),
+        "length of the run in steps",
+        _number,
+        "from `TOKENS`",
+    ),
+    Variable("SEED", "1234", "Megatron's seed"),
+    Variable("SPLIT", "99,1,0", "shares of the corpus for training, validation and test"),
+    Variable("SAVE_INTERVAL", "500", "steps between checkpoints", _number),
+    Variable("EVAL_INTERVAL", "500", "steps between validations"),
+    Variable("EVAL_ITERS", "10", "steps per validation"),
+    Variable("PRECISION", "bf16", "`bf16`, `fp16` or `fp32`"),
+    Variable("EXTRA_ARGS", "", "more flags of the training program, with blanks between; the last of a kind wins"),
+    Variable("MICRO_BATCH_SIZE", "1", "sequences per microbatch", _number, _SCRIPT),
+    Variable(
+        "REFERENCE_MICRO_BATCH_SIZE",
+        lambda values, _host: str(values["micro_batch_size"]),
+        "sequences per microbatch of the reference",
+        _number,
+        _SCRIPT,
+    ),
+    Variable("TP", "1", "tensor parallelism; above 1 it brings sequence parallelism", _number),
+    Variable("PP", "1", "pipeline parallelism", _number),
+    Variable(
+        "NODES",
+        lambda _values, host: nodes_asked_for(host.script),
+        "nodes of a dry run; a job has those that Slurm gives it",
+        _number,
+        "the script's header",
+    ),
+    Variable(
+        "GPUS_PER_NODE",
+        lambda _values, host: host.allocation.gpus_per_node or "8",
+        "processes per node",
+        _number,
+        "Slurm's, else 8",
+    ),
+    Variable("MAX_RESTARTS", "100", "requeues before the job gives up", _count),
+    Variable(
+        "MASTER_ADDR",
+        lambda _values, host: host.allocation.first_node() or "FIRST_NODE",
+        "address where the ranks meet",
+        _text,
+        "the first node",
+    ),
+    Variable(
+        "MASTER_PORT",
+        lambda _values, host: host.allocation.port(),
+        "port where the ranks meet",
+        _text,
+        "20000 + job id mod 10000",
+    ),
+    Variable("CONTAINER_IMAGE", "", "image to run in"),
+    Variable("CONTAINER_MOUNTS", "", "more folders to mount, `/a:/a,/b:/b`"),
+    Variable("CONTAINER_PROJECT", "/opt/megatron-remit", "the project's folder in the image"),
+    Variable(
+        "VENV",
+        lambda _values, host: f"{host.project}/.venv",
+        "virtual environment on a shared file system",
+        _text,
+        "the project's `.venv`",
+    ),
+    Variable(
+        "PYTHON",
+        lambda values, _host: "python" if values["container_image"] else f"{values['venv']}/bin/python",
+        "Python on the nodes",
+        _program,
+        "`VENV/bin/python`; `python` in an image",
+    ),
+    Variable("OMP_NUM_THREADS", "1", "threads per rank; the ranks of a node share its cores"),
+    Variable(
+        "CUDA_DEVICE_MAX_CONNECTIONS",
+        "1",
+        "with 1 kernels start in the order in which they were queued, which Megatron asks for under `TP`",
+    ),
+)
