@@ -1,5 +1,6 @@
 """The job scripts without Slurm: the paper's settings in the command that --dry-run prints, and the messages."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from tests.hf_models import make_olmo2
 from tests.ranks import ROOT
 from tests.slurm.jobs import TINY
 
+# What runs on the host of the first node, outside a container.
+HOST_MODULES = ("__init__", "commands", "job", "settings", "slurm", "variables")
 # The paper, section 5.1 and appendix D: learning rate, sequence length, tokens a step; 50B tokens, cosine to 1e-7.
 PAPER = {
     "remit_olmo1b.sh": ("3e-4", 4096, 2 * 2**20),
@@ -124,3 +127,32 @@ def test_the_script_is_not_run_by_hand(folder):
 def test_a_dry_run_checks_the_corpus(folder):
     status, text = run("remit_olmo1b.sh", "--dry-run", **settings(folder, NODES=1, **TINY))
     assert status == 2 and f"error: {folder}/corpus.bin: no such file" in text
+
+
+def test_the_job_needs_the_standard_library_only(folder):
+    """With a container the host may have no other Python than its own: without site-packages nothing else is found."""
+    program = "import sys; sys.path.insert(0, sys.argv[1]); from megatron_remit.launch.job import main; main()"
+    script = ROOT / "examples/remit_olmo1b.sh"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", program, str(ROOT), str(script), "olmo1b", "--dry-run"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {key: str(value) for key, value in settings(folder, CONTAINER_IMAGE="image").items()},
+    )
+    assert done.returncode == 0 and done.stdout.startswith("srun "), done.stderr
+
+
+@pytest.mark.parametrize("module", ["errors", *(f"launch/{name}" for name in HOST_MODULES)])
+def test_the_job_is_written_for_python_3_9(module):
+    source = (ROOT / f"megatron_remit/{module}.py").read_text()
+    ast.parse(source, feature_version=(3, 9))
+    # Annotations such as `Path | None` are not evaluated.
+    assert module in ("errors", "launch/__init__") or "from __future__ import annotations" in source
+
+
+def test_an_old_python_on_the_host_is_refused(folder, tmp_path):
+    (tmp_path / "python3").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "python3").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    status, text = run("remit_olmo1b.sh", "--dry-run", **settings(folder, CONTAINER_IMAGE="image", PATH=path))
+    assert status == 2 and "error: the host needs python3, version 3.9 or later" in text

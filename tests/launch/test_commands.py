@@ -1,0 +1,152 @@
+"""The command lines of a job, written out by hand, and where they run."""
+
+import hashlib
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+
+from megatron_remit.errors import UserError
+from megatron_remit.launch.commands import Commands, import_folder, saved_step
+from megatron_remit.launch.job import quote
+from megatron_remit.launch.settings import read
+from megatron_remit.launch.slurm import Allocation, Container, step
+from megatron_remit.launch.variables import Host
+from tests.ranks import ROOT
+
+SCRIPT = ROOT / "examples/remit_olmo1b.sh"
+# The paper's run of OLMo-2-1B from its start, with /base, /rl and /corpus.
+TRAINING = """
+    --use-checkpoint-args --exit-on-missing-checkpoint
+    --tokenizer-type HuggingFaceTokenizer --tokenizer-model /imported/base-1/hf --objective remit
+    --data-path /corpus --split 99,1,0 --seq-length 4096 --seed 1234
+    --micro-batch-size 4 --global-batch-size 512 --train-iters 23842
+    --lr 3e-4 --min-lr 1e-7 --lr-decay-style cosine --lr-warmup-iters 0
+    --adam-beta1 0.9 --adam-beta2 0.95 --weight-decay 0.1 --clip-grad 1.0
+    --tensor-model-parallel-size 1 --pipeline-model-parallel-size 1
+    --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather
+    --save /run/checkpoints --save-interval 500 --exit-signal-handler --eval-interval 500 --eval-iters 10
+    --tensorboard-dir /run/tensorboard --tensorboard-log-interval 1 --log-interval 1
+    --bf16 --reference-load /imported/rl-1 --remit-epsilon 0.2 --reference-micro-batch-size 8
+    --load /imported/base-1 --finetune
+""".split()
+
+
+def commands(saved=0, **variables):
+    given = {"BASE_HF": "/", "RL_HF": "/", "CORPUS": "/corpus", "RUN_DIR": "/run", "CONTAINER_IMAGE": "image"}
+    settings = read(given | variables, "olmo1b", Host(Path("/project"), SCRIPT, Allocation()))
+    reference = None if settings.objective == "ntp" else Path("/imported/rl-1")
+    return Commands(settings, Path("/imported/base-1"), reference, saved)
+
+
+def without(words, *flags):
+    """``words`` less ``flags``, each with its value if it has one."""
+    kept, skipping = [], False
+    for word in words:
+        if word.startswith("--"):
+            skipping = word in flags
+        if not skipping:
+            kept.append(word)
+    return kept
+
+
+def test_training_from_the_start():
+    assert commands().training_flags() == TRAINING
+
+
+def test_training_that_goes_on_loads_its_own_checkpoints():
+    assert commands(saved=40).training_flags() == [*TRAINING[:-3], "--load", "/run/checkpoints"]
+
+
+def test_ntp_has_no_reference():
+    expected = without(TRAINING, "--reference-load", "--remit-epsilon", "--reference-micro-batch-size")
+    expected[expected.index("remit")] = "ntp"
+    assert commands(OBJECTIVE="ntp").training_flags() == expected
+
+
+def test_layout_precision_and_extra_flags():
+    expected = without(TRAINING, "--bf16", "--load", "--finetune")
+    expected[expected.index("--tensor-model-parallel-size") + 1] = "2"
+    expected.insert(expected.index("--reference-load"), "--sequence-parallel")
+    expected += ["--lr", "1", "--recompute-activations", "--load", "/imported/base-1", "--finetune"]
+    assert commands(TP="2", PRECISION="fp32", EXTRA_ARGS="--lr 1  --recompute-activations").training_flags() == expected
+
+
+def test_a_launcher_runs_on_each_node():
+    assert commands(NODES="2").train() == [
+        *("python", "-m", "megatron_remit.launch.node", "--nnodes", "2", "--nproc-per-node", "8"),
+        *("--master-addr", "FIRST_NODE", "--master-port", "20000", "-m", "megatron_remit.pretrain"),
+        *TRAINING,
+    ]
+
+
+def test_the_tools_run_inside_the_image_or_from_the_project():
+    tool = "/opt/megatron-remit/tools"
+    assert commands().plan() == [
+        *("python", f"{tool}/plan_run.py", "--base-hf", "/", "--gpus", "32", "--reference-hf", "/", "--", *TRAINING),
+    ]
+    assert "--reference-hf" not in commands(OBJECTIVE="ntp").plan()
+    assert commands().import_model(Path("/rl"), Path("/imported/rl-1")) == [
+        *("python", f"{tool}/import_hf.py", "--hf", "/rl", "--out", "/imported/rl-1"),
+    ]
+    assert commands(CONTAINER_IMAGE="", PYTHON="sh").export() == [
+        *("sh", "/project/tools/export_hf.py", "--megatron", "/run/checkpoints"),
+        *("--hf-template", "/imported/base-1/hf", "--out", "/run/hf"),
+    ]
+
+
+def test_srun():
+    assert step(["python", "x"], 3, None) == [
+        *("srun", "--ntasks-per-node=1", "--cpu-bind=none", "--kill-on-bad-exit=1", "--nodes=3", "--ntasks=3"),
+        *("python", "x"),
+    ]
+    assert step(["python"], 1, Container("image", "/a:/a", "/opt/x")) == [
+        *("srun", "--ntasks-per-node=1", "--cpu-bind=none", "--kill-on-bad-exit=1", "--container-image=image"),
+        *("--container-mounts=/a:/a", "--container-workdir=/opt/x", "--no-container-mount-home"),
+        *("--nodes=1", "--ntasks=1", "python"),
+    ]
+
+
+def test_a_printed_command_can_be_pasted_into_a_shell():
+    words = ["srun", "--mounts=/my models:/b", "python", "--lr", "3e-4", "-m", "it's", ""]
+    text = quote(words)
+    assert text.splitlines()[0] == "srun \\" and "    --lr 3e-4 \\" in text.splitlines()
+    assert shlex.split(text.replace("\\\n", "")) == words
+
+
+def test_an_import_is_named_after_the_content(tmp_path):
+    hf = tmp_path / "hf"
+    hf.mkdir()
+    (hf / "inner").mkdir()
+    for name, text in (
+        ("tokenizer_config.json", "b"),
+        ("tokenizer.json", "aa"),
+        ("config.json", "{}"),
+        (".hidden", ""),
+    ):
+        (hf / name).write_text(text)
+        os.utime(hf / name, (1_700_000_000.7, 1_700_000_000.7))
+    # The name since the first version, so that imports are found again.
+    content = f"{hf}\n.hidden 0 1700000000\nconfig.json 2 1700000000\ntokenizer.json 2 1700000000\n"
+    content += "tokenizer_config.json 1 1700000000\n"
+    first = import_folder(hf, Path("/imported"))
+    assert first.name == f"hf-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    os.utime(hf / "config.json", (1_700_000_000.1, 1_700_000_000.1))
+    assert import_folder(hf, Path("/imported")) == first  # whole seconds
+    os.utime(hf / "config.json", (1_700_000_001, 1_700_000_001))
+    second = import_folder(hf, Path("/imported"))
+    (hf / "config.json").write_text("{} ")
+    os.utime(hf / "config.json", (1_700_000_001, 1_700_000_001))
+    assert len({first, second, import_folder(hf, Path("/imported"))}) == 3
+
+
+def test_the_last_saved_step(tmp_path):
+    assert saved_step(tmp_path) == 0
+    tracker = tmp_path / "checkpoints/latest_checkpointed_iteration.txt"
+    tracker.parent.mkdir()
+    tracker.write_text("120\n")
+    assert saved_step(tmp_path) == 120
+    tracker.write_text("")
+    with pytest.raises(UserError, match=r"latest_checkpointed_iteration\.txt: '' is not the number of a step"):
+        saved_step(tmp_path)

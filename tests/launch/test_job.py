@@ -1,0 +1,254 @@
+"""The way of a job with commands that stand in for Slurm's: what runs in which order, and how a job ends.
+
+tests/slurm has the same on a real Slurm, with a model that trains.
+"""
+
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.ranks import ROOT
+
+STEPS = 9
+# srun notes its command, and does what the command would leave behind. Training saves step REACHED and ends with
+# TRAIN_STATUS; with HANG it first waits for USR1, like a run that is preempted.
+SRUN = r"""#!/usr/bin/env bash
+echo "srun $*" >> "$NOTES/commands"
+words=" $*"
+after() { local rest=${words#* "$1" }; echo "${rest%% *}"; }
+case "$*" in
+  *plan_run.py*) exit "${PLAN_STATUS:-0}" ;;
+  *import_hf.py*) mkdir -p "$(after --out)/hf"; exit "${IMPORT_STATUS:-0}" ;;
+  *export_hf.py*) mkdir -p "$(after --out)"; exit "${EXPORT_STATUS:-0}" ;;
+esac
+if [[ -n ${HANG:-} ]]; then
+  asked=
+  trap 'asked=1' USR1
+  touch "$NOTES/training"
+  while [[ -z $asked ]]; do sleep 0.02; done
+fi
+echo "${REACHED:-9}" > "$(after --save)/latest_checkpointed_iteration.txt"
+exit "${TRAIN_STATUS:-0}"
+"""
+SQUEUE = '#!/bin/sh\necho "squeue $*" >> "$NOTES/commands"\necho "${STATE:-RUNNING}"\n'
+SCONTROL = """#!/bin/sh
+echo "scontrol $*" >> "$NOTES/commands"
+if [ "$1" = show ]; then printf 'first\\nsecond\\n'; else exit "${REQUEUE_STATUS:-0}"; fi
+"""
+
+
+class StandIn:
+    """Starts examples/remit_olmo1b.sh as Slurm would start it, as job 77 on two nodes."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        for name in ("base", "rl", "bin", "notes"):
+            (folder / name).mkdir()
+        (folder / "base/config.json").write_text("{}")
+        for name, text in (("srun", SRUN), ("squeue", SQUEUE), ("scontrol", SCONTROL)):
+            (folder / "bin" / name).write_text(text)
+            (folder / "bin" / name).chmod(0o755)
+
+    def start(self, **variables):
+        kept = {name: text for name, text in os.environ.items() if not name.startswith("SLURM")}
+        given = {
+            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+            "NOTES": self.folder / "notes",
+            "BASE_HF": self.folder / "base",
+            "RL_HF": self.folder / "rl",
+            "CORPUS": self.folder / "corpus",
+            "RUN_DIR": self.folder / "run",
+            "PYTHON": sys.executable,
+            "TRAIN_ITERS": STEPS,
+            "SLURM_JOB_ID": 77,
+            "SLURM_NNODES": 2,
+            "SLURM_GPUS_ON_NODE": 1,
+            "SLURM_JOB_NODELIST": "first,second",
+        } | variables
+        return subprocess.Popen(
+            ["bash", str(ROOT / "examples/remit_olmo1b.sh")],
+            env=kept | {name: str(value) for name, value in given.items()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, **variables):
+        """The exit status, and the output without times."""
+        return end(self.start(**variables))
+
+    def commands(self):
+        """Slurm's commands so far; srun's as the number of nodes and the program."""
+        lines = (self.folder / "notes/commands").read_text().splitlines()
+        programs = r"plan_run|import_hf|export_hf|megatron_remit\.launch\.node"
+        return [
+            f"{re.search(r'--nodes=(\d+)', line)[1]} {re.search(programs, line)[0]}"
+            if line.startswith("srun")
+            else line
+            for line in lines
+        ]
+
+
+def end(job):
+    output, _ = job.communicate(timeout=60)
+    return job.returncode, re.sub(r"\d\d:\d\d:\d\d", "TIME", output)
+
+
+def wait_for(condition, job):
+    limit = time.monotonic() + 60
+    while not condition():
+        assert job.poll() is None and time.monotonic() < limit, job.communicate()[0]
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    return StandIn(tmp_path)
+
+
+def test_from_import_to_export(slurm):
+    status, output = slurm.run()
+    run = slurm.folder / "run"
+    assert status == 0
+    assert output.splitlines() == [
+        f"> TIME importing {slurm.folder}/base",
+        f"> TIME importing {slurm.folder}/rl",
+        "> TIME training from step 0 to 9 on 2 x 1 GPUs",
+        f"> TIME exporting step 9 to {run}/hf",
+        f"> TIME done: {run}/hf",
+    ]
+    assert slurm.commands() == [
+        "scontrol show hostnames first,second",
+        *("1 plan_run", "1 import_hf", "1 import_hf", "2 megatron_remit.launch.node", "1 export_hf"),
+    ]
+    assert "--master-addr first --master-port 20077" in (slurm.folder / "notes/commands").read_text()
+
+
+def test_what_is_done_is_not_done_again(slurm):
+    slurm.run()
+    (slurm.folder / "notes/commands").unlink()
+    status, output = slurm.run()
+    assert (status, output) == (0, f"> TIME done: {slurm.folder}/run/hf\n")
+    assert slurm.commands() == ["scontrol show hostnames first,second"]
+
+
+def test_ntp_imports_no_reference(slurm):
+    status, output = slurm.run(OBJECTIVE="ntp", RL_HF="")
+    assert status == 0 and output.count("importing") == 1
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        ({"PLAN_STATUS": 3}, "these settings cannot be run (status 3)"),
+        ({"IMPORT_STATUS": 3}, "no import of {}/base (status 3)"),
+        ({"EXPORT_STATUS": 3}, "no export to {}/run/hf (status 3)"),
+        ({"TRAIN_STATUS": 1, "REACHED": 4}, "training ended with status 1 at step 4; the first 'error:' or traceback"),
+    ],
+)
+def test_a_command_that_fails_ends_the_job(failure, message, slurm):
+    status, output = slurm.run(**failure)
+    assert status == 2 and f"error: {message.format(slurm.folder)}" in output
+    assert "requeue" not in " ".join(slurm.commands())
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_preempted_job_saves_and_is_requeued(number, slurm):
+    job = slurm.start(HANG=1, REACHED=4)
+    wait_for((slurm.folder / "notes/training").exists, job)
+    job.send_signal(number)
+    status, output = end(job)
+    assert status == 0
+    assert output.splitlines()[-2:] == [
+        "> TIME signal from Slurm: saving and stopping",
+        "> TIME requeued at step 4 of 9",
+    ]
+    assert slurm.commands()[-2:] == ["squeue --noheader --jobs=77 --format=%T", "scontrol requeue 77"]
+    status, output = slurm.run(SLURM_RESTART_COUNT=1)
+    assert status == 0 and "training from step 4 to 9" in output and "importing" not in output
+    assert slurm.commands().count("1 plan_run") == 1
+
+
+def test_a_job_that_saves_its_last_step_when_preempted_goes_on_to_the_export(slurm):
+    job = slurm.start(HANG=1)
+    wait_for((slurm.folder / "notes/training").exists, job)
+    job.send_signal(signal.SIGUSR1)
+    status, output = end(job)
+    assert status == 0 and "done:" in output and "requeued" not in output
+
+
+@pytest.mark.parametrize("status", [0, 138, 143])
+def test_workers_that_slurm_ended_are_no_failure(status, slurm):
+    ended, output = slurm.run(TRAIN_STATUS=status, REACHED=4)
+    assert ended == 0 and "requeued at step 4 of 9" in output
+
+
+@pytest.mark.parametrize(
+    ("variables", "status", "message"),
+    [
+        ({"SLURM_RESTART_COUNT": 99}, 0, "> TIME requeued at step 4 of 9"),
+        ({"SLURM_RESTART_COUNT": 100}, 2, "error: restarted 100 times (MAX_RESTARTS): not requeued"),
+        ({"MAX_RESTARTS": 0}, 2, "error: restarted 0 times (MAX_RESTARTS): not requeued"),
+        ({"STATE": "CANCELLED"}, 1, "> TIME ended by Slurm (CANCELLED) at step 4 of 9"),
+        ({"REQUEUE_STATUS": 1}, 2, "error: Slurm does not requeue this job; submit the same command again"),
+    ],
+)
+def test_when_a_job_is_requeued(variables, status, message, slurm):
+    ended, output = slurm.run(REACHED=4, **variables)
+    assert ended == status and message in output
+    assert ("scontrol requeue 77" in slurm.commands()) == (status == 0 or "REQUEUE_STATUS" in variables)
+
+
+def test_a_run_folder_has_one_job(slurm):
+    (slurm.folder / "run").mkdir()
+    with open(slurm.folder / "run/job.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        status, output = slurm.run()
+    assert (status, output) == (
+        2,
+        f"error: RUN_DIR={slurm.folder}/run: another job is running there; give each job its own\n",
+    )
+
+
+def _import_of_base(slurm):
+    """The folder of the base's import: an NTP job makes it."""
+    slurm.run(OBJECTIVE="ntp", RUN_DIR=slurm.folder / "other/run", IMPORT_DIR=slurm.folder / "imported")
+    return next((slurm.folder / "imported").glob("base-????????????"))
+
+
+def test_a_second_job_waits_for_an_import_and_uses_it(slurm):
+    imported = _import_of_base(slurm)
+    imported.rename(f"{imported}.tmp-1")
+    with open(f"{imported}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        job = slurm.start(OBJECTIVE="ntp", IMPORT_DIR=slurm.folder / "imported")
+        assert job.stdout.readline().endswith(f"waiting for another job that imports {slurm.folder}/base\n")
+        os.rename(f"{imported}.tmp-1", imported)
+    status, output = end(job)
+    assert status == 0 and output.startswith(f"> TIME imported by another job: {imported}\n")
+
+
+def test_what_a_killed_import_left_is_removed(slurm):
+    imported = _import_of_base(slurm)
+    imported.rename(f"{imported}.tmp-1")
+    status, output = slurm.run(OBJECTIVE="ntp", IMPORT_DIR=slurm.folder / "imported")
+    assert status == 0 and output.startswith(f"> TIME importing {slurm.folder}/base\n")
+    assert [path.name for path in imported.parent.glob("*.tmp-*")] == []
+
+
+def test_a_job_that_is_preempted_while_it_waits_for_an_import_is_requeued(slurm):
+    imported = _import_of_base(slurm)
+    imported.rename(f"{imported}.tmp-1")
+    with open(f"{imported}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        job = slurm.start(OBJECTIVE="ntp", IMPORT_DIR=slurm.folder / "imported")
+        assert "waiting for another job" in job.stdout.readline()
+        job.send_signal(signal.SIGUSR1)
+        status, output = end(job)
+    assert status == 0 and "requeued at step 0 of 9" in output
