@@ -3,15 +3,19 @@
 import argparse
 from dataclasses import dataclass
 
+from megatron.training import theoretical_memory_usage as megatron
+
 from megatron_remit.kernels.chunked_head_logprob import CHUNK_BYTES
 
-# Megatron: bf16 weights (2), fp32 gradients (4), and fp32 weights with two Adam moments (12, which the distributed
-# optimizer divides among the data-parallel ranks). The reference has the first only.
-_BYTES_OF_A_WEIGHT = 2
-# With Megatron's cross-entropy scoring holds the logits of one reference microbatch in bf16 and in fp32; the kernels
+# Megatron has 18 bytes per weight: the weight in bf16 (2), its gradient in fp32 (4), and the weight in fp32 with two
+# Adam moments (12, which the distributed optimizer divides among the data-parallel ranks). The reference has the first
+# only.
+_BYTES_PER_WEIGHT_IN_MEGATRON = 18
+_BYTES_PER_WEIGHT = 2
+# While scoring, Megatron's cross-entropy holds the logits of one reference microbatch in bf16 and in fp32; the kernels
 # hold a chunk of them in bf16.
-_BYTES_OF_A_LOGIT = 2
-_BYTES_OF_A_LOGIT_IN_MEGATRON = 6
+_BYTES_PER_LOGIT = 2
+_BYTES_PER_LOGIT_IN_MEGATRON = 6
 
 
 @dataclass(frozen=True)
@@ -35,14 +39,12 @@ def estimate(policy: argparse.Namespace, reference: argparse.Namespace | None, m
     Args:
         policy: Megatron's arguments with the model's shape, ``world_size`` and ``data_parallel_size``.
         reference: the same with the reference's shape; None for an NTP run.
-        microbatches: microbatches in a step on a data-parallel rank.
+        microbatches: microbatches per step and data-parallel rank.
 
-    What it leaves out: NCCL's buffers, fragmentation, the CUDA context, and without Transformer Engine the fp32 copies
-    that the norms keep for the backward pass (8 bytes a number of each norm's input). Context parallelism divides the
+    It leaves out NCCL's buffers, fragmentation, the CUDA context, and without Transformer Engine the fp32 copies that
+    the norms keep for the backward pass (8 bytes per element of each norm's input). Context parallelism divides the
     sequence.
     """
-    from megatron.training import theoretical_memory_usage as megatron
-
     local = argparse.Namespace(**vars(policy) | {"seq_length": policy.seq_length // policy.context_parallel_size})
     with_parallel_sequence = policy.sequence_parallel and policy.recompute_granularity == "selective"
     activations = (
@@ -50,15 +52,17 @@ def estimate(policy: argparse.Namespace, reference: argparse.Namespace | None, m
     )
     weights = scoring = 0.0
     if reference is not None:
-        # Megatron counts 18 bytes a weight without the distributed optimizer.
+        # Without the distributed optimizer each rank holds all bytes of its weights.
         plain = argparse.Namespace(**vars(reference) | {"use_distributed_optimizer": False})
-        weights = megatron.compute_weight_and_optimizer_memory(plain) / 18 * _BYTES_OF_A_WEIGHT
+        weights = (
+            megatron.compute_weight_and_optimizer_memory(plain) / _BYTES_PER_WEIGHT_IN_MEGATRON * _BYTES_PER_WEIGHT
+        )
         logits = policy.reference_micro_batch_size * local.seq_length * reference.padded_vocab_size
         logits //= policy.tensor_model_parallel_size
         if policy.cross_entropy_impl == "megatron":
-            scoring = logits * _BYTES_OF_A_LOGIT_IN_MEGATRON
+            scoring = logits * _BYTES_PER_LOGIT_IN_MEGATRON
         else:
-            scoring = min(logits * _BYTES_OF_A_LOGIT, CHUNK_BYTES)
+            scoring = min(logits * _BYTES_PER_LOGIT, CHUNK_BYTES)
     return Memory(
         megatron.compute_weight_and_optimizer_memory(local), activations(local, microbatches), weights, scoring
     )

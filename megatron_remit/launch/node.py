@@ -2,7 +2,7 @@
 
 Slurm announces preemption and the time limit with SIGTERM or SIGUSR1. Megatron's ``--exit-signal-handler`` saves after
 the current step when a *worker* gets SIGTERM. torchrun in between is in the way: it answers SIGTERM by ending its
-workers, with SIGKILL after 30 seconds, which is less than many a checkpoint takes. So torchrun runs here as a child
+workers, with SIGKILL after 30 seconds, which is less than many checkpoints take. So torchrun runs here as a child
 that ignores both signals, and this process passes SIGTERM to the workers and then waits for as long as they need.
 """
 
@@ -39,18 +39,8 @@ def launch(torchrun_arguments: Sequence[str]) -> int:
     # do its workers, until Megatron sets its own handler for SIGTERM.
     for number in ANNOUNCEMENTS:
         signal.signal(number, signal.SIG_IGN)
-    torchrun = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--signals-to-handle",
-            _ENDS_TORCHRUN,
-            "--node-rank",
-            node_rank(),
-            *torchrun_arguments,
-        ]
-    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--signals-to-handle", _ENDS_TORCHRUN]
+    torchrun = subprocess.Popen([*command, "--node-rank", node_rank(), *torchrun_arguments])
     for number in ANNOUNCEMENTS:
         signal.signal(number, remember)
     asked: set[int] = set()

@@ -1,10 +1,14 @@
-"""The plan of a run, made without a GPU: does it fit together, how long is it, what does it need on each GPU."""
+"""The plan of a run, made without a GPU: whether it fits together, its length, and its memory per GPU."""
 
 import argparse
 import copy
 from pathlib import Path
 
+from megatron.training.arguments import add_megatron_arguments
+from megatron.training.vocab_utils import calculate_padded_vocab_size
+
 from megatron_remit import cpu
+from megatron_remit.arguments import add_remit_arguments
 from megatron_remit.convert.families import read_config
 from megatron_remit.data.manifest import check_manifest, corpus_prefixes
 from megatron_remit.data.tokenizer import folder_fingerprint
@@ -15,9 +19,10 @@ _GIB = 2**30
 
 
 def plan_run(base_hf: Path, reference_hf: Path | None, gpus: int, training: list[str]) -> str:
-    """A few lines about the run that the training program's flags ``training`` would make on ``gpus`` GPUs.
+    """A few lines about the run that the training program would make with the flags ``training`` on ``gpus`` GPUs.
 
-    The models' shapes come from the Hugging Face configs, so nothing needs to be imported yet.
+    The models' shapes come from the configs in ``base_hf`` and ``reference_hf`` (None for NTP), two Hugging Face
+    folders, so nothing needs to be imported yet.
 
     Raises:
         UserError: an unknown model, a reference or a corpus of another tokenizer, a layout that does not divide.
@@ -48,10 +53,6 @@ def plan_run(base_hf: Path, reference_hf: Path | None, gpus: int, training: list
 
 def _arguments(training: list[str]) -> argparse.Namespace:
     cpu.install()
-    from megatron.training.arguments import add_megatron_arguments
-
-    from megatron_remit.arguments import add_remit_arguments
-
     parser = add_remit_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)))
     args = parser.parse_args(training)
     if args.reference_micro_batch_size is None:
@@ -86,8 +87,6 @@ def _microbatches(args: argparse.Namespace) -> int:
 
 
 def _set_shape(args: argparse.Namespace, hf: Path) -> None:
-    from megatron.training.vocab_utils import calculate_padded_vocab_size
-
     family, config = read_config(hf)
     for name, value in family.arguments(config).items():
         setattr(args, name, value)
@@ -122,7 +121,7 @@ def _describe_steps(args: argparse.Namespace, corpora: dict[str, int], microbatc
         *(f"corpus  {prefix}: {count:,} tokens" for prefix, count in corpora.items()),
         f"layout  {args.world_size} GPUs = TP {args.tensor_model_parallel_size} x "
         f"PP {args.pipeline_model_parallel_size} x CP {args.context_parallel_size} x DP {args.data_parallel_size}, "
-        f"{microbatches} microbatches of {args.micro_batch_size} a step",
+        f"{microbatches} microbatches of {args.micro_batch_size} per step",
     ]
 
 
