@@ -1,8 +1,7 @@
 """Files of a store: safetensors files that appear whole or not at all, and whose arrays are found by their offset.
 
-They are written here and not by the safetensors package because a store needs the bytes on disk before the name
-appears, no second copy of them in memory, and an error that says what a full disk means. Any safetensors reader opens
-them.
+The safetensors package does not write them, because a store needs the bytes on disk before the name appears, no second
+copy of them in memory, and an error that says what a full disk means. Any safetensors reader opens them.
 """
 
 import errno
@@ -10,7 +9,6 @@ import fcntl
 import json
 import os
 import struct
-import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +18,10 @@ from typing import Any
 
 import numpy
 
+from megatron_remit import artifacts
 from megatron_remit.errors import UserError
 
-# safetensors' names of the dtypes that a store uses.
+# What safetensors calls the dtypes that a store uses.
 _NAMES = {"float16": "F16", "float32": "F32", "uint32": "U32", "uint64": "U64"}
 _DTYPES = {name: numpy.dtype(dtype).newbyteorder("<") for dtype, name in _NAMES.items()}
 _LONGEST_HEADER = 100_000_000  # bytes, as in the safetensors package
@@ -30,7 +29,7 @@ _LOCK = "lock"
 
 
 class DamagedFile(UserError):
-    """A file of a store that is not what was written. The message names it."""
+    """A store's file is not what was written. The message names it."""
 
 
 class UnwritableFile(UserError):
@@ -59,35 +58,31 @@ class Header:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Any]:
-    """A binary file to write into; it gets the name ``path`` once its bytes are on disk.
+    """:func:`megatron_remit.artifacts.new_file`, with an error that says what it means for the store.
 
     Raises:
         UnwritableFile: the disk is full, the quota is spent or the file may not be written. Nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("xb") as file:
+        with artifacts.new_file(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "free space" if full else "mend that"
+        advice = "free space" if full else "fix the cause"
         raise UnwritableFile(
             f"{path}: cannot be written ({os.strerror(error.errno or 0)}); the store is whole without it: "
             f"{advice} and start again"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_arrays(path: Path, arrays: dict[str, numpy.ndarray], metadata: dict[str, str], checked: set[str]) -> int:
     """Write a safetensors file whole or not at all; ``metadata`` gains the CRC-32 of the ``checked`` arrays' bytes.
 
-    Arrays lie in the order given: the wider dtypes first, so that each is aligned. Returns the file's bytes.
-    Raises UnwritableFile as :func:`new_file`.
+    The arrays lie in the order given. Give the wider dtypes first: then each array is aligned. Returns the size of the
+    file in bytes.
+
+    Raises:
+        UnwritableFile: as :func:`new_file`.
     """
     entries, end = {}, 0
     for name, array in arrays.items():
@@ -122,7 +117,7 @@ def read_header(path: Path) -> Header:
     """The header of a safetensors file.
 
     Raises:
-        DamagedFile: it is not one, or its size is not what the header says.
+        DamagedFile: the file is not one, or its size is not what the header says.
         FileNotFoundError: there is no such file.
     """
     size = path.stat().st_size
@@ -155,10 +150,10 @@ def map_array(path: Path, array: Array) -> numpy.ndarray:
 
 
 def check_arrays(path: Path, header: Header, names: list[str]) -> dict[str, numpy.ndarray]:
-    """The named arrays, mapped; they must be those that the header's checksum covers, in the file's order.
+    """The named arrays, mapped. They must be those that the header's checksum covers, in the order of the file.
 
     Raises:
-        DamagedFile: one is missing, or their bytes are not those that were written.
+        DamagedFile: an array is missing, or the bytes are not those that were written.
     """
     arrays, checksum = {}, 0
     for name in names:
@@ -175,9 +170,9 @@ def check_arrays(path: Path, header: Header, names: list[str]) -> dict[str, nump
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Only one process of this store's users is inside at a time. A killed process leaves no lock behind.
+    """One process at a time is inside, of all that use this store. A killed process leaves no lock behind.
 
-    Where the file system has no locks, nothing is locked: what is done inside is then done more than once.
+    On a file system without locks nothing is locked: several processes may then do the same work.
     """
     with (folder / _LOCK).open("a") as file:
         try:
@@ -185,17 +180,3 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError:
             pass
         yield
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name durable. Some network file systems cannot sync a folder: there the rename is what they give."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
