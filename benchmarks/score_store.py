@@ -117,8 +117,8 @@ def reading(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     make_store(folder, options.read_rows, options.length)
     ScoreStore(folder).save_index()
     store = ScoreStore(folder)
-    run = store.run()
-    keys = list(zip(run.columns["high"].tolist(), run.columns["low"].tolist(), strict=True))
+    table = store.table()
+    keys = list(zip(table.columns["high"].tolist(), table.columns["low"].tolist(), strict=True))
     draw = numpy.random.default_rng(2)
     pace: dict[str, list[float]] = {"cold": [], "warm": []}
     for _ in range(options.repeats):

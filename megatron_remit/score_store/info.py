@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy
 
-from megatron_remit.score_store.index import BYTES_A_ROW
-from megatron_remit.score_store.keys import Key
+from megatron_remit.score_store.keys import BYTES_PER_ROW, Key, KeyTable
 from megatron_remit.score_store.reader import ScoreStore
 
 _EDGES = (0.0, 0.01, 0.1, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, float("inf"))
@@ -15,28 +14,30 @@ _BAR = 40
 
 
 def info(folder: Path, corpus: set[Key] | None = None) -> str:
-    """Manifest, sizes, a histogram of the NLLs (of at most 2000 rows, drawn evenly), and how many of the rows
-    ``corpus`` are there.
+    """Manifest, sizes, a histogram of the NLLs (of at most 2000 rows, spaced evenly), and the coverage of ``corpus``.
+
+    Args:
+        corpus: keys of the rows that a run reads; None for no coverage.
 
     Raises:
         UserError: no store, or a damaged one.
     """
     store = ScoreStore(folder)
-    identity, run = store.manifest.identity, store.run()
-    first_N = run.first_of_key_N()
+    identity, table = store.manifest.identity, store.table()
+    first_N = table.first_of_key_N()
     distinct = int(first_N.sum())
     size = sum(shard.header.size for shard in store.shards)
-    tokens = len(run) * identity.sequence_length
+    tokens = len(table) * identity.sequence_length
     lines = [
-        f"{folder}: {distinct} rows of {identity.sequence_length} tokens, {len(run) - distinct} of them twice",
+        f"{folder}: {distinct} rows of {identity.sequence_length} tokens, {len(table) - distinct} of them twice",
         f"reference            {identity.reference[:12]} ({store.manifest.created_by.get('reference')})",
         f"tokenizer            {(identity.tokenizer or 'without token strings')[:21]}, {identity.vocabulary} tokens",
         f"attention mask       {'reset at document borders' if identity.reset_attention_mask else 'causal'}",
         f"positions            {'reset at document borders' if identity.reset_position_ids else 'whole row'}",
         f"computed, stored in  {identity.compute_dtype}, {identity.dtype}",
         f"shards               {len(store.shards)}, {size / 1e9:.3f} GB"
-        + (f", {size / tokens:.3f} bytes a token" if tokens else ""),
-        f"index                {BYTES_A_ROW} bytes a row, {len(run) * BYTES_A_ROW / 1e6:.1f} MB",
+        + (f", {size / tokens:.3f} bytes per token" if tokens else ""),
+        f"index                {BYTES_PER_ROW} bytes per row, {len(table) * BYTES_PER_ROW / 1e6:.1f} MB",
     ]
     lines += _jobs(store)
     if corpus is not None:
@@ -45,8 +46,8 @@ def info(folder: Path, corpus: set[Key] | None = None) -> str:
             f"coverage             {there} of {len(corpus)} different rows of the run "
             f"({100 * there / max(len(corpus), 1):.2f} %)"
         )
-    if len(run):
-        lines += _histogram(store, run.columns["high"][first_N], run.columns["low"][first_N])
+    if len(table):
+        lines += _histogram(store, table, first_N)
     return "\n".join(lines)
 
 
@@ -59,7 +60,8 @@ def _jobs(store: ScoreStore) -> list[str]:
     return [f"scored by            {text} ({count} shards)" for text, count in counts.items()]
 
 
-def _histogram(store: ScoreStore, high_N: numpy.ndarray, low_N: numpy.ndarray) -> list[str]:
+def _histogram(store: ScoreStore, table: KeyTable, first_N: numpy.ndarray) -> list[str]:
+    high_N, low_N = table.columns["high"][first_N], table.columns["low"][first_N]
     chosen = numpy.unique(numpy.linspace(0, len(high_N) - 1, min(_SAMPLED_ROWS, len(high_N)), dtype=numpy.int64))
     nll = numpy.concatenate([store.read((int(high_N[at]), int(low_N[at]))) for at in chosen])
     share = numpy.histogram(nll, bins=_EDGES)[0] / len(nll)

@@ -1,6 +1,13 @@
-"""The key of a row: what the reference reads, and nothing that depends on where or when it is read."""
+"""The key of a row, and the table that finds the row of a key.
+
+A key follows from what the reference reads, and from nothing that depends on where or when it is read.
+
+Shape suffixes: N rows, sorted by key; S tokens of a row.
+"""
 
 import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -13,22 +20,38 @@ Key = tuple[int, int]
 
 KEY_BYTES = 16
 
+Columns = dict[str, numpy.ndarray]
+COLUMNS = {
+    "high": numpy.uint64,
+    "low": numpy.uint64,
+    "shard": numpy.uint32,
+    "row": numpy.uint32,
+    "check": numpy.uint32,
+}
+"""The columns of a :class:`KeyTable`: the halves of the key, the number of the shard, the row in it, its CRC-32."""
+BYTES_PER_ROW = sum(numpy.dtype(dtype).itemsize for dtype in COLUMNS.values())
+
 
 def row_key(sample: dict[str, Any], reset_position_ids: bool, reset_attention_mask: bool) -> Key:
     """BLAKE2b-128 of a sample of Megatron's GPT dataset (``tokens``, ``labels`` [s] int64 and the masks).
 
-    Hashed are the s + 1 tokens: the s that are read and the label of the last, as 32-bit integers. With document masks
-    the borders come on top: GPTDataset puts token 0 in the place of padding after it has drawn the borders, so the
-    tokens alone do not tell them. The loss mask changes no NLL and is left out.
+    The hash covers s + 1 tokens: the s that are read and the label of the last, as 32-bit integers. With document masks
+    it covers the borders as well: GPTDataset puts token 0 in the place of padding after it has drawn the borders, so
+    the tokens alone do not show them. The loss mask changes no NLL and is left out.
     """
     row = numpy.append(sample["tokens"].numpy(), sample["labels"][-1].item()).astype("<u4")
     hashed = hashlib.blake2b(row.tobytes(), digest_size=KEY_BYTES)
     if reset_position_ids:
         hashed.update(b"positions" + sample["position_ids"].numpy().astype("<u4").tobytes())
     if reset_attention_mask:
-        hashed.update(b"borders" + numpy.packbits(_borders(sample["attention_mask"])).tobytes())
+        hashed.update(b"borders" + numpy.packbits(_borders_S(sample["attention_mask"])).tobytes())
     digest = hashed.digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+
+def _borders_S(attention_mask_1SS: "Tensor") -> numpy.ndarray:
+    """True where a position does not see the one before it (Megatron's masks are True where attention is cut)."""
+    return attention_mask_1SS[0].diagonal(-1).numpy()
 
 
 def key_bytes(key: Key) -> bytes:
@@ -36,6 +59,59 @@ def key_bytes(key: Key) -> bytes:
     return key[0].to_bytes(8, "little") + key[1].to_bytes(8, "little")
 
 
-def _borders(attention_mask_1SS: "Tensor") -> numpy.ndarray:
-    """True where a position does not see the one before it (Megatron's masks are True where attention is cut)."""
-    return attention_mask_1SS[0].diagonal(-1).numpy()
+@dataclass(frozen=True)
+class Place:
+    """Where a row lies, and the CRC-32 of its key and NLL bytes."""
+
+    shard: int
+    row: int
+    check: int
+
+
+class KeyTable:
+    """A table of rows, sorted by key. A key may occur more than once: several jobs may score the same row."""
+
+    def __init__(self, columns: Columns) -> None:
+        """``columns``: those of :data:`COLUMNS`, each [n], in the order of the keys."""
+        self.columns = columns
+
+    @classmethod
+    def sorted_from(cls, parts: Iterable[Columns]) -> "KeyTable":
+        """The rows of all ``parts`` in memory. Among rows with the same key, that of the earliest part comes first."""
+        remaining = [{name: numpy.empty(0, dtype) for name, dtype in COLUMNS.items()}]
+        remaining += [dict(part) for part in parts]
+        # Columns leave the copies one by one, so that the parts and the table are never in memory whole at once.
+        columns = {name: numpy.concatenate([part.pop(name) for part in remaining]) for name in COLUMNS}
+        order_N = _order(columns["high"], columns["low"])
+        for name in columns:
+            columns[name] = columns[name][order_N]
+        return cls(columns)
+
+    def __len__(self) -> int:
+        return len(self.columns["high"])
+
+    def find(self, key: Key) -> Place | None:
+        """The first row of ``key``."""
+        high_N, low_N = self.columns["high"], self.columns["low"]
+        at = int(numpy.searchsorted(high_N, numpy.uint64(key[0])))
+        while at < len(high_N) and high_N[at] == key[0]:
+            if low_N[at] == key[1]:
+                return Place(*(int(self.columns[name][at]) for name in ("shard", "row", "check")))
+            at += 1
+        return None
+
+    def first_of_key_N(self) -> numpy.ndarray:
+        """True for the first row of each key."""
+        first_N = numpy.ones(len(self), dtype=bool)
+        high_N, low_N = self.columns["high"], self.columns["low"]
+        first_N[1:] = (high_N[1:] != high_N[:-1]) | (low_N[1:] != low_N[:-1])
+        return first_N
+
+
+def _order(high_N: numpy.ndarray, low_N: numpy.ndarray) -> numpy.ndarray:
+    """The order by (high, low). Two keys hardly ever share their high half, so one sort is nearly always enough."""
+    order_N = numpy.argsort(high_N, kind="stable")
+    sorted_N = high_N[order_N]
+    if (sorted_N[1:] == sorted_N[:-1]).any():
+        return numpy.lexsort((low_N, high_N))
+    return order_N

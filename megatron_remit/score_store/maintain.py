@@ -1,6 +1,6 @@
 """Keeping a store in order: verify it, merge its shards, prune what is damaged or not needed.
 
-Shape suffixes: N rows of a shard.
+Shape suffixes: N rows of a store, S tokens of a row.
 """
 
 import os
@@ -14,16 +14,15 @@ from tqdm import tqdm
 
 from megatron_remit.errors import UserError
 from megatron_remit.score_store.files import DamagedFile, locked
-from megatron_remit.score_store.index import INDEX, run_of_shards
+from megatron_remit.score_store.index import INDEX, read_index, table_of_shards, write_index
 from megatron_remit.score_store.keys import Key
 from megatron_remit.score_store.manifest import read_manifest
-from megatron_remit.score_store.reader import index_shards, indexed_names
 from megatron_remit.score_store.shard import PATTERN, Shard, write_shard
 
 PRUNED = "pruned"
-# A merged shard; two of the smaller ones fit in memory while they are written.
+# Size of a merged shard. Writing it takes about twice as much memory.
 _MERGED_BYTES = 256 << 20
-# A temporary file lives for the seconds of one shard's writing.
+# A temporary file lives only for the seconds in which one shard is written.
 _STALE_SECONDS = 3600.0
 
 
@@ -33,7 +32,7 @@ class Check:
 
     rows: int = 0
     duplicates: int = 0
-    """Rows whose key stands in the store already."""
+    """Rows beyond the first of their key."""
     shards: int = 0
     leftovers: list[Path] = field(default_factory=list)
     """Temporary files of killed writers: never read."""
@@ -60,30 +59,30 @@ def verify(folder: Path) -> Check:
             whole[len(whole)] = shard
         except DamagedFile as error:
             check.problems.append(str(error))
-    run = run_of_shards(whole)
-    check.duplicates = len(run) - int(run.first_of_key_N().sum())
-    names = indexed_names(folder, identity)
-    if names is None:
+    table = table_of_shards(whole)
+    check.duplicates = len(table) - int(table.first_of_key_N().sum())
+    index = read_index(folder, identity)
+    if index is None:
         if (folder / INDEX).exists():
             check.problems.append(f"{folder / INDEX}: damaged; 'prune' writes it anew, and so does the next run")
     else:
         check.problems += [
             f"{folder / name}: no such file, though the index lists it"
-            for name in sorted(names)
+            for name in sorted(index.names)
             if not (folder / name).exists()
         ]
     return check
 
 
 def _rows(shard: Shard) -> Iterator[tuple[int, Key | None, numpy.ndarray | None]]:
-    """Each row's number, key and NLLs; None for those of a damaged row. Raises DamagedFile on damaged tables."""
-    tables = shard.tables()
+    """Each row's number, key and NLLs; None for those of a damaged row. Raises DamagedFile on damaged key columns."""
+    columns = shard.key_columns()
     descriptor = os.open(shard.path, os.O_RDONLY)
     try:
         for row in range(shard.rows):
-            key = int(tables["high"][row]), int(tables["low"][row])
+            key = int(columns["high"][row]), int(columns["low"][row])
             try:
-                yield row, key, shard.read(descriptor, row, key, int(tables["check"][row]))
+                yield row, key, shard.read(descriptor, row, key, int(columns["check"][row]))
             except DamagedFile:
                 yield row, None, None
     finally:
@@ -96,10 +95,10 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def merge(folder: Path) -> tuple[int, int]:
-    """Put small shards together and drop rows that stand in the store more than once. Other jobs may read and write.
+    """Put small shards together and drop all but one row of each key. Other jobs may read and write meanwhile.
 
-    Killed at any moment it leaves a whole store, at worst with rows twice. Returns the numbers of shards before and
-    after.
+    If it is killed, at whatever moment, it leaves a whole store, at worst with some rows twice. Returns the numbers of
+    shards before and after.
 
     Raises:
         UserError: a shard is damaged (``prune`` first), or the disk is full.
@@ -107,40 +106,37 @@ def merge(folder: Path) -> tuple[int, int]:
     identity = read_manifest(folder).identity
     names = sorted(path.name for path in folder.glob(PATTERN))
     shards = [Shard(folder / name, identity) for name in names]
-    run = run_of_shards(dict(enumerate(shards)))
-    first_N = run.first_of_key_N()
-    doubled = set(run.columns["shard"][~first_N].tolist())
-    old = [
-        number
-        for number, shard in enumerate(shards)
-        if number in doubled or shard.rows * shard.row_bytes < _MERGED_BYTES // 2
-    ]
-    if len(old) < 2 and not doubled:
+    table = table_of_shards(dict(enumerate(shards)))
+    first_N = table.first_of_key_N()
+    repeated = set(table.columns["shard"][~first_N].tolist())
+    small = {number for number, shard in enumerate(shards) if shard.rows * shard.row_bytes < _MERGED_BYTES // 2}
+    old = sorted(small | repeated)
+    if len(old) < 2 and not repeated:
         return len(names), len(names)
-    kept = {number: numpy.zeros(shards[number].rows, dtype=bool) for number in old}
-    for number, row in zip(run.columns["shard"][first_N], run.columns["row"][first_N], strict=True):
-        if int(number) in kept:
-            kept[int(number)][row] = True
-    batch = _Batch(folder)
+    first_of = {number: numpy.zeros(shards[number].rows, dtype=bool) for number in old}
+    for number, row in zip(table.columns["shard"][first_N], table.columns["row"][first_N], strict=True):
+        if int(number) in first_of:
+            first_of[int(number)][row] = True
+    merged = _NewShards(folder)
     for number in tqdm(old, desc="merge", unit="shard", disable=None):
         for row, key, nll_S in _rows(shards[number]):
             if key is None:
                 raise UserError(f"{shards[number].path}: row {row} is damaged; run 'prune' first, then score again")
-            if kept[number][row]:
-                batch.add(shards[number], key, nll_S)
-    batch.write()
+            if first_of[number][row]:
+                merged.add(shards[number], key, nll_S)
+    merged.write()
     replaced = {names[number] for number in old}
     with locked(folder):
         present = {path.name for path in folder.glob(PATTERN)}
         # The index first: whoever opens the store from here on finds the new shards and misses none.
-        index_shards(folder, identity, present - replaced)
+        write_index(folder, identity, present - replaced)
         for name in replaced:
             (folder / name).unlink(missing_ok=True)
-    return len(names), len(names) - len(old) + batch.shards
+    return len(names), len(names) - len(old) + merged.shards
 
 
-class _Batch:
-    """Rows on their way into merged shards."""
+class _NewShards:
+    """Rows of several shards on their way into new ones."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -152,7 +148,7 @@ class _Batch:
         self.shards = 0
 
     def add(self, shard: Shard, key: Key, nll_S: numpy.ndarray) -> None:
-        """Keep a row of ``shard``."""
+        """Take a row of ``shard``; writes a shard when enough rows wait."""
         for job in shard.job.get("merged", [shard.job]):
             if job not in self._jobs:
                 self._jobs.append(job)
@@ -172,10 +168,13 @@ class _Batch:
 
 
 def prune(folder: Path, keep: set[Key] | None = None) -> list[str]:
-    """Make a damaged store whole, and with ``keep`` drop all rows but these. Returns what was done, one line each.
+    """Make a damaged store whole, and with ``keep`` drop all rows but those of these keys.
 
-    The sound rows of a damaged shard go to a new one; the damaged file, and any file of another store, is moved to
-    ``pruned/`` below the store. Shards that are gone are forgotten. What is then missing can be scored again.
+    The sound rows of a damaged shard go to a new one. The damaged file, and any file of another store, is moved to
+    ``pruned/`` in the store's folder. Shards that are gone are forgotten. What is then missing can be scored again.
+
+    Returns:
+        What was done, one line for each file.
 
     Raises:
         UserError: ``folder`` is no store, or the disk is full.
@@ -194,23 +193,24 @@ def prune(folder: Path, keep: set[Key] | None = None) -> list[str]:
         done.append(f"{path}: left over by a killed writer, removed")
     with locked(folder):
         present = {path.name for path in folder.glob(PATTERN)}
-        lost = (indexed_names(folder, identity) or set()) - present - before
+        index = read_index(folder, identity)
+        lost = (index.names if index else set()) - present - before
         done += [f"{folder / name}: gone, forgotten" for name in sorted(lost)]
-        index_shards(folder, identity, present)
+        write_index(folder, identity, present)
     return done
 
 
 def _prune_shard(shard: Shard, keep: set[Key] | None) -> list[str]:
-    batch, sound, damaged = _Batch(shard.path.parent), 0, 0
+    sound, damaged, pruned = 0, 0, _NewShards(shard.path.parent)
     for _, key, nll_S in _rows(shard):
         if key is None:
             damaged += 1
         elif keep is None or key in keep:
-            batch.add(shard, key, nll_S)
+            pruned.add(shard, key, nll_S)
             sound += 1
     if sound == shard.rows:
         return []
-    batch.write()
+    pruned.write()
     if damaged:
         _set_aside(shard.path)
         return [f"{shard.path}: {damaged} damaged rows dropped, {sound} kept; the file moved to {PRUNED}/"]

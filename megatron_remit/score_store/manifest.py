@@ -1,4 +1,4 @@
-"""What the scores of a store depend on beside the tokens, written once as ``manifest.json``."""
+"""What the NLLs of a store depend on, other than the tokens. It is written once, as ``manifest.json``."""
 
 import dataclasses
 import hashlib
@@ -32,9 +32,9 @@ class Identity:
     reset_position_ids: bool
     """Whether positions start anew at document borders."""
     compute_dtype: str
-    """In which the reference ran: float32, bfloat16 or float16."""
+    """The dtype in which the reference ran: float32, bfloat16 or float16."""
     dtype: str
-    """In which NLLs are stored: float16 or float32."""
+    """The dtype in which NLLs are stored: float16 or float32."""
 
     def digest(self) -> str:
         """16 hexadecimal digits that every shard of the store carries."""
@@ -56,11 +56,11 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Manifest:
-    """``manifest.json``: the identity, and by whom the store was begun."""
+    """``manifest.json``: the identity, and which job made the store."""
 
     identity: Identity
     created_by: dict[str, Any]
-    """Of the job that made the store: reference folder, micro-batch, layout, versions. Not compared."""
+    """That job's reference folder, micro-batch, layout and versions. Nothing compares them."""
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -88,7 +88,11 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def create_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Make a store at ``folder``, or return the manifest of the one that another job made first."""
+    """Make a store at ``folder``, or return the manifest of the one that another job made first.
+
+    Raises:
+        UserError: the manifest cannot be written, or that of the other job is damaged or of another format.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     content = {"format": FORMAT, "digest": manifest.identity.digest(), **asdict(manifest)}
     candidate = folder / f".{MANIFEST}.{uuid.uuid4().hex}.tmp"
@@ -109,7 +113,7 @@ def create_manifest(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def check_identity(folder: Path, found: Identity, expected: dict[str, Any], flag: str = "--score-store") -> None:
-    """Compare the fields that a run knows with those of the store, which ``flag`` named.
+    """Compare the fields that a run knows with those of the store that ``flag`` named.
 
     Raises:
         UserError: names the store, the field, both values and what to do.

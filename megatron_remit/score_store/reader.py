@@ -1,4 +1,7 @@
-"""Reading a store: look a key up, read its NLLs, notice shards that other jobs add.
+"""Reading a store: look a key up, read its NLLs, notice shards that other jobs add or merge away.
+
+A reader works on a snapshot: the shards of one listing of the folder, and where each of their rows lies. Other jobs may
+change the folder at any time. When that shows, the snapshot is replaced, as a whole.
 
 Shape suffixes: S tokens of a row.
 """
@@ -6,23 +9,49 @@ Shape suffixes: S tokens of a row.
 import errno
 import os
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
 
 from megatron_remit.errors import UserError
 from megatron_remit.score_store.files import DamagedFile, UnwritableFile, locked
-from megatron_remit.score_store.index import Index, Run, empty_run, read_index, run_of_shards, write_index
-from megatron_remit.score_store.keys import Key
-from megatron_remit.score_store.manifest import Identity, read_manifest
+from megatron_remit.score_store.index import Index, read_index, table_of_shards, write_index
+from megatron_remit.score_store.keys import Key, KeyTable, Place
+from megatron_remit.score_store.manifest import read_manifest
 from megatron_remit.score_store.shard import PATTERN, Shard
 
-# Rows in memory (28 bytes each) above which the index file is written anew.
-_LARGEST_PRIVATE_RUN = 1 << 20
+# Rows in a process's own memory (28 bytes each) above which the index file is written anew.
+_MOST_PRIVATE_ROWS = 1 << 20
 # Open shard files of a process; the usual limit for all its files is 1024.
 _OPEN_FILES = 128
 # Listings that are tried while merges remove shards; one is nearly always enough.
 _LISTINGS = 20
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The shards of one listing, numbered, and their rows. It never changes; forked processes share its memory."""
+
+    shards: tuple[Shard, ...]
+    indexed: KeyTable
+    """Rows of the first shards: the index file, mapped."""
+    private: KeyTable
+    """Rows of the other shards, in memory."""
+
+    @property
+    def names(self) -> set[str]:
+        """File names of the shards."""
+        return {shard.path.name for shard in self.shards}
+
+    def grown(self, new: list[Shard]) -> "Snapshot":
+        """With the shards ``new`` as well. Raises DamagedFile, or FileNotFoundError if one of them is gone."""
+        private = table_of_shards(dict(enumerate(new, len(self.shards))), self.private)
+        return Snapshot((*self.shards, *new), self.indexed, private)
+
+    def find(self, key: Key) -> Place | None:
+        """Where the row of ``key`` lies."""
+        return self.indexed.find(key) or self.private.find(key)
 
 
 class ScoreStore:
@@ -36,48 +65,78 @@ class ScoreStore:
         """
         self.folder = folder
         self.manifest = read_manifest(folder)
-        self._open: OrderedDict[int, int] = OrderedDict()
-        self._load()
+        self._open: OrderedDict[Shard, int] = OrderedDict()
+        self._snapshot = self._take_snapshot(None)
 
-    def _load(self) -> None:
+    def _renew(self, start: Snapshot | None) -> bool:
+        """Take a new snapshot; whether it is another than ``start``. On an error the old one stays."""
+        before, self._snapshot = self._snapshot, self._take_snapshot(start)
+        if self._snapshot.shards[: len(before.shards)] != before.shards:
+            self.close()  # shards that were merged away take up disk space for as long as they are open
+        return self._snapshot is not start
+
+    def _take_snapshot(self, start: Snapshot | None) -> Snapshot:
+        """``start`` with the shards that came later; ``start`` itself if none did. None begins with the index file.
+
+        A shard may be merged into another between its listing and its opening. Then all is listed again.
+
+        Raises:
+            UserError: a shard is missing, damaged or of another store.
+        """
+        may_index, missing = True, str(self.folder)
         for _ in range(_LISTINGS):
             try:
-                return self._load_once()
+                if start is None:
+                    index, names = self._list()
+                    start = self._indexed_snapshot(index)
+                else:
+                    names = self._names()
+                new = [self._shard(name) for name in sorted(names - start.names)]
+                rows = len(start.private) + sum(shard.rows for shard in new)
+                if new and rows > _MOST_PRIVATE_ROWS and may_index:
+                    may_index = False  # once is enough: what is added meanwhile fits in memory
+                    if self._write_index():
+                        start = None
+                        continue
+                return start.grown(new) if new else start
             except FileNotFoundError as error:
-                gone = error  # a shard was merged into another between listing and opening it: list again
-        raise DamagedFile(f"{gone.filename}: listed in its folder, but there is no such file")
-
-    def _load_once(self) -> None:
-        self.close()
-        self._shards: list[Shard] = []
-        self._names_known: set[str] = set()
-        self._indexed, self._private = empty_run(), empty_run()
-        index, names = self._list()
-        if index is not None:
-            for name, size in index.shards:
-                shard = self._shard(name)
-                if shard.header.size != size:
-                    raise DamagedFile(f"{shard.path}: damaged, it has {shard.header.size} bytes, the index says {size}")
-                self._shards.append(shard)
-            self._names_known = {name for name, _ in index.shards}
-            self._indexed = index.run
-        self._take(names)
+                missing, start = error.filename, None
+        raise DamagedFile(f"{missing}: listed in its folder, but there is no such file")
 
     def _list(self) -> tuple[Index | None, set[str]]:
-        """The index file and the names of the shards. Raises UserError if an indexed shard is not there."""
-        while True:
-            index = read_index(self.folder, self.manifest.identity)
-            names = self._names()
-            lost = sorted({name for name, _ in index.shards} - names) if index else []
-            if not lost:
-                return index, names
+        """The index file, and the names of the shards that are there.
+
+        Raises:
+            UserError: a shard that the index lists is missing.
+            FileNotFoundError: so it seemed, but the index has been replaced since.
+        """
+        # In this order: a shard that is added in between is not in the index.
+        index = read_index(self.folder, self.manifest.identity)
+        names = self._names()
+        lost = sorted(index.names - names) if index else []
+        if lost:
+            path = self.folder / lost[0]
             # `merge` removes shards after it has replaced the index: then the index is another by now.
             again = read_index(self.folder, self.manifest.identity)
-            if again is not None and again.shards == index.shards:
-                raise UserError(
-                    f"{self.folder / lost[0]}: no such file, though the index lists it ({len(lost)} missing); restore "
-                    f"it, or run 'tools/score_store.py prune {self.folder}' to forget it and score again"
-                )
+            if again is None or again.shards != index.shards:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+            raise UserError(
+                f"{path}: no such file, though the index lists it ({len(lost)} missing); restore "
+                f"it, or run 'tools/score_store.py prune {self.folder}' to forget it and score again"
+            )
+        return index, names
+
+    def _indexed_snapshot(self, index: Index | None) -> Snapshot:
+        """Of the shards that the index file lists; of none without one."""
+        if index is None:
+            return Snapshot((), KeyTable.sorted_from([]), KeyTable.sorted_from([]))
+        shards = []
+        for name, size in index.shards:
+            shard = self._shard(name)
+            if shard.header.size != size:
+                raise DamagedFile(f"{shard.path}: damaged, it has {shard.header.size} bytes, the index says {size}")
+            shards.append(shard)
+        return Snapshot(tuple(shards), index.table, KeyTable.sorted_from([]))
 
     def _names(self) -> set[str]:
         return {path.name for path in self.folder.glob(PATTERN)}
@@ -85,26 +144,14 @@ class ScoreStore:
     def _shard(self, name: str) -> Shard:
         return Shard(self.folder / name, self.manifest.identity)
 
-    def _take(self, names: set[str]) -> bool:
-        """Add the shards that are not known yet, all or (when one raises) none; whether there were any."""
-        new = [self._shard(name) for name in sorted(names - self._names_known)]
-        rows = len(self._private) + sum(shard.rows for shard in new)
-        if new and rows > _LARGEST_PRIVATE_RUN and self._write_index():
-            self._load()
-        elif new:
-            self._private = run_of_shards(dict(enumerate(new, len(self._shards))), self._private)
-            self._shards += new
-            self._names_known |= {shard.path.name for shard in new}
-        return bool(new)
-
     def __len__(self) -> int:
-        """Rows, those that several jobs scored counted each time."""
-        return len(self._indexed) + len(self._private)
+        """Rows. One that several jobs scored counts each time."""
+        return len(self._snapshot.indexed) + len(self._snapshot.private)
 
     @property
     def shards(self) -> list[Shard]:
         """The shards that are known so far."""
-        return list(self._shards)
+        return list(self._snapshot.shards)
 
     def refresh(self) -> bool:
         """Look for shards that other jobs have added; whether there were any.
@@ -112,53 +159,51 @@ class ScoreStore:
         Raises:
             UserError: a new shard is damaged or of another store.
         """
-        try:
-            return self._take(self._names())
-        except FileNotFoundError:  # merged away since it was listed
-            self._load()
-            return True
+        return self._renew(self._snapshot)
 
     def __contains__(self, key: Key) -> bool:
-        return self._indexed.find(key) is not None or self._private.find(key) is not None
+        return self._snapshot.find(key) is not None
 
     def read(self, key: Key) -> numpy.ndarray | None:
         """The row's NLLs [s] in nats, float32; None if the store has no such row.
 
         Raises:
             DamagedFile: the bytes on disk are not those that were written. The message names the shard.
+            UserError: the row's shard is gone, though the index lists it.
         """
         try:
             nll_S = self._read(key)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ESTALE):  # NFS says ESTALE of an open file that is gone
                 raise
-            # Merged into another shard after this store was opened; a shard that is lost is named here.
-            self._load()
+            # Merged into another shard after it was listed. If it is lost instead, the new listing names it.
+            self._renew(None)
             nll_S = self._read(key)
         return None if nll_S is None else nll_S.astype(numpy.float32)
 
     def _read(self, key: Key) -> numpy.ndarray | None:
-        place = self._indexed.find(key) or self._private.find(key)
+        place = self._snapshot.find(key)
         if place is None:
             return None
-        shard = self._shards[place.shard]
-        return shard.read(self._descriptor(place.shard), place.row, key, place.check)
+        shard = self._snapshot.shards[place.shard]
+        return shard.read(self._descriptor(shard), place.row, key, place.check)
 
-    def _descriptor(self, number: int) -> int:
-        if number in self._open:
-            self._open.move_to_end(number)
-            return self._open[number]
+    def _descriptor(self, shard: Shard) -> int:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
         if len(self._open) >= _OPEN_FILES:
             os.close(self._open.popitem(last=False)[1])
-        descriptor = os.open(self._shards[number].path, os.O_RDONLY)
+        descriptor = os.open(shard.path, os.O_RDONLY)
         # Rows are drawn in random order: reading ahead would fetch rows that nobody asked for.
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-        self._open[number] = descriptor
+        self._open[shard] = descriptor
         return descriptor
 
-    def run(self) -> Run:
+    def table(self) -> KeyTable:
         """All rows in one sorted table."""
-        return run_of_shards(dict(enumerate(self._shards))) if len(self._private) else self._indexed
+        snapshot = self._snapshot
+        return table_of_shards(dict(enumerate(snapshot.shards))) if len(snapshot.private) else snapshot.indexed
 
     def save_index(self) -> None:
         """Write the index file for all shards that are there now, and map it.
@@ -169,15 +214,15 @@ class ScoreStore:
             UserError: a shard is missing, damaged or of another store.
         """
         if self._write_index():
-            self._load()
+            self._renew(None)
 
     def _write_index(self) -> bool:
         """Whether an index file for all shards is there now. Of several processes the first writes it."""
         try:
             with locked(self.folder):
                 index, names = self._list()
-                if index is None or {name for name, _ in index.shards} != names:
-                    index_shards(self.folder, self.manifest.identity, names)
+                if index is None or index.names != names:
+                    write_index(self.folder, self.manifest.identity, names)
         except (OSError, UnwritableFile):
             return False
         return True
@@ -186,20 +231,3 @@ class ScoreStore:
         """Close the files of the shards; the next read opens them again."""
         while self._open:
             os.close(self._open.popitem()[1])
-
-
-def index_shards(folder: Path, identity: Identity, names: set[str]) -> None:
-    """Write the index file for exactly the shards ``names``.
-
-    Raises:
-        UserError: a shard is damaged or of another store, or the file cannot be written.
-    """
-    shards = [Shard(folder / name, identity) for name in sorted(names)]
-    run = run_of_shards(dict(enumerate(shards)))
-    write_index(folder, identity, run, [(shard.path.name, shard.header.size) for shard in shards])
-
-
-def indexed_names(folder: Path, identity: Identity) -> set[str] | None:
-    """The shards that the index file lists; None without a sound index."""
-    index = read_index(folder, identity)
-    return None if index is None else {name for name, _ in index.shards}

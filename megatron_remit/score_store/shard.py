@@ -22,7 +22,7 @@ from megatron_remit.score_store.manifest import Identity
 
 PATTERN = "scores-*.safetensors"
 _KIND = "megatron-remit scores 1"
-TABLES = ["high", "low", "check"]
+KEY_COLUMNS = ["high", "low", "check"]
 
 
 def write_shard(folder: Path, identity: Identity, keys: list[Key], nll_NS: numpy.ndarray, job: dict[str, Any]) -> Path:
@@ -30,7 +30,7 @@ def write_shard(folder: Path, identity: Identity, keys: list[Key], nll_NS: numpy
 
     Args:
         nll_NS: in the dtype of the store, nats.
-        job: how the rows were scored; kept in the header for ``info``.
+        job: how the rows were scored; stored in the header for ``info``.
 
     Raises:
         UserError: the disk is full or the folder may not be written; nothing is left behind then.
@@ -47,7 +47,7 @@ def write_shard(folder: Path, identity: Identity, keys: list[Key], nll_NS: numpy
         "nll": nll_NS,
     }
     metadata = {"kind": _KIND, "store": identity.digest(), "job": json.dumps(job)}
-    write_arrays(path, arrays, metadata, checked=set(TABLES))
+    write_arrays(path, arrays, metadata, checked=set(KEY_COLUMNS))
     return path
 
 
@@ -57,7 +57,7 @@ def row_check(key: Key, nll: bytes) -> int:
 
 
 class Shard:
-    """A shard that is there, of the right size and of this store. Its NLLs are read row by row."""
+    """A shard that exists, has the right size and is of this store. Its NLLs are read row by row."""
 
     def __init__(self, path: Path, identity: Identity) -> None:
         """Reads the header only.
@@ -87,12 +87,12 @@ class Shard:
         """How the rows were scored."""
         return json.loads(self.header.metadata["job"])
 
-    def tables(self) -> dict[str, numpy.ndarray]:
+    def key_columns(self) -> dict[str, numpy.ndarray]:
         """``high``, ``low`` and ``check`` [n], mapped. Raises DamagedFile if their bytes are not those written."""
-        tables = check_arrays(self.path, self.header, TABLES)
-        if any(table.shape != (self.rows,) for table in tables.values()):
+        columns = check_arrays(self.path, self.header, KEY_COLUMNS)
+        if any(column.shape != (self.rows,) for column in columns.values()):
             raise DamagedFile(f"{self.path}: damaged, its tables and its NLLs differ in length")
-        return tables
+        return columns
 
     def read(self, descriptor: int, row: int, key: Key, check: int) -> numpy.ndarray:
         """The NLLs [s] of a row in the dtype of the store, read through an open descriptor of the file.

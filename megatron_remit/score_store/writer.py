@@ -1,4 +1,4 @@
-"""Filling a store: rows are kept in memory and leave as whole shards. Any number of writers may fill one store.
+"""Filling a store: rows wait in memory and leave as whole shards. Any number of writers may fill one store.
 
 Shape suffixes: N rows, S tokens of a row.
 """
@@ -15,9 +15,9 @@ from megatron_remit.score_store.manifest import read_manifest
 from megatron_remit.score_store.reader import ScoreStore
 from megatron_remit.score_store.shard import write_shard
 
-# A shard this large is written at once: large enough that 50B tokens make some 1500 files.
+# Rows of this many bytes are written at once. Then 50B tokens make some 1500 files.
 _SHARD_BYTES = 64 << 20
-# A row waits at most about this long: what a killed job loses, and how far a following run lags.
+# A row waits at most about this long. It is what a killed job loses, and how far a run that follows lags behind.
 SHARD_SECONDS = 60.0
 
 
@@ -25,7 +25,11 @@ class StoreWriter:
     """Adds rows to the store at ``folder``, whose manifest must be there."""
 
     def __init__(self, folder: Path, job: dict[str, Any], shard_seconds: float = SHARD_SECONDS) -> None:
-        """``job`` says how the rows are scored; each shard carries it."""
+        """``job`` says how the rows are scored; it is in the header of each shard.
+
+        Raises:
+            UserError: ``folder`` is no store.
+        """
         self.folder = folder
         self._identity = read_manifest(folder).identity
         self._job = job
@@ -43,7 +47,7 @@ class StoreWriter:
         return key in self._keys
 
     def add(self, key: Key, nll_S: numpy.ndarray) -> None:
-        """Keep a row, NLLs in nats; writes a shard when it is due.
+        """Take a row [s], NLLs in nats; write a shard if it is due. A key that waits already is passed over.
 
         Raises:
             UserError: the NLLs are not finite in the dtype of the store, or the shard cannot be written.
@@ -74,6 +78,6 @@ class StoreWriter:
         self.shards += 1
 
     def close(self) -> None:
-        """Write what waits, and list every shard in the index."""
+        """Write what waits, and list every shard in the index. Raises UserError as :meth:`flush`."""
         self.flush()
         ScoreStore(self.folder).save_index()

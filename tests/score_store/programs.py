@@ -61,8 +61,8 @@ def rows_of(folder):
     check = verify(folder)
     assert check.problems == [] and check.duplicates == 0
     store = ScoreStore(folder)
-    run = store.run()
-    keys = zip(run.columns["high"].tolist(), run.columns["low"].tolist(), strict=True)
+    table = store.table()
+    keys = zip(table.columns["high"].tolist(), table.columns["low"].tolist(), strict=True)
     return {key: store.read(key) for key in keys}
 
 

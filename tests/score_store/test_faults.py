@@ -38,7 +38,7 @@ def folder(tmp_path):
 
 def a_shard(folder):
     """The shard with row 0."""
-    return next(path for path in folder.glob(PATTERN) if key(0)[0] in Shard(path, IDENTITY).tables()["high"])
+    return next(path for path in folder.glob(PATTERN) if key(0)[0] in Shard(path, IDENTITY).key_columns()["high"])
 
 
 def flip(path, offset):

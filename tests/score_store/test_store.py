@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import multiprocessing
 import os
-import threading
 
 import numpy
 import pytest
@@ -13,14 +12,13 @@ import torch
 
 from megatron_remit.errors import UserError
 from megatron_remit.objectives.math.weights import remit_weights
-from megatron_remit.score_store.index import BYTES_A_ROW, INDEX
+from megatron_remit.score_store.index import INDEX
 from megatron_remit.score_store.info import info
-from megatron_remit.score_store.keys import row_key
+from megatron_remit.score_store.keys import BYTES_PER_ROW
 from megatron_remit.score_store.maintain import merge, prune, verify
 from megatron_remit.score_store.reader import ScoreStore
 from megatron_remit.score_store.shard import PATTERN
 from megatron_remit.score_store.writer import StoreWriter
-from megatron_remit.scoring.dataset import ScoredDataset
 from tests.score_store.synthetic import IDENTITY, JOB, LENGTH, assert_rows, key, make_store, nll, write
 
 
@@ -50,11 +48,11 @@ def test_float32_comes_back_bit_for_bit(tmp_path):
         assert numpy.array_equal(ScoreStore(folder).read(key(number)), nll(number))
 
 
-def test_a_row_takes_two_bytes_a_token_and_a_table_entry(folder):
+def test_a_row_takes_two_bytes_per_token_and_a_table_entry(folder):
     write(folder, range(1000))
     size = next(folder.glob(PATTERN)).stat().st_size
     assert 1000 * 2 * LENGTH < size < 1000 * (2 * LENGTH + 20) + 1000
-    assert (folder / INDEX).stat().st_size < 1000 * BYTES_A_ROW + 1000
+    assert (folder / INDEX).stat().st_size < 1000 * BYTES_PER_ROW + 1000
 
 
 def test_the_safetensors_package_reads_a_shard(folder):
@@ -133,7 +131,7 @@ def test_a_shard_that_nfs_has_lost_under_an_open_reader_is_looked_up_again(folde
 def test_a_killed_merge_leaves_rows_twice_and_none_lost(folder, monkeypatch):
     write(folder, range(10))
     write(folder, range(10, 20))
-    monkeypatch.setattr("megatron_remit.score_store.maintain.index_shards", lambda *_: (_ for _ in ()).throw(KeyError))
+    monkeypatch.setattr("megatron_remit.score_store.maintain.write_index", lambda *_: (_ for _ in ()).throw(KeyError))
     with pytest.raises(KeyError):
         merge(folder)
     monkeypatch.undo()
@@ -152,7 +150,7 @@ def test_the_index_file_is_only_a_cache(folder):
 
 
 def test_many_rows_go_to_the_index_file_and_not_to_each_readers_memory(folder, monkeypatch):
-    monkeypatch.setattr("megatron_remit.score_store.reader._LARGEST_PRIVATE_RUN", 25)
+    monkeypatch.setattr("megatron_remit.score_store.reader._MOST_PRIVATE_ROWS", 25)
     write(folder, range(20), close=False)
     store = ScoreStore(folder)
     assert not (folder / INDEX).exists()
@@ -170,7 +168,7 @@ def test_prune_keeps_only_the_rows_asked_for(folder):
     assert verify(folder).rows == 5
 
 
-def test_keys_that_share_their_high_half_are_told_apart(folder):
+def test_keys_that_share_their_high_half_are_distinguished(folder):
     writer = StoreWriter(folder, JOB)
     for low in (5, 3, 9):
         writer.add((7, low), nll(low))
@@ -210,92 +208,55 @@ def test_info_says_what_is_there_and_what_of_a_corpus(folder):
     assert f"mean {mean:.4f}" in text
 
 
-def sample(number, **changes):
-    tokens = torch.randint(0, 515, (LENGTH + 1,), generator=torch.Generator().manual_seed(number))
-    mask = torch.ones(LENGTH, LENGTH).tril() < 0.5
-    return {
-        "tokens": tokens[:-1],
-        "labels": tokens[1:],
-        "loss_mask": torch.ones(LENGTH),
-        "position_ids": torch.arange(LENGTH),
-        "attention_mask": mask[None],
-    } | changes
+def _merged_away_behind(folder, step, monkeypatch):
+    """Merge the store once, just before a reader's next ``step``; returns how often the reader took it."""
+    taken, take = [], getattr(ScoreStore, step)
+
+    def late(store, *arguments):
+        if not taken:
+            merge(folder)
+        taken.append(arguments)
+        return take(store, *arguments)
+
+    monkeypatch.setattr(ScoreStore, step, late)
+    return taken
 
 
-def test_the_key_follows_from_what_the_reference_reads():
-    plain = row_key(sample(1), False, False)
-    assert row_key(sample(1, loss_mask=torch.zeros(LENGTH)), False, False) == plain
-    labels = sample(1)["labels"].clone()
-    labels[-1] += 1
-    assert row_key(sample(1, labels=labels), False, False) != plain
-    assert row_key(sample(2), False, False) != plain
-    positions = torch.cat([torch.arange(10), torch.arange(LENGTH - 10)])
-    cut = sample(1)["attention_mask"].clone()
-    cut[:, 10:, :10] = True
-    assert row_key(sample(1, position_ids=positions), True, False) != row_key(sample(1), True, False)
-    assert row_key(sample(1, attention_mask=cut), False, True) != row_key(sample(1), False, True)
+@pytest.mark.parametrize("step", ["_shard", "_names"], ids=["after the listing", "after the index"])
+@pytest.mark.parametrize("indexed", [True, False], ids=["indexed", "without index"])
+def test_shards_that_are_merged_away_while_a_store_is_opened_are_listed_again(step, indexed, folder, monkeypatch):
+    write(folder, range(10))
+    write(folder, range(10, 20))
+    if not indexed:
+        (folder / INDEX).unlink()
+    taken = _merged_away_behind(folder, step, monkeypatch)
+    assert_rows(folder, range(20))
+    # Without an index there was nothing to contradict the listing that came after the merge.
+    assert (len(taken) > 1) == (indexed or step == "_shard")
+    assert len(list(folder.glob(PATTERN))) == 1
 
 
-class Samples(torch.utils.data.Dataset):
-    index_split = "train"
-
-    def __len__(self):
-        return 10
-
-    def __getitem__(self, index):
-        return sample(index)
-
-
-def store_sample(folder, index):
-    writer = StoreWriter(folder, JOB)
-    writer.add(row_key(sample(index), False, False), nll(index))
-    writer.close()
+def test_shards_that_are_merged_away_while_a_reader_looks_for_new_ones_are_listed_again(folder, monkeypatch):
+    write(folder, range(10))
+    store = ScoreStore(folder)
+    write(folder, range(10, 20))
+    write(folder, range(20, 30))
+    taken = _merged_away_behind(folder, "_shard", monkeypatch)
+    assert store.refresh() and len(taken) > 1
+    for number in range(30):
+        numpy.testing.assert_array_equal(store.read(key(number)), nll(number).astype(numpy.float16))
+    assert not store.refresh() and len(store.shards) == 1
 
 
-def test_a_training_sample_brings_its_scores_along(folder):
-    store_sample(folder, 3)
-    found = ScoredDataset(Samples(), ScoreStore(folder), online=False, wait_seconds=0.0)[3]
-    numpy.testing.assert_array_equal(found["reference_nll"], nll(3).astype(numpy.float16))
-    assert found["reference_nll"].dtype == torch.float32 and torch.equal(found["tokens"], sample(3)["tokens"])
-
-
-def test_a_row_that_is_not_there_stops_the_run_or_is_left_to_the_reference(folder):
-    with pytest.raises(UserError, match=r"sample 4 of the run \(key [0-9a-f]{32}\) is not in it; score the corpus"):
-        ScoredDataset(Samples(), ScoreStore(folder), online=False, wait_seconds=0.0)[4]
-    left = ScoredDataset(Samples(), ScoreStore(folder), online=True, wait_seconds=0.0)[4]
-    assert left["reference_nll"].isnan().all()
-
-
-def test_a_damaged_row_stops_the_run_or_is_left_to_the_reference(folder, capsys):
-    store_sample(folder, 4)
-    shard = next(folder.glob(PATTERN))
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(UserError, match=rf"sample 4 of the run: .*{shard.name}: damaged, row 0 .* prune"):
-        ScoredDataset(Samples(), ScoreStore(folder), online=False, wait_seconds=0.0)[4]
-    left = ScoredDataset(Samples(), ScoreStore(folder), online=True, wait_seconds=0.0)[4]
-    assert left["reference_nll"].isnan().all()
-    assert f"scoring sample 4 online: {shard}: damaged" in capsys.readouterr().out
-
-
-def test_a_run_follows_a_scorer_and_says_that_it_waits(folder, capsys):
-    dataset = ScoredDataset(Samples(), ScoreStore(folder), online=False, wait_seconds=30.0)
-    scorer = threading.Timer(0.3, store_sample, (folder, 5))
-    scorer.start()
-    numpy.testing.assert_array_equal(dataset[5]["reference_nll"], nll(5).astype(numpy.float16))
-    scorer.join()
-    assert "sample 5 is not in" in capsys.readouterr().out
-    hasty = ScoredDataset(Samples(), ScoreStore(folder), online=False, wait_seconds=0.2)
-    with pytest.raises(UserError, match=r"after 0\.2 s of waiting"):
-        hasty[6]
-
-
-def test_a_dataloaders_workers_read_the_same(folder):
-    for index in range(10):
-        store_sample(folder, index)
-    dataset = ScoredDataset(Samples(), ScoreStore(folder), online=False, wait_seconds=0.0)
-    dataset[0]
-    loader = torch.utils.data.DataLoader(dataset, batch_size=5, num_workers=2, multiprocessing_context="fork")
-    read = torch.cat([batch["reference_nll"] for batch in loader])
-    for index in range(10):
-        numpy.testing.assert_array_equal(read[index], nll(index).astype(numpy.float16))
+def test_a_new_shard_that_is_damaged_leaves_an_open_reader_as_it_was(folder):
+    write(folder, range(10))
+    store = ScoreStore(folder)
+    write(folder, range(10, 20))
+    write(folder, range(20, 30))
+    known = {shard.path for shard in store.shards}
+    path = min(path for path in folder.glob(PATTERN) if path not in known)
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(UserError, match=path.name):
+        store.refresh()
+    assert {shard.path for shard in store.shards} == known and len(store) == 10
+    assert store.read(key(3)) is not None
