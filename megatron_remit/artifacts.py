@@ -1,11 +1,14 @@
-"""Files that others read: whole or not there, and an error that a user can mend where they cannot be written."""
+"""Files and folders that others read: whole or not there; where they cannot be written, an error that a user can fix.
+
+Every writer gives a temporary name next to the target and renames it at the end, so no reader ever sees half of it.
+"""
 
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 from megatron_remit.errors import UserError
 
@@ -21,13 +24,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Any]:
-    """A binary file to write into; it gets the name ``path`` once its bytes are on disk.
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write into; it gets the name ``path`` once its bytes are on disk. Any number of processes may
+    write ``path`` at once: the last to end wins.
 
-    On an error nothing is left behind, and a file that had the name keeps it.
-
-    Raises:
-        OSError: the file cannot be written.
+    Raises OSError. Nothing is left behind if it or the body raises.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -42,10 +43,8 @@ def new_file(path: Path) -> Iterator[Any]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` durable.
-
-    Some network file systems cannot sync a folder: there a rename is all that they give.
-    """
+    """Make a new name in ``folder`` durable. Some network file systems cannot sync a folder: there the rename is all
+    that they give."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -56,6 +55,20 @@ def sync_folder(folder: Path) -> None:
         pass
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def whole_files(*targets: Path) -> Iterator[list[Path]]:
+    """Temporary paths, one per target, for writers that open files by name. At the end they are renamed to the targets
+    in the order given; they are removed if the body raises."""
+    temporaries = [path.with_name(f"{path.name}.tmp-{os.getpid()}") for path in targets]
+    try:
+        yield temporaries
+        for temporary, target in zip(temporaries, targets, strict=True):
+            os.replace(temporary, target)
+    finally:
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

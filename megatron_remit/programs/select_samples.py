@@ -25,9 +25,8 @@ def main() -> None:
     from megatron_remit.data.fixed_rows import FixedRowsDataset
     from megatron_remit.pretrain import set_vocabulary
     from megatron_remit.score_store.reader import ScoreStore
-    from megatron_remit.selection.corpus import write_selection
-    from megatron_remit.selection.documents import score_documents, writing
-    from megatron_remit.selection.ranking import count_known, threshold
+    from megatron_remit.selection.corpus import ranked, threshold, write_selection
+    from megatron_remit.selection.documents import write_differences, writing
 
     patches.apply()
     args = parse_and_validate_args(extra_args_provider=_arguments)
@@ -46,21 +45,22 @@ def main() -> None:
     scores = args.out.with_name(args.out.name + ".scores.npy")
     job = _job(args, large, small)
     _refuse_a_foreign_corpus(args.out, scores, job)
-    score_documents(dataset, large, small, scores, job)
+    write_differences(dataset, large, small, scores, job)
     score_D = numpy.load(scores, mmap_mode="r")
-    known = count_known(score_D)
+    known = int(numpy.count_nonzero(~numpy.isnan(score_D)))
     if known == 0:
         raise UserError(f"{args.data_path[0]}: no document ends inside a row; the corpus is shorter than --seq-length")
-    cut = threshold(_Ranked(score_D, corpus.sequence_lengths, args.per_token), max(1, round(args.keep_ratio * known)))
+    ranked_D = ranked(score_D, corpus.sequence_lengths, args.per_token)
+    cut = threshold(ranked_D, max(1, round(args.keep_ratio * known)))
     with writing(args.out):
-        shares = write_selection(corpus, score_D, cut, args.per_token, args.out)
+        shares = write_selection(corpus, ranked_D, cut, args.out)
     stores = {name: asdict(store.manifest.identity) for name, store in (("large", large), ("small", small))}
     content = {
         "rule": "kept are the documents whose score lies above the threshold, the first `ties` of those equal to it, "
         "and those without a score; scores.npy holds log p_large - log p_small of each document, nats",
         "ranked by": "score / tokens" if args.per_token else "score",
         "keep ratio": args.keep_ratio,
-        "threshold": cut.score,
+        "threshold": cut.value,
         "ties": cut.ties,
         "corpus": str(args.data_path[0]),
         "row seed": args.row_seed,
@@ -72,21 +72,6 @@ def main() -> None:
         write_whole(args.out.with_name(args.out.name + ".json"), json.dumps(content, indent=2) + "\n")
     for fate, share in shares.items():
         print(f"{fate}: {share['documents']} documents, {share['tokens']} tokens")
-
-
-class _Ranked:
-    """The numbers to rank by, made a piece at a time."""
-
-    def __init__(self, score_D: numpy.ndarray, length_D: numpy.ndarray, per_token: bool) -> None:
-        self._score_D, self._length_D, self._per_token = score_D, length_D, per_token
-
-    def __len__(self) -> int:
-        return len(self._score_D)
-
-    def __getitem__(self, piece: slice) -> numpy.ndarray:
-        from megatron_remit.selection.corpus import ranked
-
-        return ranked(self._score_D[piece], self._length_D[piece], self._per_token)
 
 
 def _arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -1,7 +1,8 @@
-"""log p_large(x) - log p_small(x) of every document, from the score stores of two models.
+"""The difference log p_large(x) - log p_small(x) of every document, from the score stores of two models.
 
-The rows of a store (fixed by ``--row-seed``) are read in the order in which they were cut from the documents. In memory
-is the open document's sum, on disk 8 bytes for each document.
+The rows of a store (fixed by ``--row-seed``) are read in the order in which they were cut from the documents. Only the
+sum of the open document is in memory; on disk are 8 bytes per document. A user's files and messages call the difference
+the score of a document; here a score is a reference's NLL.
 
 Shape suffixes: S tokens of a row, D documents of the corpus.
 """
@@ -24,58 +25,63 @@ from megatron_remit.score_store.files import DamagedFile
 from megatron_remit.score_store.keys import row_key
 from megatron_remit.score_store.reader import ScoreStore
 
-# Rows between two notes of how far the work is: what a killed run does again.
-_ROWS_A_NOTE = 4096
+# Rows between two notes of how far the work is. A killed run does them again.
+_ROWS_PER_NOTE = 4096
 
 
 @dataclass
 class Position:
-    """How far the documents are scored: all of ``place`` before it, and ``total`` of the open one."""
+    """How far the work is. The open document is the one that the next row goes on with."""
 
     job: str
+    """What the differences depend on, as a hash."""
     row: int = 0
+    """Rows that have been read."""
     place: int = 0
+    """Documents that are done, in the order in which rows were cut from them."""
     left: int = 0
     """Tokens of the open document that no row has predicted yet."""
     total: float = 0.0
+    """The open document's difference so far, nats."""
 
 
-def score_documents(dataset: FixedRowsDataset, large: ScoreStore, small: ScoreStore, scores: Path, job: str) -> None:
-    """Write ``scores`` [D] float64, nats: each document's summed log p_large - log p_small over its tokens.
+def write_differences(dataset: FixedRowsDataset, large: ScoreStore, small: ScoreStore, path: Path, job: str) -> None:
+    """Write the file ``path``, [d] float64, nats: each document's log p_large - log p_small, summed over its tokens.
 
     NaN stands for a document that no row covers to its end: the last ones, if the corpus is no multiple of the row
-    length. Beside ``scores`` a note of the position is kept, from which a later call with the same ``job`` goes on.
+    length. A note of the position lies next to ``path``; a later call with the same ``job`` goes on from there.
 
     Raises:
-        UserError: a store lacks a row or it is damaged there, or the files are of another job or cannot be written.
+        UserError: a store lacks a row or the row is damaged there, or the files are of another job or cannot be
+            written.
         OSError: a store cannot be read.
     """
     lengths_D = dataset.dataset.sequence_lengths
-    at = position(scores, job)
+    at = position(path, job)
     if at is None:
         at = _start(job, dataset.document_index, lengths_D)
-        _create(scores, len(lengths_D))
-        _note(scores, at)
-    score_D = numpy.lib.format.open_memmap(scores, "r+")
+        _create(path, len(lengths_D))
+        _note(path, at)
+    difference_D = numpy.lib.format.open_memmap(path, "r+")
     read = _row_reader(dataset, large, small)
     rows = len(dataset.sample_index) - 1
     progress = tqdm(range(at.row, rows), desc="scoring documents", unit="row", initial=at.row, total=rows, disable=None)
     for row in progress:
-        _add_row(at, read(row), score_D, dataset.document_index, lengths_D)
+        _add_row(at, read(row), difference_D, dataset.document_index, lengths_D)
         at.row = row + 1
-        if at.row % _ROWS_A_NOTE == 0 or at.row == rows:
-            with writing(scores):
-                score_D.flush()
-            _note(scores, at)
+        if at.row % _ROWS_PER_NOTE == 0 or at.row == rows:
+            with writing(path):
+                difference_D.flush()
+            _note(path, at)
 
 
-def _create(scores: Path, documents: int) -> None:
-    with writing(scores):
-        note_of(scores).unlink(missing_ok=True)  # else it would speak for the file that is made now
-        score_D = numpy.lib.format.open_memmap(scores, "w+", numpy.float64, (documents,))
-        with scores.open("r+b") as file:  # a full disk is an error here and not a killed process at some page
-            os.posix_fallocate(file.fileno(), 0, scores.stat().st_size)
-        score_D[:] = numpy.nan
+def _create(path: Path, documents: int) -> None:
+    with writing(path):
+        note_of(path).unlink(missing_ok=True)  # else it would speak for the file that is made now
+        difference_D = numpy.lib.format.open_memmap(path, "w+", numpy.float64, (documents,))
+        with path.open("r+b") as file:  # a full disk is an error here and not a killed process at some page
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        difference_D[:] = numpy.nan
 
 
 def _start(job: str, order: numpy.ndarray, lengths_D: numpy.ndarray) -> Position:
@@ -89,7 +95,7 @@ def _start(job: str, order: numpy.ndarray, lengths_D: numpy.ndarray) -> Position
 
 
 def _add_row(
-    at: Position, gain_S: numpy.ndarray, score_D: numpy.ndarray, order: numpy.ndarray, lengths_D: numpy.ndarray
+    at: Position, gain_S: numpy.ndarray, difference_D: numpy.ndarray, order: numpy.ndarray, lengths_D: numpy.ndarray
 ) -> None:
     start = 0
     while start < len(gain_S) and at.place < len(order):
@@ -98,13 +104,13 @@ def _add_row(
         at.left -= stop - start
         start = stop
         while at.left == 0 and at.place < len(order):
-            score_D[order[at.place]] = at.total
+            difference_D[order[at.place]] = at.total
             at.place, at.total = at.place + 1, 0.0
             at.left = int(lengths_D[order[at.place]]) if at.place < len(order) else 0
 
 
 def _row_reader(dataset: FixedRowsDataset, large: ScoreStore, small: ScoreStore) -> Callable[[int], numpy.ndarray]:
-    # Megatron's dataset shuffles the rows through this: now they come in the order of the documents.
+    # Megatron's dataset shuffles the rows through this index. Now they come in the order of the documents.
     dataset.shuffle_index = range(len(dataset.sample_index) - 1)
     identity = large.manifest.identity
 
@@ -135,15 +141,15 @@ def writing(out: Path) -> AbstractContextManager[None]:
     return unwritable(f"--out {out}: cannot be written", "free space or choose another folder")
 
 
-def note_of(scores: Path) -> Path:
-    """The file beside ``scores`` that says how far they are."""
-    return scores.with_suffix(".progress.json")
+def note_of(path: Path) -> Path:
+    """The file next to the differences in ``path`` that says how far they are."""
+    return path.with_suffix(".progress.json")
 
 
-def position(scores: Path, job: str) -> Position | None:
+def position(path: Path, job: str) -> Position | None:
     """How far ``job`` has come; None if it has not begun. Raises UserError if the files are of another job."""
-    note = note_of(scores)
-    if not (note.is_file() and scores.is_file()):
+    note = note_of(path)
+    if not (note.is_file() and path.is_file()):
         return None
     try:
         found = Position(**json.loads(note.read_text(encoding="utf-8")))
@@ -157,7 +163,7 @@ def position(scores: Path, job: str) -> Position | None:
     return found
 
 
-def _note(scores: Path, at: Position) -> None:
-    note = note_of(scores)
+def _note(path: Path, at: Position) -> None:
+    note = note_of(path)
     with writing(note):
         write_whole(note, json.dumps(asdict(at)))

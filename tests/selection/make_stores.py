@@ -1,7 +1,7 @@
-"""Write two stores whose scores differ by a known amount for each token, and select once with an interruption.
+"""Write two stores whose scores differ by a known amount per token, and select once with an interruption.
 
-python -m tests.selection.make_stores FOLDER <data flags>: writes FOLDER/large and FOLDER/small; FOLDER/interrupted.npz holds the
-documents' scores of a run that was stopped and resumed, and how many rows each part read.
+python -m tests.selection.make_stores FOLDER <data flags> writes FOLDER/large and FOLDER/small. FOLDER/interrupted.npz
+holds the documents' differences of a run that was stopped and resumed, and how many rows each part read.
 """
 
 import sys
@@ -78,15 +78,15 @@ def main():
     for writer in writers.values():
         writer.close()
 
-    documents._ROWS_A_NOTE = 8
+    documents._ROWS_PER_NOTE = 8
     large, small = ScoreStore(folder / "large"), ScoreStore(folder / "small")
     scores = folder / "interrupted.npy"
     first, second = Stops(large, 21), Stops(large, -1)
     try:
-        documents.score_documents(dataset, first, small, scores, "job")
+        documents.write_differences(dataset, first, small, scores, "job")
     except KeyboardInterrupt:
         pass
-    documents.score_documents(dataset, second, small, scores, "job")
+    documents.write_differences(dataset, second, small, scores, "job")
     numpy.savez(folder / "interrupted.npz", scores=numpy.load(scores), reads=[first.reads, second.reads, rows])
 
 
