@@ -24,11 +24,12 @@ def main() -> None:
 
     from megatron_remit import patches
     from megatron_remit.arguments import add_remit_arguments, check_arguments
-    from megatron_remit.data.datasets import check_corpora, train_valid_test_datasets
+    from megatron_remit.data.datasets import check_corpora
     from megatron_remit.forward import forward_step
     from megatron_remit.objectives import objective_class
     from megatron_remit.scoring import session
     from megatron_remit.scoring.arguments import scores_ahead
+    from megatron_remit.scoring.dataset import train_valid_test_datasets
     from megatron_remit.specs.native import gpt_config
 
     patches.apply()

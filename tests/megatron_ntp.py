@@ -17,7 +17,7 @@ from megatron.training.arguments import parse_and_validate_args  # noqa: E402
 
 from megatron_remit import patches  # noqa: E402
 from megatron_remit.arguments import add_remit_arguments  # noqa: E402
-from megatron_remit.data.datasets import train_valid_test_datasets  # noqa: E402
+from megatron_remit.scoring.dataset import train_valid_test_datasets  # noqa: E402
 
 
 def loss_func(loss_mask, output_tensor):

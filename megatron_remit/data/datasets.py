@@ -1,7 +1,6 @@
 """The training corpus through Megatron's own dataset builder, with checks that name the file at fault."""
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,40 +9,16 @@ from megatron.core import mpu
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
 from megatron.core.datasets.indexed_dataset import IndexedDataset
-from megatron.training import get_args, get_tokenizer, print_rank_0
+from megatron.training import get_args, get_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split
-from torch.utils.data import Dataset
 
 from megatron_remit.data.checked import CheckedGPTDataset, beyond_vocabulary
 from megatron_remit.data.fixed_rows import FixedRowsDataset
 from megatron_remit.errors import UserError
-from megatron_remit.scoring.dataset import ScoredDataset
-from megatron_remit.scoring.session import current_store
 
 # A corpus up to this many tokens is read through before step 1 (about a second); every sample of a larger one is
 # checked when it is drawn.
 _FULL_SCAN_TOKENS = 200_000_000
-
-
-def train_valid_test_datasets(
-    num_samples: tuple[int, int, int], vp_stage: int | None = None
-) -> tuple[Dataset | None, Dataset | None, Dataset | None]:
-    """Train, validation and test datasets of this rank (None where it reads none).
-
-    Megatron calls it once for each model chunk; the builder's index files are made by one rank and shared. With
-    ``--score-store`` the training set of the last stage brings the reference's NLLs along.
-    """
-    print_rank_0("> building train, validation, and test datasets ...")
-    train, valid, test = build_datasets(num_samples, partial(reads_data, vp_stage))
-    store = current_store()
-    if train is not None and store is not None and mpu.is_pipeline_last_stage(vp_stage is None, vp_stage):
-        args = get_args()
-        train = ScoredDataset(train, store, args.score_miss == "online", args.score_wait)
-    return train, valid, test
-
-
-# Megatron: build on every rank, not only where the tensor-parallel rank is 0 (`reads_data` decides).
-train_valid_test_datasets.is_distributed = True
 
 
 def build_datasets(num_samples: tuple[int, int, int], built_here: Callable[[], bool]) -> list[GPTDataset | None]:

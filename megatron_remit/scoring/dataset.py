@@ -1,31 +1,64 @@
-"""The training set with one more column: the reference's NLLs from a store."""
+"""The training set with one more column: the reference's NLLs from a store.
+
+Shape suffixes: S tokens of a row.
+"""
 
 import time
+from functools import partial
 from typing import Any
 
 import numpy
 import torch
+from megatron.core import mpu
+from megatron.training import get_args, print_rank_0
 from torch.utils.data import Dataset
 
+from megatron_remit.data.datasets import build_datasets, reads_data
 from megatron_remit.errors import UserError
 from megatron_remit.score_store.files import DamagedFile
 from megatron_remit.score_store.keys import Key, key_bytes, row_key
 from megatron_remit.score_store.reader import ScoreStore
+from megatron_remit.scoring.session import current_store
 
 _POLL_SECONDS = 1.0
 _MESSAGE_SECONDS = 30.0
 
 
+def train_valid_test_datasets(
+    num_samples: tuple[int, int, int], vp_stage: int | None = None
+) -> tuple[Dataset | None, Dataset | None, Dataset | None]:
+    """Train, validation and test datasets of this rank (None where it reads none).
+
+    Megatron calls it once for each model chunk. One rank makes the builder's index files, and all share them. With
+    ``--score-store`` the training set of the last stage brings the reference's NLLs along.
+    """
+    print_rank_0("> building train, validation, and test datasets ...")
+    train, valid, test = build_datasets(num_samples, partial(reads_data, vp_stage))
+    store = current_store()
+    if train is not None and store is not None and mpu.is_pipeline_last_stage(vp_stage is None, vp_stage):
+        args = get_args()
+        train = ScoredDataset(train, store, args.score_miss == "online", args.score_wait)
+    return train, valid, test
+
+
+# Megatron: build on every rank, not only where the tensor-parallel rank is 0 (`reads_data` decides).
+train_valid_test_datasets.is_distributed = True
+
+
 class ScoredDataset(Dataset):
-    """Wraps Megatron's GPT or blended dataset. A sample gains
+    """Wraps Megatron's GPT or blended dataset. Each sample gains
 
     * ``reference_nll`` [s] float32, nats; NaN throughout where the store lacks the row and ``online`` is set;
     * ``score_key`` [2] int64, the row's key.
     """
 
     def __init__(self, dataset: Dataset, store: ScoreStore, online: bool, wait_seconds: float) -> None:
-        """``online``: a row that is not there is scored later, else it is an error. ``wait_seconds``: how long to wait
-        for it first."""
+        """Wrap ``dataset``.
+
+        Args:
+            online: a row that the store lacks is scored later; otherwise it is an error.
+            wait_seconds: how long to wait first for another job to score such a row.
+        """
         self.dataset = dataset
         self._store = store
         self._identity = store.manifest.identity
@@ -78,9 +111,9 @@ class ScoredDataset(Dataset):
 
     def _wait(self, key: Key, index: int) -> numpy.ndarray | None:
         """Look again until another job has scored the row or the time is up."""
-        start = told = time.monotonic()
+        start = reported = time.monotonic()
         if not self._wait_seconds and start - self._refreshed < _POLL_SECONDS:
-            return None  # a store that is filled row by row is not listed again for each of them
+            return None  # a store that is filled row by row is not listed again for each row
         while True:
             self._refreshed = time.monotonic()
             if self._store.refresh():
@@ -90,8 +123,8 @@ class ScoredDataset(Dataset):
             now = time.monotonic()
             if now - start >= self._wait_seconds:
                 return None
-            if told == start or now - told >= _MESSAGE_SECONDS:
-                told = now
+            if reported == start or now - reported >= _MESSAGE_SECONDS:
+                reported = now
                 print(
                     f"> sample {index} is not in {self._store.folder} yet: waiting since {now - start:.0f} s, at "
                     f"most {self._wait_seconds:g} s",
