@@ -3,6 +3,7 @@
 import argparse
 import platform
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,21 +25,28 @@ from megatron_remit.score_store.manifest import (
 from megatron_remit.score_store.reader import ScoreStore
 from megatron_remit.score_store.writer import StoreWriter
 
-_store: ScoreStore | None = None
-_writer: StoreWriter | None = None
+
+@dataclass
+class Session:
+    """What this process holds of its run's store."""
+
+    store: ScoreStore | None = None
+    writer: StoreWriter | None = None
+
+
+_session = Session()
 
 
 def open_store(args: argparse.Namespace, create: bool) -> ScoreStore:
     """Open ``--score-store`` and check that its rows are those that this run's reference would give.
 
-    Without ``--reference-load`` the run takes the reference that the store names. With ``--score-wait`` a store that
-    is not there yet is waited for. ``create`` makes one.
+    Without ``--reference-load`` the run takes the reference that the store names. With ``--score-wait`` it waits for a
+    store that is not there yet. With ``create`` it makes one.
 
     Raises:
         UserError: no store, another reference, tokenizer, vocabulary, sequence length, document masks or dtype, or a
             shard that is missing, damaged or of another store.
     """
-    global _store
     expected = expected_identity(args)
     if create:
         identity = Identity(**{"dtype": "float16"} | expected)
@@ -47,8 +55,8 @@ def open_store(args: argparse.Namespace, create: bool) -> ScoreStore:
         _wait_for_manifest(args)
         manifest = read_manifest(args.score_store)
     check_identity(args.score_store, manifest.identity, expected)
-    _store = ScoreStore(args.score_store)
-    return _store
+    _session.store = ScoreStore(args.score_store)
+    return _session.store
 
 
 def expected_identity(args: argparse.Namespace) -> dict[str, Any]:
@@ -98,19 +106,21 @@ def _wait_for_manifest(args: argparse.Namespace) -> None:
 
 def current_store() -> ScoreStore | None:
     """The store of this process, if the run has one."""
-    return _store
+    return _session.store
 
 
 def start_writer(args: argparse.Namespace) -> StoreWriter | None:
-    """The writer of this rank: on tensor-parallel rank 0, context-parallel rank 0 of the last stage, else None."""
-    global _writer
-    if _writer is None and writes_scores():
-        _writer = StoreWriter(args.score_store, job_description(args), args.score_shard_seconds)
-    return _writer
+    """The writer of this rank, made at the first call; None on a rank that writes no scores."""
+    if _session.writer is None and writes_scores():
+        _session.writer = StoreWriter(args.score_store, job_description(args), args.score_shard_seconds)
+    return _session.writer
 
 
 def writes_scores() -> bool:
-    """Whether this rank writes the rows of its model-parallel group."""
+    """Whether this rank writes the rows of its model replica.
+
+    It does on the last pipeline stage, on tensor-parallel rank 0 and context-parallel rank 0.
+    """
     return (
         mpu.is_pipeline_last_stage(ignore_virtual=True)
         and mpu.get_tensor_model_parallel_rank() == 0
@@ -119,8 +129,7 @@ def writes_scores() -> bool:
 
 
 def close() -> None:
-    """Write the rows that wait, at the end of the run."""
-    global _writer
-    writer, _writer = _writer, None
+    """Write the rows that wait, at the end of the run. Raises UserError if they cannot be written."""
+    writer, _session.writer = _session.writer, None
     if writer is not None:
         writer.close()
