@@ -1,12 +1,12 @@
-"""How fast a score store opens and reads, how much memory it takes, and what a node in training asks of it.
+"""How fast a score store opens and reads, how much memory it takes, and what a node in training needs of it.
 
     python benchmarks/score_store.py --csv benchmarks/results/score_store_cpu.csv
 
-Two synthetic stores: one with the rows of 50B tokens at 4096 (12.2M, but short ones to save disk; keys and index
-are those of the real one), for opening and memory, and one with rows of real width, for reading. Rows are
-read in random order by one process, in turn with the page cache dropped (cold) and not (warm). An 8-GPU node that
-trains OLMo-2-1B (8.5 GFLOP a token: 6 x 1.28B parameters that multiply, and attention at 4096) at the peak of its
-GPUs (8 x 989 TFLOP/s, dense bf16, NVIDIA's data sheet of the H100) would read 227 rows a second.
+There are two synthetic stores. One, for opening and memory, has as many rows as 50B tokens at 4096 make (12.2M); they
+are short to save disk, but keys and index are those of a real store. The other, for reading, has rows of real width.
+One process reads rows in random order, in turn with the page cache dropped (cold) and not (warm). An 8-GPU node that
+trains OLMo-2-1B (8.5 GFLOP per token: 6 x 1.28B parameters that multiply, and attention at 4096) at the peak of its
+GPUs (8 x 989 TFLOP/s, dense bf16, NVIDIA's data sheet of the H100) would read 227 rows per second.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from megatron_remit.score_store.reader import ScoreStore
 from megatron_remit.score_store.shard import write_shard
 
 SHARD_ROWS = 8192
-NEEDED_ROWS_A_SECOND = 8 * 989e12 / 8.5e9 / 4096
+NEEDED_ROWS_PER_SECOND = 8 * 989e12 / 8.5e9 / 4096
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--index-rows", type=int, default=12_207_031, help="rows of the store for opening")
     parser.add_argument("--read-rows", type=int, default=32_768, help="rows of the store for reading")
-    parser.add_argument("--length", type=int, default=4096, help="tokens of a row that is read")
+    parser.add_argument("--length", type=int, default=4096, help="tokens per row that is read")
     parser.add_argument("--repeats", type=int, default=9, help="openings, and readings of a sample of rows")
     parser.add_argument("--folder", type=Path, help="where to make the stores (default: a temporary folder)")
     parser.add_argument("--csv", type=Path, help="write the result to this file")
@@ -67,7 +67,7 @@ def make_store(folder: Path, rows: int, length: int) -> None:
 
 
 def opening(options: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """Seconds to open the store without an index file (it is then made) and with one, and the memory that it takes."""
+    """Seconds and memory to open the store, first without an index file (opening it writes one), then with one."""
     make_store(folder, options.index_rows, 8)
     first = in_new_process(folder)
     again = [in_new_process(folder) for _ in range(options.repeats)]
@@ -76,7 +76,7 @@ def opening(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         "what": "open",
         "rows": options.index_rows,
         "shards": -(-options.index_rows // SHARD_ROWS),
-        "index_bytes_a_row": round((folder / INDEX).stat().st_size / options.index_rows, 2),
+        "index_bytes_per_row": round((folder / INDEX).stat().st_size / options.index_rows, 2),
         "index_MB": round((folder / INDEX).stat().st_size / 1e6, 1),
         "first_open_s": round(first["seconds"], 2),
         "first_open_peak_MB": round(first["peak"] / 1e6, 1),
@@ -93,7 +93,7 @@ def in_new_process(folder: Path) -> dict[str, float]:
 
 
 def open_once(folder: Path) -> dict[str, float]:
-    """Seconds to open, private memory that it added, the process's peak, bytes, and seconds of a look-up."""
+    """Seconds to open, private memory that it added and the process's peak (bytes), and seconds per look-up."""
     before = memory("RssAnon")
     start = time.perf_counter()
     store = ScoreStore(folder)
@@ -107,13 +107,13 @@ def open_once(folder: Path) -> dict[str, float]:
 
 
 def memory(name: str) -> int:
-    """A figure of /proc/self/status, bytes."""
+    """A value of /proc/self/status, bytes."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name + ":"))
     return int(line.split()[1]) * 1024
 
 
 def reading(options: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """Rows a second, checksums compared, cold and warm in turn."""
+    """Rows per second, checksums compared, cold and warm in turn."""
     make_store(folder, options.read_rows, options.length)
     ScoreStore(folder).save_index()
     store = ScoreStore(folder)
@@ -135,10 +135,10 @@ def reading(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         "what": "read",
         "rows": options.read_rows,
         "length": options.length,
-        **percentiles("cold_rows_a_s", pace["cold"], 0),
-        **percentiles("warm_rows_a_s", pace["warm"], 0),
-        "needed_rows_a_s_at_peak": round(NEEDED_ROWS_A_SECOND),
-        "cold_p20_over_needed": round(worst / NEEDED_ROWS_A_SECOND, 1),
+        **percentiles("cold_rows_per_s", pace["cold"], 0),
+        **percentiles("warm_rows_per_s", pace["warm"], 0),
+        "needed_rows_per_s_at_peak": round(NEEDED_ROWS_PER_SECOND),
+        "cold_p20_over_needed": round(worst / NEEDED_ROWS_PER_SECOND, 1),
     }
 
 

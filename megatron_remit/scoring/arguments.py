@@ -1,4 +1,4 @@
-"""The flags of the score store, part of the ReMiT group, and what must hold between them and others."""
+"""The flags of the score store, part of the ReMiT group, and what must hold between them and other flags."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ from megatron_remit.score_store.writer import SHARD_SECONDS
 
 
 def add_score_store_arguments(group: Any) -> None:
-    """Add the flags to an argument group."""
+    """Add the flags to an argument group of argparse."""
     group.add_argument(
         "--score-store",
         type=Path,
@@ -88,7 +88,7 @@ def check_score_store(args: argparse.Namespace) -> None:
         raise UserError("--score-store is for objectives with a reference: give --objective remit, or leave it out")
     if objective.reference_column != "reference_nll":
         raise UserError(
-            f"--score-store holds one NLL a token, and --objective {args.objective} needs the reference's whole "
+            f"--score-store holds one NLL per token, and --objective {args.objective} needs the reference's whole "
             "distribution: leave the store out and give --reference-load DIR"
         )
     if args.score_miss == "online" and args.reference_load is None:

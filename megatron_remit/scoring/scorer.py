@@ -1,10 +1,10 @@
 """Score a corpus ahead of training: the rows that a training run will read, through the reference, into a store.
 
 Every model replica takes each ``data-parallel size``-th row of the training set in the order of training, so a run
-that follows is served in its order. Which rows it scores next, the last stage alone decides, since it writes them: the
-other ranks of the replica are told.
+that follows is served in its order. The last stage alone decides which rows come next, since it writes them. The other
+ranks of the replica learn them from it.
 
-Shape suffixes: B sequences of a reference microbatch, S sequence positions.
+Shape suffixes: B sequences of a reference microbatch (or of several, put together), S sequence positions.
 """
 
 import datetime
@@ -31,10 +31,10 @@ from megatron_remit.scoring.ahead import score_microbatches
 from megatron_remit.scoring.session import start_writer, writes_scores
 
 _MESSAGE_SECONDS = 10.0
-# How long the writing rank may pass over rows that the store has while the others wait for it.
+# How long the writing rank may pass over rows that the store has, while the other ranks wait for it.
 SKIP_SECONDS = 30.0
 # Microbatches that keep each pipeline stage busy for most of a forward-only schedule.
-_MICROBATCHES_A_STAGE = 4
+_MICROBATCHES_PER_STAGE = 4
 
 
 def score_rows(reference: list[Module], dataset: Dataset | None, store: ScoreStore, num_rows: int) -> None:
@@ -46,11 +46,11 @@ def score_rows(reference: list[Module], dataset: Dataset | None, store: ScoreSto
         num_rows: rows that training will draw; the same on every rank.
 
     Raises:
-        UserError: a score is not finite, a shard cannot be written, or the corpus holds a bad token.
+        UserError: an NLL is not finite, a shard cannot be written, or the corpus holds a bad token.
     """
     args = get_args()
     stages = args.pipeline_model_parallel_size
-    count = stages * _MICROBATCHES_A_STAGE if stages > 1 else 1
+    count = stages * _MICROBATCHES_PER_STAGE if stages > 1 else 1
     size = args.reference_micro_batch_size
     planner = RowPlanner(dataset, store, num_rows, start_writer(args)) if writes_scores() else None
     while True:
@@ -71,8 +71,10 @@ def score_rows(reference: list[Module], dataset: Dataset | None, store: ScoreSto
 
 
 def _agreed_rows(planner: "RowPlanner | None", most: int) -> list[int] | None:
-    """The next rows of this replica, the same on all its ranks: none where only known rows were found in a while, None
-    at the end of the corpus."""
+    """The next rows of this replica, the same on all its ranks.
+
+    Empty if a while brought only rows that the store has. None at the end of the corpus.
+    """
     rows = torch.full((most + 1,), -1, dtype=torch.int64)
     if planner is not None:
         chosen = planner.next_rows(most)
@@ -109,6 +111,7 @@ class RowPlanner:
     """On the rank that writes: which rows come next, and how far the work is."""
 
     def __init__(self, dataset: Dataset, store: ScoreStore, num_rows: int, writer: StoreWriter) -> None:
+        """``num_rows``: rows of ``dataset`` that all replicas score together."""
         self._dataset, self._store, self._writer = dataset, store, writer
         self._replica, self._replicas = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
         self._todo = range(self._replica, num_rows, self._replicas)
@@ -116,17 +119,18 @@ class RowPlanner:
         self._keys: list[Key] = []
         self._shards_written = 0
         self._scored = self._found = 0
-        self._start = self._told = time.monotonic()
+        self._start = self._reported = time.monotonic()
 
     @property
     def at_end(self) -> bool:
-        """Whether every row was looked at."""
+        """Whether every row has been looked at."""
         return self._at >= len(self._todo)
 
     def next_rows(self, most: int) -> list[int]:
         """Up to ``most`` rows that are neither in the store nor waiting in the writer.
 
-        Fewer, or none, after ``SKIP_SECONDS``: the replica's other ranks wait in a collective that has a timeout.
+        Fewer, or none, once ``SKIP_SECONDS`` have passed: the replica's other ranks wait in a collective that has a
+        timeout.
         """
         rows: list[int] = []
         self._keys = []
@@ -140,7 +144,7 @@ class RowPlanner:
             else:
                 rows.append(row)
                 self._keys.append(key)
-            self._tell()
+            self._report()
             if time.monotonic() >= until:
                 break
         return rows
@@ -150,7 +154,11 @@ class RowPlanner:
         return row_key(self._dataset[row], identity.reset_position_ids, identity.reset_attention_mask)
 
     def store_rows(self, nll_BS: Tensor) -> None:
-        """Hand the scores of the last ``next_rows`` to the writer."""
+        """Hand the NLLs [B, S] of the rows that ``next_rows`` gave last to the writer, nats.
+
+        Raises:
+            UserError: an NLL is not finite, or a shard cannot be written.
+        """
         for key, nll_S in zip(self._keys, nll_BS.float().cpu().numpy(), strict=False):
             self._writer.add(key, nll_S)
         self._scored += len(self._keys)
@@ -158,11 +166,11 @@ class RowPlanner:
             self._shards_written = self._writer.shards
             self._store.refresh()  # rows that left the writer, and those of other jobs
 
-    def _tell(self, last: bool = False) -> None:
+    def _report(self, last: bool = False) -> None:
         now = time.monotonic()
-        if self._replica or (now - self._told < _MESSAGE_SECONDS and not last):
+        if self._replica or (now - self._reported < _MESSAGE_SECONDS and not last):
             return
-        self._told = now
+        self._reported = now
         seconds = now - self._start
         left = len(self._todo) - self._at
         pace = self._at / seconds if seconds else 0.0
@@ -175,4 +183,4 @@ class RowPlanner:
 
     def finish(self) -> None:
         """Say how it went."""
-        self._tell(last=True)
+        self._report(last=True)

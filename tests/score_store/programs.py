@@ -1,4 +1,4 @@
-"""Run the scorer and the store's tool as a user does, and look into stores without Megatron."""
+"""Run the scorer as a user does, and look into stores without Megatron."""
 
 import os
 import subprocess

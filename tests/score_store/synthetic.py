@@ -1,4 +1,4 @@
-"""Stores without a model: rows whose NLLs follow from their key, so that a reader can tell a wrong row."""
+"""Stores without a model: rows whose NLLs follow from their key, so that a test notices a wrong row."""
 
 import hashlib
 

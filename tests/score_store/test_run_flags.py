@@ -36,7 +36,7 @@ def arguments(material, flags, **changes):
         ({"score_store_write": True}, "--score-store-write needs a store"),
         ({"score_dtype": "float32"}, "--score-dtype needs a store"),
         ({"score_store": "s", "objective": "ntp"}, "--score-store is for objectives with a reference"),
-        ({"score_store": "s", "objective": "kd"}, "--score-store holds one NLL a token, and --objective kd needs"),
+        ({"score_store": "s", "objective": "kd"}, "--score-store holds one NLL per token, and --objective kd needs"),
         (
             {"score_store": "s", "reference_load": None, "score_miss": "online"},
             "--score-miss online scores with the ref",

@@ -1,4 +1,4 @@
-"""Training from stored scores is training with the reference beside it, whatever the layouts of writer and reader."""
+"""Training from stored NLLs equals training with the reference in memory, whatever the layouts of writer and reader."""
 
 import os
 import random
@@ -253,8 +253,8 @@ def test_the_tool_names_coverage_and_keeps_a_runs_rows(material, corpus_store, t
     run = material.flags(row_seed=3, train_iters=10)
     tool = ["python", ROOT / "tools/score_store.py"]
     # Ten times the corpus and another seed: the rows are those that the scorer saw in one epoch.
-    told = run_command([*tool, "info", folder, "--", *material.flags(row_seed=3, seed=99, train_iters=490)])
-    assert "coverage             390 of 390 different rows of the run (100.00 %)" in told.output, told.output
+    shown = run_command([*tool, "info", folder, "--", *material.flags(row_seed=3, seed=99, train_iters=490)])
+    assert "coverage             390 of 390 different rows of the run (100.00 %)" in shown.output, shown.output
     assert run_command([*tool, "prune", folder, "--", *run]).returncode == 0
     assert verify(folder).rows == 80
     assert "1 shards, now 1" in run_command([*tool, "merge", folder]).output

@@ -1,4 +1,4 @@
-"""Difference sampling over a corpus whose right answer is known: the stores give each token a known difference."""
+"""Difference sampling over a corpus whose right answer is known: by the stores each token has a known difference."""
 
 import argparse
 import dataclasses
@@ -142,7 +142,7 @@ def test_a_run_that_was_killed_before_its_manifest_is_finished_by_the_next(flags
 
 
 @pytest.mark.slow
-def test_documents_read_alone_and_ranked_by_the_score_of_a_token(flags, folder, truth, tmp_path):
+def test_documents_read_alone_and_ranked_by_the_score_per_token(flags, folder, truth, tmp_path):
     """With document masks the rows have other keys, so only stores that were written with masks serve."""
     masked = [*flags, "--reset-attention-mask", "--reset-position-ids"]
     refused = select(masked, folder, "--out", tmp_path / "refused")
