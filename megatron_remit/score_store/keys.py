@@ -21,13 +21,7 @@ Key = tuple[int, int]
 KEY_BYTES = 16
 
 Columns = dict[str, numpy.ndarray]
-COLUMNS = {
-    "high": numpy.uint64,
-    "low": numpy.uint64,
-    "shard": numpy.uint32,
-    "row": numpy.uint32,
-    "check": numpy.uint32,
-}
+COLUMNS = {"high": numpy.uint64, "low": numpy.uint64, "shard": numpy.uint32, "row": numpy.uint32, "check": numpy.uint32}
 """The columns of a :class:`KeyTable`: the halves of the key, the number of the shard, the row in it, its CRC-32."""
 BYTES_PER_ROW = sum(numpy.dtype(dtype).itemsize for dtype in COLUMNS.values())
 

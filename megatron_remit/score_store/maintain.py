@@ -47,12 +47,13 @@ def verify(folder: Path) -> Check:
         UserError: ``folder`` is no store.
     """
     identity = read_manifest(folder).identity
-    check, whole = Check(leftovers=leftovers(folder)), {}
+    check = Check(leftovers=leftovers(folder))
+    whole: dict[int, Shard] = {}
     for path in tqdm(sorted(folder.glob(PATTERN)), desc="verify", unit="shard", disable=None):
         check.shards += 1
         try:
             shard = Shard(path, identity)
-            damaged = [row for row, key, _ in _rows(shard) if key is None]
+            damaged = [row for row, _, nll_S in _rows(shard) if nll_S is None]
             if damaged:
                 check.problems.append(f"{path}: damaged, {len(damaged)} of {shard.rows} rows, first row {damaged[0]}")
             check.rows += shard.rows - len(damaged)
@@ -74,8 +75,8 @@ def verify(folder: Path) -> Check:
     return check
 
 
-def _rows(shard: Shard) -> Iterator[tuple[int, Key | None, numpy.ndarray | None]]:
-    """Each row's number, key and NLLs; None for those of a damaged row. Raises DamagedFile on damaged key columns."""
+def _rows(shard: Shard) -> Iterator[tuple[int, Key, numpy.ndarray | None]]:
+    """Each row's number, key and NLLs; None for damaged NLLs. Raises DamagedFile on damaged key columns."""
     columns = shard.key_columns()
     descriptor = os.open(shard.path, os.O_RDONLY)
     try:
@@ -84,7 +85,7 @@ def _rows(shard: Shard) -> Iterator[tuple[int, Key | None, numpy.ndarray | None]
             try:
                 yield row, key, shard.read(descriptor, row, key, int(columns["check"][row]))
             except DamagedFile:
-                yield row, None, None
+                yield row, key, None
     finally:
         os.close(descriptor)
 
@@ -120,7 +121,7 @@ def merge(folder: Path) -> tuple[int, int]:
     merged = _NewShards(folder)
     for number in tqdm(old, desc="merge", unit="shard", disable=None):
         for row, key, nll_S in _rows(shards[number]):
-            if key is None:
+            if nll_S is None:
                 raise UserError(f"{shards[number].path}: row {row} is damaged; run 'prune' first, then score again")
             if first_of[number][row]:
                 merged.add(shards[number], key, nll_S)
@@ -203,7 +204,7 @@ def prune(folder: Path, keep: set[Key] | None = None) -> list[str]:
 def _prune_shard(shard: Shard, keep: set[Key] | None) -> list[str]:
     sound, damaged, pruned = 0, 0, _NewShards(shard.path.parent)
     for _, key, nll_S in _rows(shard):
-        if key is None:
+        if nll_S is None:
             damaged += 1
         elif keep is None or key in keep:
             pruned.add(shard, key, nll_S)

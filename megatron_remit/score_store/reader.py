@@ -113,7 +113,9 @@ class ScoreStore:
         # In this order: a shard that is added in between is not in the index.
         index = read_index(self.folder, self.manifest.identity)
         names = self._names()
-        lost = sorted(index.names - names) if index else []
+        if index is None:
+            return None, names
+        lost = sorted(index.names - names)
         if lost:
             path = self.folder / lost[0]
             # `merge` removes shards after it has replaced the index: then the index is another by now.

@@ -42,7 +42,7 @@ def train_valid_test_datasets(
 
 
 # Megatron: build on every rank, not only where the tensor-parallel rank is 0 (`reads_data` decides).
-train_valid_test_datasets.is_distributed = True
+train_valid_test_datasets.is_distributed = True  # type: ignore[attr-defined]
 
 
 class ScoredDataset(Dataset):

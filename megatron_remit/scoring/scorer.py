@@ -28,7 +28,7 @@ from megatron_remit.score_store.keys import Key, row_key
 from megatron_remit.score_store.reader import ScoreStore
 from megatron_remit.score_store.writer import StoreWriter
 from megatron_remit.scoring.ahead import score_microbatches
-from megatron_remit.scoring.session import start_writer, writes_scores
+from megatron_remit.scoring.session import start_writer
 
 _MESSAGE_SECONDS = 10.0
 # How long the writing rank may pass over rows that the store has, while the other ranks wait for it.
@@ -52,7 +52,8 @@ def score_rows(reference: list[Module], dataset: Dataset | None, store: ScoreSto
     stages = args.pipeline_model_parallel_size
     count = stages * _MICROBATCHES_PER_STAGE if stages > 1 else 1
     size = args.reference_micro_batch_size
-    planner = RowPlanner(dataset, store, num_rows, start_writer(args)) if writes_scores() else None
+    writer = start_writer(args)
+    planner = None if writer is None else RowPlanner(dataset, store, num_rows, writer)
     while True:
         rows = _agreed_rows(planner, count * size)
         if rows is None:

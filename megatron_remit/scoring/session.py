@@ -111,12 +111,12 @@ def current_store() -> ScoreStore | None:
 
 def start_writer(args: argparse.Namespace) -> StoreWriter | None:
     """The writer of this rank, made at the first call; None on a rank that writes no scores."""
-    if _session.writer is None and writes_scores():
+    if _session.writer is None and _writes_scores():
         _session.writer = StoreWriter(args.score_store, job_description(args), args.score_shard_seconds)
     return _session.writer
 
 
-def writes_scores() -> bool:
+def _writes_scores() -> bool:
     """Whether this rank writes the rows of its model replica.
 
     It does on the last pipeline stage, on tensor-parallel rank 0 and context-parallel rank 0.
