@@ -50,7 +50,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     # Imported late: --help need not wait for torch and transformers.
-    from megatron_remit.compare.build import Request, compare
+    from megatron_remit.analysis.build import Request, compare
 
     compare(Request(**vars(options)))
 

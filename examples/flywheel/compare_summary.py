@@ -1,8 +1,7 @@
-"""Table, curves and what may be concluded from the runs of compare_tiny.sh: a Markdown page and a PNG beside it."""
+"""Table, curves and what may be concluded from the runs of compare_tiny.sh: a Markdown page and a PNG next to it."""
 
 import argparse
 import json
-import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ import matplotlib
 from evaluate import TASKS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from megatron_remit.analysis.figures import STYLE, png
+from megatron_remit.analysis.scalars import read_scalars
+from megatron_remit.analysis.versions import machine, versions
 from megatron_remit.artifacts import write_whole
-from megatron_remit.report.figures import STYLE
-from megatron_remit.report.results import machine, versions
 
 # name -> what it is, colour (Okabe and Ito, safe for colour-blind eyes), dashes
 ARMS = {
@@ -70,11 +69,8 @@ def spread(numbers: list[float]) -> str:
 
 def weight_spread(folder: Path, steps: int = 30) -> float | None:
     """Standard deviation of the token weights, mean of a run's last ``steps`` steps; None where none is logged."""
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    if "weight std" not in events.Tags()["scalars"]:
-        return None
-    return statistics.mean(event.value for event in events.Scalars("weight std")[-steps:])
+    logged = list(read_scalars(folder).get("weight std", {}).values())
+    return statistics.mean(logged[-steps:]) if logged else None
 
 
 def table(runs: dict[str, dict[str, Points]], logs: Path) -> str:
@@ -120,17 +116,16 @@ def compared(runs: dict[str, dict[str, Points]]) -> str:
                 continue
             gains = [mean_accuracy(seeds[seed]) - mean_accuracy(runs[baseline][seed]) for seed in shared]
             same = all(gain > 0 for gain in gains) or all(gain < 0 for gain in gains)
-            verdict = "the same in every seed" if same else "not the same: not told apart"
-            told = ", ".join(f"{gain:+.1f}" for gain in gains)
+            verdict = "the same in every seed" if same else "not the same: not distinguishable"
+            listed = ", ".join(f"{gain:+.1f}" for gain in gains)
             error = f" ± {statistics.stdev(gains) / len(gains) ** 0.5:.1f}" if len(gains) > 1 else ""
-            rows.append(
-                f"| {ARMS[arm][0]} | {ARMS[baseline][0]} | {statistics.mean(gains):+.1f}{error} | {told} | {verdict} |"
-            )
+            mean = f"{statistics.mean(gains):+.1f}{error}"
+            rows.append(f"| {ARMS[arm][0]} | {ARMS[baseline][0]} | {mean} | {listed} | {verdict} |")
     return "\n".join(rows)
 
 
 def token_kinds(path: Path) -> str:
-    """What token_kinds.py found, one row a kind, the two policies side by side."""
+    """What token_kinds.py found, one row per kind, the two policies side by side."""
     cells: dict[str, list[str]] = {}
     for one in json.loads(path.read_text())["kinds"]:
         row = cells.setdefault(one["kind"], [f"{one['tokens']:,}"])
@@ -164,9 +159,7 @@ def draw(runs: dict[str, dict[str, Points]], models: dict[str, dict[str, Any]], 
         for ax in grid[:, 0]:
             ax.set_ylabel("greedy accuracy, %")
         figure.tight_layout()
-        temporary = path.with_name(f"{path.name}.tmp")
-        figure.savefig(temporary, format="png", dpi=110)
-        os.replace(temporary, path)
+        write_whole(path, png(figure, dpi=110))
 
 
 def _curve(ax: Axes, arm: str, seeds: dict[str, Points], task: str, before: float) -> None:
@@ -268,7 +261,7 @@ more tokens than theirs. NLL and delta to the RL reference in nats, the mean ReM
 
 ## What may be concluded, and what not
 
-- A gain that has one sign in every seed is told apart from the chance of the data's order, and from nothing else:
+- A gain that has one sign in every seed is more than the chance of the data's order, and says nothing beyond that:
   there is one base and one RL reference. With three seeds one sign in all of them comes about by chance in one of
   four cases.
 - Learning is a sudden jump at this size, and a method that moves the jump earlier looks much better at a fixed number

@@ -6,20 +6,9 @@ import tempfile
 from pathlib import Path
 
 from evaluate import accuracies, write_json
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from megatron_remit.analysis.scalars import seconds_behind
 from megatron_remit.convert.megatron_to_hf import export_hf
-
-
-def seconds_behind(folder: Path, tokens_per_step: int) -> dict[int, float]:
-    """Step -> seconds of the training steps up to it, without start-up and checkpoints."""
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    total, behind = 0.0, {}
-    for event in events.Scalars("tokens per second"):
-        total += tokens_per_step / event.value
-        behind[event.step] = total
-    return behind
 
 
 def main() -> None:

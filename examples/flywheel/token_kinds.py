@@ -1,7 +1,7 @@
 """What ReMiT's weights and RHO-1's choice do to each kind of token of the tiny corpus, for two policies.
 
 The policies are the base, where mid-training starts, and the model of NTP mid-training, near its end. A JSON list:
-policy, kind, tokens, NLL (nats), delta (nats), mean weight, share that RHO-1 keeps.
+policy, kind, tokens, NLL (nats), delta (nats), mean weight, share that RHO-1 chooses (kept).
 
 Shape suffixes: B rows of the corpus, S positions.
 """
@@ -17,9 +17,11 @@ import torch
 from evaluate import write_json
 from torch import Tensor
 
+from megatron_remit.analysis.inputs import Texts
+from megatron_remit.analysis.models import load_model, load_tokenizer, start_token, tokenize
+from megatron_remit.analysis.score import token_logprobs
 from megatron_remit.objectives.math.selection import keep_in_microbatch
 from megatron_remit.objectives.math.weights import remit_weights
-from megatron_remit.report.score import load_model, load_tokenizer, start_token, token_logprobs, tokenize
 
 POLICIES = ("base", "mid")
 ROWS = 480
@@ -100,10 +102,13 @@ def main() -> None:
     parser.add_argument("--sequence-length", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
     options = parser.parse_args()
-    rows, kind, start = read_rows(options.text, options.hf / "base", ROWS, options.sequence_length)
+    length = options.sequence_length
+    rows, kind, start = read_rows(options.text, options.hf / "base", ROWS, length)
+    texts = Texts.of(rows, start)
 
     def nll(name: str) -> Tensor:
-        return -torch.stack(token_logprobs(load_model(options.hf / name), rows, start, name))
+        logp_N = token_logprobs(load_model(options.hf / name), texts, length, name)
+        return -torch.from_numpy(logp_N).view(len(rows), length)
 
     reference_BS = nll("rl_reference")
     found = [

@@ -1,0 +1,114 @@
+"""From a run folder to report.html and results.json: every figure of the report, with what gave them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_remit.analysis.scalars import smooth
+from megatron_remit.analysis.versions import machine, versions
+from megatron_remit.artifacts import write_whole
+from megatron_remit.errors import UserError
+from report.figures import clip_threshold
+from report.heldout import ScoredText, score_texts, spread
+from report.load import ARM_NAMES, LOSS, RunFolder, load_run
+from report.page import page
+from report.reading import tokens_to_reach_ntp
+
+
+def build_report(run_dir: Path, out: Path | None = None, max_texts: int = 600) -> Path:
+    """Write the report to ``out`` (default RUN_DIR/report.html) and RUN_DIR/results.json; returns the HTML path.
+
+    Args:
+        run_dir: the folder of a run, as docs/report.md describes it.
+        out: the HTML file.
+        max_texts: at most so many held-out texts are scored with the base and the RL model.
+
+    Raises UserError for a missing or malformed input, before anything is written.
+    """
+    if max_texts < 1:
+        raise UserError(f"--max-texts {max_texts}: expected at least 1 text to score")
+    out = run_dir / "report.html" if out is None else out
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: the folder {out.parent} does not exist; create it or choose another")
+    run = load_run(run_dir)
+    hf = run_dir / "hf"
+    rows = spread(run.heldout, max_texts)
+    texts = score_texts(rows, hf / "base", hf / "rl_reference", run.epsilon, run.sequence_length)
+    if not texts:
+        raise UserError(f"{run_dir / 'data' / 'heldout.jsonl'}: every text is empty; expected held-out problems")
+    content = results(run, texts)
+    html = page(run, texts, content)
+    write_whole(run_dir / "results.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_whole(out, html)
+    print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB) and {run_dir / 'results.json'}")
+    return out
+
+
+def results(run: RunFolder, texts: list[ScoredText]) -> dict[str, Any]:
+    """The content of results.json. Accuracies are shares in [0, 1], losses and deltas nats, times seconds."""
+    return {
+        "arms": {arm: _arm(run, arm) for arm in run.accuracies},
+        "delta": _delta(run, texts),
+        "timings_seconds": run.timings,
+        "settings": run.settings,
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def mid_training(run: RunFolder, arm: str) -> dict[str, Any]:
+    """Tokens and seconds of mid-training behind an arm; for the RL reference those of the model before RL.
+
+    Where no log tells, the values are None. The base model has had none.
+    """
+    if arm == "base":
+        return {"tokens": 0, "seconds": 0.0}
+    curves = run.curves.get("mid" if arm == "rl_reference" else arm)
+    if curves is None:
+        return {"tokens": None, "seconds": None}
+    return {"tokens": int(curves.tokens[-1]), "seconds": round(curves.seconds(), 3)}
+
+
+def _arm(run: RunFolder, arm: str) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "name": ARM_NAMES[arm],
+        "accuracy": {
+            task: {"accuracy": one.accuracy, "stderr": one.stderr, "n": one.n, "wilson95": one.wilson()}
+            for task, one in run.accuracies[arm].items()
+        },
+        "mid_training": mid_training(run, arm),
+        "evaluation_seconds": run.eval_seconds[arm],
+    }
+    if arm in run.curves:
+        curves = run.curves[arm]
+        last = smooth(curves.series[LOSS])[-1]
+        content["mid_training"] |= {
+            "steps": len(curves.tokens),
+            "final_loss": float(last) if np.isfinite(last) else None,
+            "tokens_per_second_median": curves.median("tokens per second"),
+            "reference_share_median": curves.median("reference share"),
+        }
+        if "ntp" in run.curves and arm.startswith("remit"):
+            content["mid_training"]["tokens_to_reach_final_ntp_loss"] = tokens_to_reach_ntp(run, arm)
+    return content
+
+
+def _delta(run: RunFolder, texts: list[ScoredText]) -> dict[str, Any]:
+    delta = np.concatenate([text.margin for text in texts])
+    centered = np.concatenate([text.centered for text in texts])
+    quantiles = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
+    content: dict[str, Any] = {
+        "texts": len(texts),
+        "tokens": len(delta),
+        "mean": float(delta.mean()),
+        "std": float(delta.std()),
+        "quantiles": {str(q): float(value) for q, value in zip(quantiles, np.quantile(delta, quantiles), strict=True)},
+    }
+    if run.epsilon is not None:
+        threshold = clip_threshold(run.epsilon)
+        content["clip_threshold"] = threshold if np.isfinite(threshold) else None
+        content["clipped_low"] = float(np.mean(centered < -threshold))
+        content["clipped_high"] = float(np.mean(centered > threshold))
+    return content

@@ -1,0 +1,276 @@
+"""The report of a run: complete, self-contained, and equal to what went in."""
+
+import importlib.metadata
+import json
+import math
+import re
+import runpy
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from report.build import build_report
+from report.figures import clip_threshold
+from report.heldout import spread
+from report.load import ARM_NAMES, Accuracy, load_run
+from report.reading import reading, same_start, tokens_to_reach_ntp
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from megatron_remit.analysis.heatmap import colour
+from tests.flywheel.synthetic import ACCURACY, BATCH, SEQUENCE, make_run, write_log
+from tests.ranks import ROOT
+
+PROGRAM = ROOT / "examples" / "flywheel" / "show.py"
+
+
+class Tags(HTMLParser):
+    """Collects every tag, and checks that each one that is opened is closed."""
+
+    VOID = frozenset(("meta", "br", "link", "img", "hr", "input"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def html(run_dir):
+    return (run_dir / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def tags(html):
+    parser = Tags()
+    parser.feed(html)
+    assert parser.open == []
+    return parser.tags
+
+
+@pytest.fixture(scope="module")
+def results(run_dir):
+    return json.loads((run_dir / "results.json").read_text())
+
+
+def heatmap_tokens(tags):
+    return [attrs for _, attrs in tags if "data-margin" in attrs]
+
+
+def test_accuracy_table_has_a_row_for_every_arm(html):
+    for arm, name in ARM_NAMES.items():
+        row = re.search(rf'<tr id="arm-{arm}">(.*?)</tr>', html).group(1)
+        assert name in row
+        for accuracy in ACCURACY[arm]:
+            stderr = math.sqrt(accuracy * (1 - accuracy) / 1000)
+            assert f"{100 * accuracy:.1f} <small>± {100 * stderr:.1f}</small>" in row
+
+
+def test_page_loads_nothing(html, tags):
+    # The only links allowed are XML namespace names, which no browser fetches.
+    for tag, attrs in tags:
+        for name, value in attrs.items():
+            if name.startswith("xmlns"):
+                continue
+            assert "://" not in (value or ""), (tag, name, value)
+            assert name not in ("src", "srcset", "data", "action", "poster"), (tag, name)
+            if name in ("href", "xlink:href"):
+                assert value.startswith("#"), (tag, value)
+            assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", value or ""))
+    assert {tag for tag, _ in tags}.isdisjoint(("link", "script", "iframe", "img", "object", "embed", "base"))
+    style = re.search(r"<style>(.*?)</style>", html, re.DOTALL).group(1)
+    assert "url(" not in style and "@import" not in style
+
+
+def test_page_has_all_figures_and_no_id_twice(tags):
+    labels = [attrs["aria-label"] for tag, attrs in tags if tag == "svg"]
+    training = ["loss", "loss difference", "weights", "clipped shares", "mean delta", "gradient norm"]
+    assert labels == ["accuracy", *training, "delta"]
+    ids = [attrs["id"] for _, attrs in tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+
+
+def test_references_inside_the_figures_resolve(html, tags):
+    ids = {attrs["id"] for _, attrs in tags if "id" in attrs}
+    used = set(re.findall(r"url\(#([^)]*)\)", html)) | set(re.findall(r'xlink:href="#([^"]*)"', html))
+    assert used and used <= ids
+
+
+def test_results_match_the_inputs(run_dir, results):
+    for arm in ARM_NAMES:
+        given = json.loads((run_dir / "eval" / f"{arm}.json").read_text())
+        found = results["arms"][arm]
+        assert set(found["accuracy"]) == set(given["tasks"])
+        for task, value in given["tasks"].items():
+            assert found["accuracy"][task]["accuracy"] == value["accuracy"]
+            assert found["accuracy"][task]["n"] == value["n"]
+            assert found["accuracy"][task]["stderr"] == pytest.approx(value["stderr"])
+        assert found["evaluation_seconds"] == given["seconds"]
+    assert results["timings_seconds"] == json.loads((run_dir / "timings.json").read_text())
+    assert results["settings"] == json.loads((run_dir / "settings.json").read_text())
+
+
+def test_results_count_tokens_and_seconds_from_the_logs(results):
+    training = results["arms"]["ntp"]["mid_training"]
+    assert training["tokens"] == 40 * BATCH * SEQUENCE
+    assert training["seconds"] == pytest.approx(training["tokens"] / 21_000, rel=0.03)
+    assert results["arms"]["base"]["mid_training"]["tokens"] == 0
+    assert results["arms"]["rl_reference"]["mid_training"]["tokens"] == training["tokens"]
+    assert results["arms"]["remit"]["mid_training"]["reference_share_median"] == pytest.approx(0.24, abs=0.01)
+
+
+def test_results_name_versions_and_machine(results):
+    versions = results["versions"]
+    for package in ("torch", "megatron-core", "transformers", "trl", "lm_eval"):
+        assert package in versions
+    assert versions["torch"] == importlib.metadata.version("torch")
+    assert versions["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert "git commit" in versions
+    assert results["machine"]["cores"] >= 1 and results["machine"]["device"]
+
+
+def reference_logprobs(folder, text):
+    """Independent: one text at a time, log_softmax in float64 over the whole vocabulary."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).double().eval()
+    ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
+    with torch.no_grad():
+        logp = torch.log_softmax(model(ids).logits[0, :-1], dim=-1)
+    return logp.gather(1, ids[0, 1:, None])[:, 0].numpy()
+
+
+def test_heatmap_shows_the_margins_of_both_models(run_dir, tags):
+    rows = [json.loads(line) for line in (run_dir / "data" / "heldout.jsonl").read_text().splitlines()]
+    shown = [row["text"] for row in rows if row["task"] == "two_step"][:4]
+    shown += [row["text"] for row in rows if row["task"] == "three_step"][:4]
+    base = np.concatenate([reference_logprobs(run_dir / "hf" / "base", text) for text in shown])
+    rl = np.concatenate([reference_logprobs(run_dir / "hf" / "rl_reference", text) for text in shown])
+    tokens = heatmap_tokens(tags)
+    margins = np.array([float(token["data-margin"]) for token in tokens])
+    np.testing.assert_allclose(margins, rl - base, atol=2e-4)
+    for token, lr, lb in zip(tokens, rl, base, strict=True):
+        lines = token["data-tip"].replace("\N{MINUS SIGN}", "-").split("\n")
+        tip = [float(re.search(r"[-+]?\d+\.\d+", line).group()) for line in lines]
+        assert tip[0] == pytest.approx(lr, abs=2e-3) and tip[1] == pytest.approx(lb, abs=2e-3)
+        assert tip[2] == pytest.approx(lr - lb, abs=2e-3)
+
+
+def test_heatmap_weights_are_equation_5(run_dir, tags):
+    text = json.loads((run_dir / "data" / "heldout.jsonl").read_text().splitlines()[0])["text"]
+    hf = run_dir / "hf"
+    delta = reference_logprobs(hf / "rl_reference", text) - reference_logprobs(hf / "base", text)
+    expected = np.clip(2 / (1 + np.exp(-(delta - delta.mean()))), 0.8, 1.2)
+    found = [float(token["data-tip"].split()[-1]) for token in heatmap_tokens(tags)[: len(delta)]]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_heatmap_tokens_spell_the_text(run_dir, html):
+    text = json.loads((run_dir / "data" / "heldout.jsonl").read_text().splitlines()[0])["text"]
+    block = re.search(r'<div class="text">.*?<p>(.*?)</p></div>', html, re.DOTALL).group(1)
+    assert re.sub(r"<[^>]*>", "", block).replace("↵", "") == text
+
+
+def test_scored_texts_are_spread_over_the_file():
+    rows = [{"text": str(i)} for i in range(10)]
+    assert [row["text"] for row in spread(rows, 5)] == ["0", "2", "4", "6", "8"]
+    assert spread(rows, 99) == rows
+
+
+def test_texts_with_markup_and_other_scripts_are_escaped(broken):
+    row = {"prompt": "", "answer": "", "text": '<b onclick="x">&amp; 5 € für 東京</b>', "task": "<i>"}
+    (broken / "data" / "heldout.jsonl").write_text(json.dumps(row) + "\n")
+    html = build_report(broken).read_text(encoding="utf-8")
+    assert "<b onclick" not in html and "<i>" not in html
+    block = re.search(r'<div class="text">.*?<p>(.*?)</p></div>', html, re.DOTALL).group(1)
+    assert "東" in block and "€" in block
+
+
+def test_mid_arm_is_optional_and_so_is_clipping(broken):
+    (broken / "eval" / "mid.json").unlink()
+    settings = json.loads((broken / "settings.json").read_text())
+    (broken / "settings.json").write_text(json.dumps(settings | {"epsilon": None}))
+    html = build_report(broken).read_text(encoding="utf-8")
+    assert 'id="arm-mid"' not in html and 'id="arm-remit"' in html
+    assert "clip_threshold" not in json.loads((broken / "results.json").read_text())["delta"]
+
+
+def test_clip_threshold_is_where_the_weight_meets_the_bound():
+    for epsilon in (0.05, 0.2, 0.9):
+        x = clip_threshold(epsilon)
+        assert 2 / (1 + math.exp(-x)) == pytest.approx(1 + epsilon)
+        assert 2 / (1 + math.exp(x)) == pytest.approx(1 - epsilon)
+    assert clip_threshold(0.2) == pytest.approx(math.log(1.2 / 0.8))
+
+
+def test_wilson_interval_against_a_published_value():
+    # Newcombe (1998), table I: 81 of 263 gives 0.2553 to 0.3662.
+    low, high = Accuracy(81 / 263, 0.0, 263).wilson()
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+    assert Accuracy(0.0, 0.0, 1000).wilson()[1] > 0
+
+
+def test_tokens_to_reach_the_final_loss_of_ntp(run_dir):
+    run = load_run(run_dir)
+    assert tokens_to_reach_ntp(run, "remit") < tokens_to_reach_ntp(run, "ntp") == run.curves["ntp"].tokens[-1]
+
+
+def test_arms_that_started_apart_are_called_so(run_dir, html):
+    assert "same unweighted loss at the first step" in html
+    run = load_run(run_dir)
+    run.curves["ntp"].series["lm loss"][0] += 0.01
+    assert "do not compare" in same_start(run).lead and "0.0100 nats" in same_start(run).text
+
+
+def test_reading_claims_no_more_than_two_standard_errors_allow(run_dir, html):
+    assert "44.0 ± 1.9 points above NTP" in html and "one seed" in html
+    run = load_run(run_dir)
+    run.accuracies["remit"] = run.accuracies["ntp"]
+    text = " ".join(paragraph.text for paragraph in reading(run))
+    assert "level with NTP on the same tokens (+0.0 ± 2.2 points: not distinguishable from 0)" in text
+    assert "points below the run with the non-RL reference" in text
+
+
+def test_colour_goes_from_white_to_red():
+    assert colour(-3.0, 2.0) == colour(0.0, 2.0) == "#ffffff"
+    assert colour(2.0, 2.0) == colour(9.0, 2.0) == "#ec5c48"
+
+
+def test_resumed_run_counts_every_step_once(tmp_path):
+    folder = make_run(tmp_path / "run", texts=2)
+    write_log(folder / "tb" / "ntp", "ntp", 40, 0.5)
+    assert len(load_run(folder).curves["ntp"].tokens) == 40
+
+
+def command(monkeypatch, *arguments):
+    """Run ``show.py report`` as a program, in this process: its imports take longer than its work."""
+    monkeypatch.setattr(sys, "argv", ["show.py", "report", *map(str, arguments)])
+    runpy.run_path(str(PROGRAM), run_name="__main__")
+
+
+def test_command_line_gives_the_same_report_where_it_is_told(run_dir, html, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "again.html"
+    command(monkeypatch, "--run-dir", run_dir, "--out", out, "--max-texts", 12)
+    assert "again.html" in capsys.readouterr().out
+    clock = re.compile(r'<p class="meta">[^·]*·')
+    assert clock.sub("", out.read_text(encoding="utf-8")) == clock.sub("", html)
+    assert [path.name for path in tmp_path.iterdir()] == ["again.html"]  # no temporary file stays
+
+
+def test_command_line_ends_with_one_line_for_a_wrong_folder(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command(monkeypatch, "--run-dir", tmp_path / "nowhere")
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "nowhere" in error and "Traceback" not in error
