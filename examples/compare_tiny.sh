@@ -7,7 +7,7 @@
 # Usage: examples/compare_tiny.sh             (about 40 minutes on two cores)
 #   RUN_DIR=runs/compare  where everything goes; a finished stage is not run again
 #   SEEDS="1 2 3"         order of the data; the base and the references are the same for all
-#   ARMS="ntp remit ..."  a part of the arms
+#   ARMS="ntp remit ..."  some of the arms
 #   JOBS=2                arms at once, one thread each
 #   COMPARE_SMOKE=1       sizes of a few steps, to try the script itself
 set -euo pipefail
@@ -28,7 +28,7 @@ fi
 
 ARMS=${ARMS:-ntp remit remit_nonrl remit_permuted ntp_equal_compute remit_sft remit_early remit_no_clip rho1 miniplm kd}
 
-# What tells an arm from NTP on MID_TOKENS tokens.
+# How an arm differs from NTP on MID_TOKENS tokens.
 flags_of() {
   case $1 in
     ntp | ntp_equal_compute | miniplm) ;;

@@ -24,10 +24,10 @@ evaluate() {
 }
 
 summarize() {
-  "$PYTHON" examples/flywheel/summary.py --run-dir "$RUN_DIR" --set seed="$SEED" sequence_length=$SEQ \
+  "$PYTHON" examples/flywheel/show.py settings --run-dir "$RUN_DIR" --set seed="$SEED" sequence_length=$SEQ \
     sequences_per_step=$BATCH epsilon=0.2 base_tokens="$BASE_TOKENS" rl_mid_tokens="$RL_MID_TOKENS" \
     mid_tokens="$MID_TOKENS" sft_steps="$SFT_STEPS" grpo_steps="$GRPO_STEPS" threads="$THREADS"
-  "$PYTHON" tools/report.py --run-dir "$RUN_DIR"
+  "$PYTHON" examples/flywheel/show.py report --run-dir "$RUN_DIR"
 }
 
 echo "The tiny flywheel in $RUN_DIR: about 15 minutes on two cores; interrupt it and start it again as you like."

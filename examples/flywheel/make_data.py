@@ -1,4 +1,4 @@
-"""Arithmetic word problems with worked solutions, mixed with filler text, and a tokenizer trained on them.
+"""Arithmetic word problems with worked solutions, their verifiable reward, filler text, and a tokenizer for them.
 
 A problem:
 
@@ -12,15 +12,19 @@ training text. Written to --out: base.jsonl and mid.jsonl (key text), sft.jsonl 
 
 import argparse
 import json
-import os
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from megatron_remit.artifacts import write_whole
+
 VOCABULARY = 512
+ENDING = re.compile(r"#### (\d+)\s*(?:<eos>)?\s*\Z")
 NAMES = "Ann Ben Cora Dan Eva Finn Gus Hana Ivo Jill Kai Lena Max Nora Omar Pia Quin Rosa Sam Tess".split()
 THINGS = "pens books coins apples cards shells nuts stamps beads keys cups figs".split()
 GAINS = ("finds", "buys", "gets", "wins")
@@ -53,6 +57,17 @@ def problem(draw: random.Random, steps: int) -> dict[str, str]:
     completion = f" {'; '.join(solution)} #### {value}"
     task = {1: "one_step", 2: "two_step", 3: "three_step"}[steps]
     return {"prompt": prompt, "completion": completion, "answer": str(value), "text": prompt + completion, "task": task}
+
+
+def answer_of(completion: str) -> str | None:
+    """The number after ``####``, or None if the completion does not end with one."""
+    found = ENDING.search(completion)
+    return found[1] if found else None
+
+
+def reward(completions: list[str], answer: list[str], **_: Any) -> list[float]:
+    """TRL's reward signature: for each completion 1 when it ends with the problem's answer, else 0."""
+    return [float(answer_of(text) == right) for text, right in zip(completions, answer, strict=True)]
 
 
 def equation(draw: random.Random) -> str:
@@ -104,7 +119,7 @@ def unique_problems(draw: random.Random, count: int, steps: tuple[int, ...], hel
 
 
 def train_tokenizer(texts: Iterable[str], folder: Path) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with 512 entries and one token a digit."""
+    """Byte-level BPE with 512 entries and one token per digit."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -127,11 +142,8 @@ def train_tokenizer(texts: Iterable[str], folder: Path) -> PreTrainedTokenizerFa
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, str]]) -> None:
-    """JSONL under a temporary name, then renamed."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    os.replace(temporary, path)
+    """JSONL, whole or not at all."""
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def take_tokens(texts: Iterator[str], count: Callable[[str], int], tokens: int) -> Iterator[dict[str, str]]:

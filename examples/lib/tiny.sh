@@ -42,7 +42,7 @@ make_data() {
 
 make_model() {
   rm -rf "$HF/init" "$MEGATRON/init"
-  "$PYTHON" examples/flywheel/make_model.py --tokenizer "$DATA/tokenizer" --out "$HF/init" --seed "$SEED"
+  "$PYTHON" examples/flywheel/hf_models.py init --tokenizer "$DATA/tokenizer" --out "$HF/init" --seed "$SEED"
   to_megatron init
 }
 
@@ -68,7 +68,7 @@ pretrain() {
     --adam-beta1 0.9 --adam-beta2 0.95 --weight-decay 0.1 --clip-grad 1.0 \
     --save "$MEGATRON/$name" --save-interval $(((steps + saves - 1) / saves)) --no-save-optim \
     --tensorboard-dir "$RUN_DIR/tb/$name" --tensorboard-log-interval 1 --log-interval 10 "$@" 2>&1 |
-    "$PYTHON" examples/flywheel/progress.py "$RUN_DIR/logs/train_$name.log" ||
+    "$PYTHON" examples/flywheel/show.py progress "$RUN_DIR/logs/train_$name.log" ||
     { tail -n 30 "$RUN_DIR/logs/train_$name.log"; exit 1; }
 }
 
@@ -77,13 +77,14 @@ train() { pretrain "$@" && to_hf "$1"; }
 
 post_train() {
   rm -rf "$HF/sft"
-  "$PYTHON" examples/flywheel/sft.py --model "$HF/mid" --data "$DATA/sft.jsonl" --out "$HF/sft" --steps "$SFT_STEPS"
+  "$PYTHON" examples/flywheel/hf_models.py sft --model "$HF/mid" --data "$DATA/sft.jsonl" --out "$HF/sft" \
+    --steps "$SFT_STEPS"
   reinforce rl_reference "$GRPO_STEPS"
 }
 
 # reinforce NAME STEPS: GRPO from the SFT model, then the import.
 reinforce() {
   rm -rf "${HF:?}/$1"
-  "$PYTHON" examples/flywheel/grpo.py --model "$HF/sft" --data "$DATA/grpo.jsonl" --out "$HF/$1" --steps "$2"
+  "$PYTHON" examples/flywheel/hf_models.py grpo --model "$HF/sft" --data "$DATA/grpo.jsonl" --out "$HF/$1" --steps "$2"
   to_megatron "$1"
 }

@@ -3,18 +3,13 @@
 import json
 import random
 import re
-import sys
 
 import pytest
 import torch
+from make_data import equation, problem, reward
+from token_kinds import kinds, summarise
 
 from tests.ranks import ROOT, run_command
-
-sys.path.insert(0, str(ROOT / "examples" / "flywheel"))
-
-from make_data import equation, problem
-from reward import reward
-from token_kinds import kinds, summarise
 
 
 @pytest.fixture(scope="module")
