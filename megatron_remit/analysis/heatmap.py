@@ -147,9 +147,9 @@ def draw(heatmap: Heatmap, texts: Texts) -> bytes:
         _draw_scale(ax, heatmap, full)
         style = {"family": "DejaVu Sans Mono", "fontsize": 11, "va": "center", "parse_math": False, "color": "#111111"}
         for token, row, column, shown in cells:
-            colour = heatmap.colour(float(heatmap.margin_N[token]), full)
-            if colour != "#ffffff":
-                ax.add_patch(Rectangle((column, row), len(shown), 0.94, facecolor=colour, linewidth=0))
+            fill = heatmap.colour(float(heatmap.margin_N[token]), full)
+            if fill != "#ffffff":
+                ax.add_patch(Rectangle((column, row), len(shown), 0.94, facecolor=fill, linewidth=0))
             ax.text(column, row + 0.5, shown, **style)
         return png(figure)
 

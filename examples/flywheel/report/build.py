@@ -61,7 +61,7 @@ def results(run: RunFolder, texts: list[ScoredText]) -> dict[str, Any]:
 def mid_training(run: RunFolder, arm: str) -> dict[str, Any]:
     """Tokens and seconds of mid-training behind an arm; for the RL reference those of the model before RL.
 
-    Where no log tells, the values are None. The base model has had none.
+    Where no log says so, the values are None. The base model has had none.
     """
     if arm == "base":
         return {"tokens": 0, "seconds": 0.0}
