@@ -54,16 +54,19 @@ def compare(request: Request) -> Path:
     with writing():
         request.out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=request.out).close()
-    scores = score_all(models, texts, request.teacher, request.seq_length, request.dtype) if models else None
-    maps = [Heatmap(a, b, two_sided, scores.logp[a], scores.logp[b]) for (a, b), two_sided in pairs]
+    scores = None
+    if texts is not None:
+        scores = score_all(models, texts, request.teacher, request.seq_length, request.dtype)
     figures = _figures(request, scores, runs, accuracies)
     files = {name: content for _, drawn in figures for name, content in drawn.files.items()}
-    sections = []
-    for one in maps:
-        margins = token_margins(one.margin_N, texts.pieces)
-        sections.append(HeatmapSection.of(one, texts, margins))
-        files[f"{one.name}.png"], files[f"{one.name}.csv"] = draw(one, texts), csv(one, texts)
-        files[f"tokens-{one.name}.csv"] = _margins_csv(margins)
+    sections: list[HeatmapSection] = []
+    if texts is not None and scores is not None:
+        for (a, b), two_sided in pairs:
+            one = Heatmap(a, b, two_sided, scores.logp[a], scores.logp[b])
+            margins = token_margins(one.margin_N, texts.pieces)
+            sections.append(HeatmapSection.of(one, texts, margins))
+            files[f"{one.name}.png"], files[f"{one.name}.csv"] = draw(one, texts), csv(one, texts)
+            files[f"tokens-{one.name}.csv"] = _margins_csv(margins)
     files["compare.html"] = page(models, texts, scores, figures, sections).encode()
     with writing():
         for name, content in files.items():
@@ -96,7 +99,7 @@ def _figures(request: Request, scores: Scores | None, runs: dict, accuracies: di
     found = []
     if scores is not None:
         found.append(("How sure each model is of the text", logp_figure(scores.logp)))
-        if scores.kl:
+        if request.teacher is not None and scores.kl:
             found.append((f"Distance to {request.teacher}", kl_figure(scores.kl, request.teacher)))
     if accuracies:
         found.append(("Accuracy against tokens and time", accuracy_figure(accuracies)))

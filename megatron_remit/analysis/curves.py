@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -49,8 +50,8 @@ def read_run(name: str, folder: Path) -> RunLog:
     # A trainer writes folders without a loss too (hyperparameters).
     losses = [holder for holder in holders if not logs[holder].keys().isdisjoint(TAGS["loss"])]
     if not losses:
-        tags = ", ".join(sorted(set().union(*logs.values()))) or "none"
-        raise UserError(f"--run {name}={folder}: no scalar {' or '.join(map(repr, TAGS['loss']))}; found: {tags}")
+        found = ", ".join(sorted(set().union(*logs.values()))) or "none"
+        raise UserError(f"--run {name}={folder}: no scalar {' or '.join(map(repr, TAGS['loss']))}; found: {found}")
     if len(losses) > 1:
         raise UserError(
             f"--run {name}={folder}: {len(losses)} logs with a loss: {', '.join(map(str, losses))}; give each a --run, "
@@ -111,7 +112,7 @@ def _csv_points(value: str) -> Iterator[tuple]:
             yield f":{reader.line_num}", *(row[column] or "" for column in ACCURACY_COLUMNS)
 
 
-def _number(value: object) -> float:
+def _number(value: Any) -> float:
     """NaN for what is no number."""
     try:
         return float(value)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 MINUS = "\N{MINUS SIGN}"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#8a8a8a",
     "axes.grid": True,
     "axes.labelcolor": "#222222",
@@ -54,7 +55,7 @@ class Drawn:
     """Name and content of its PNG and CSV."""
 
 
-def line(number: int) -> dict[str, object]:
+def line(number: int) -> dict[str, Any]:
     """Colour and dash of the ``number``-th model or run."""
     colour, dash = LINES[number % len(LINES)]
     return {"color": colour, "linestyle": dash}

@@ -5,7 +5,7 @@ Shape suffix: N tokens of all texts.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -145,12 +145,12 @@ def draw(heatmap: Heatmap, texts: Texts) -> bytes:
         ax = figure.add_axes((0.2 / width, 0, 1 - 0.4 / width, 1), xlim=(0, COLUMNS), ylim=(rows + 0.3, -2.2))
         ax.axis("off")
         _draw_scale(ax, heatmap, full)
-        style = {"family": "DejaVu Sans Mono", "fontsize": 11, "va": "center", "parse_math": False, "color": "#111111"}
+        style: dict[str, Any] = {"family": "DejaVu Sans Mono", "fontsize": 11, "color": "#111111"}
         for token, row, column, shown in cells:
             fill = heatmap.colour(float(heatmap.margin_N[token]), full)
             if fill != "#ffffff":
                 ax.add_patch(Rectangle((column, row), len(shown), 0.94, facecolor=fill, linewidth=0))
-            ax.text(column, row + 0.5, shown, **style)
+            ax.text(column, row + 0.5, shown, va="center", parse_math=False, **style)
         return png(figure)
 
 

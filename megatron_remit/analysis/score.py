@@ -61,12 +61,14 @@ def score_all(models: dict[str, Path], texts: Texts, teacher: str | None, window
     guide = None if teacher is None else load_model(models[teacher], dtype)
     # The teacher first: if it gives NaN, no other model is blamed for its KL.
     for name in sorted(models, key=lambda name: name != teacher):
-        own = name == teacher
-        model = guide if own else load_model(models[name], dtype)
+        if guide is not None and name == teacher:
+            model, against = guide, None
+        else:
+            model, against = load_model(models[name], dtype), guide
         logp[name] = np.empty(len(texts.ids_N), dtype=np.float32)
-        if teacher is not None and not own:
+        if against is not None:
             kl[name] = np.empty_like(logp[name])
-        for place, logp_S, kl_S in _scored(model, texts, window, name, None if own else guide):
+        for place, logp_S, kl_S in _scored(model, texts, window, name, against):
             logp[name][place] = logp_S
             _check_finite(logp_S, "log-probability", name)
             if kl_S is not None:
