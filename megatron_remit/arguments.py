@@ -5,43 +5,12 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from megatron_remit import cpu
 from megatron_remit.errors import UserError
 from megatron_remit.objectives import OBJECTIVES, objective_class
 from megatron_remit.objectives.base import Objective
 from megatron_remit.scoring.arguments import add_score_store_arguments, check_score_store, scores_ahead
-
-# What Megatron's load_args_from_checkpoint leaves out, or leaves as it is where the checkpoint has None, although the
-# forward pass depends on it: argument -> its value in a model without that feature (Megatron's default).
-EXTRA_CHECKPOINT_ARGS: dict[str, Any] = {
-    "layernorm_epsilon": 1e-5,
-    "layernorm_zero_centered_gamma": False,
-    "spec": None,
-    "qk_layernorm": False,
-    "qk_l2_norm": False,
-    "attention_output_gate": False,
-    "num_experts": None,
-    "quick_geglu": False,
-    "window_size": None,
-    "window_attn_skip_freq": None,
-    "softmax_type": "vanilla",
-    "rotary_seq_len_interpolation_factor": None,
-    "no_rope_freq": None,
-    "use_rope_scaling": False,
-    "rope_scaling_factor": 8.0,
-    "multi_latent_attention": False,
-    "rope_type": None,
-    "q_lora_rank": None,
-    "kv_lora_rank": 32,
-    "qk_head_dim": 128,
-    "qk_pos_emb_head_dim": 64,
-    "v_head_dim": 128,
-    "rotary_scaling_factor": 1.0,
-    "mscale": 1.0,
-    "mscale_all_dim": 0.0,
-}
 
 
 def add_remit_arguments(

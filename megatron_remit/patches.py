@@ -12,7 +12,7 @@ from megatron.training.vocab_utils import calculate_padded_vocab_size
 from torch.nn import Module
 
 from megatron_remit import cpu, step_metrics
-from megatron_remit.arguments import EXTRA_CHECKPOINT_ARGS
+from megatron_remit.model_arguments import take_left_out
 from megatron_remit.scoring.ahead import ScoreAhead
 
 _applied = False
@@ -52,9 +52,12 @@ def score_ahead_with(reference: list[Module]) -> None:
 
 
 def _load_args(original: Any) -> Any:
-    """``--use-checkpoint-args`` also takes ``EXTRA_CHECKPOINT_ARGS`` and the logical vocabulary, and pads the
-    vocabulary anew: the padding of the saved run belongs to its tensor-parallel size. A given ``--tokenizer-model``
-    stays: Megatron would put the saved run's path in its place, which is gone once a folder was moved."""
+    """``--use-checkpoint-args`` also takes the model arguments that Megatron leaves out, and the logical vocabulary.
+
+    The vocabulary is padded anew, because the padding of the saved run belongs to its tensor-parallel size. A given
+    ``--tokenizer-model`` stays: Megatron would replace it by the saved run's path, which is gone once a folder was
+    moved.
+    """
 
     @functools.wraps(original)
     def call(args: Any, *rest: Any, **kwargs: Any) -> Any:
@@ -65,9 +68,7 @@ def _load_args(original: Any) -> Any:
         if not isinstance(result, tuple):
             return result
         saved = result[1]
-        for name in EXTRA_CHECKPOINT_ARGS:
-            if getattr(saved, name, None) is not None:
-                setattr(args, name, getattr(saved, name))
+        take_left_out(args, saved)
         if args.multi_latent_attention and args.rope_type == "rope":
             # Megatron fuses RoPE into this attention for YaRN only, refuses it here, and has it on by default.
             args.apply_rope_fusion = False

@@ -13,10 +13,11 @@ cpu.install()
 from megatron.training.arguments import add_megatron_arguments  # noqa: E402
 
 from megatron_remit import patches  # noqa: E402
-from megatron_remit.arguments import EXTRA_CHECKPOINT_ARGS, add_remit_arguments, check_arguments  # noqa: E402
+from megatron_remit.arguments import add_remit_arguments, check_arguments  # noqa: E402
 from megatron_remit.data.datasets import check_corpora  # noqa: E402
 from megatron_remit.data.tokenizer import folder_fingerprint  # noqa: E402
 from megatron_remit.errors import UserError  # noqa: E402
+from megatron_remit.model_arguments import NEUTRAL  # noqa: E402
 from megatron_remit.objectives.remit import check_end_of_document  # noqa: E402
 from megatron_remit.reference.checkpoint import reference_arguments  # noqa: E402
 from tests.conftest import VOCABULARY, write_corpus  # noqa: E402
@@ -49,23 +50,9 @@ def test_the_reference_of_the_fixtures_is_accepted(remit):
     assert remit.num_layers is None, "the run's own arguments stay as they were"
 
 
-def test_the_defaults_of_shape_arguments_are_those_of_megatron(material):
-    plain = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)).parse_args([])
-    assert {name: getattr(plain, name) for name in EXTRA_CHECKPOINT_ARGS} == EXTRA_CHECKPOINT_ARGS
-
-
 def test_no_shape_of_the_policy_reaches_the_reference(remit):
     policy = object()
-    for name in (
-        *EXTRA_CHECKPOINT_ARGS,
-        "num_layers",
-        "hidden_size",
-        "num_query_groups",
-        "swiglu",
-        "normalization",
-        "untie_embeddings_and_output_weights",
-        "rotary_base",
-    ):
+    for name in NEUTRAL.keys() - {"remit_vocab_size"}:  # which must be the same
         setattr(remit, name, policy)
     own = reference_arguments(remit)
     assert [name for name, value in vars(own).items() if value is policy] == []

@@ -10,30 +10,18 @@ cpu.install()
 
 from megatron.training import checkpointing  # noqa: E402
 
-from megatron_remit.arguments import EXTRA_CHECKPOINT_ARGS  # noqa: E402
 from megatron_remit.convert.families import read_config  # noqa: E402
 from megatron_remit.convert.hf_to_megatron import import_hf  # noqa: E402
+from megatron_remit.model_arguments import NEUTRAL  # noqa: E402
 from megatron_remit.reference.checkpoint import reference_arguments  # noqa: E402
 from tests.hf_models import SHAPES, make_model  # noqa: E402
 from tests.ranks import pretrain  # noqa: E402
 from tests.test_bad_input import parsed  # noqa: E402
 
 # A policy that differs in everything that makes up a shape.
-POLICY = dict.fromkeys(
-    [
-        *EXTRA_CHECKPOINT_ARGS,
-        "num_layers",
-        "hidden_size",
-        "ffn_hidden_size",
-        "num_attention_heads",
-        "kv_channels",
-        "num_query_groups",
-        "group_query_attention",
-        "rotary_base",
-        "untie_embeddings_and_output_weights",
-    ],
-    "the policy's",
-)
+POLICY = dict.fromkeys(NEUTRAL.keys() - {"remit_vocab_size"}, "the policy's")
+# The run's own: the size must be that of its tokenizer, and its layout decides about the padding.
+VOCABULARY_ROWS = ("padded_vocab_size", "remit_vocab_size")
 
 
 @pytest.fixture(params=SHAPES)
@@ -42,7 +30,8 @@ def imported(request, tmp_path):
     make_model(request.param, tmp_path / "hf", tokenizer=False)
     import_hf(tmp_path / "hf", tmp_path / "checkpoint")
     family, config = read_config(tmp_path / "hf")
-    return tmp_path / "checkpoint", EXTRA_CHECKPOINT_ARGS | family.arguments(config)
+    expected = NEUTRAL | family.arguments(config)
+    return tmp_path / "checkpoint", {name: expected[name] for name in expected if name not in VOCABULARY_ROWS}
 
 
 def test_the_policy_needs_no_flag_for_its_shape(imported, material):

@@ -16,6 +16,7 @@ from megatron_remit.convert.folders import check_output, whole_folder
 from megatron_remit.convert.hf_io import HfTensors, copy_side_files
 from megatron_remit.convert.release_writer import ReleaseWriter
 from megatron_remit.convert.rules import Config, Dims, Family, Rule, in_layer_order
+from megatron_remit.model_arguments import neutral
 
 # Megatron's default; a run at a larger TP x this value pads further, and its loader fills the rest with zeros.
 VOCABULARY_MULTIPLE = 128
@@ -80,6 +81,5 @@ def _bookkeeping(family: Family, config: Config, dtype: torch.dtype) -> dict[str
         "consumed_train_samples": 0,
         "skipped_train_samples": 0,
         "consumed_valid_samples": 0,
-        "squared_relu": False,
-        "apply_query_key_layer_scaling": False,
+        **neutral("squared_relu", "apply_query_key_layer_scaling"),
     }

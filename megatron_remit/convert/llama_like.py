@@ -10,6 +10,7 @@ Axes: V vocabulary, H hidden, F feed-forward, Q all query heads, K all key (or v
 from typing import Any
 
 from megatron_remit.convert.rules import GATE_UP, OUTPUT_LAYER, PADDED_VOCABULARY, QKV, SAME, Config, Rule
+from megatron_remit.model_arguments import neutral
 
 ATTENTION, MLP, LAYER = "decoder.layers.self_attention", "decoder.layers.mlp", "model.layers.{i}"
 
@@ -93,20 +94,14 @@ def arguments(config: Config) -> dict[str, Any]:
         "max_position_embeddings": config["max_position_embeddings"],
         "position_embedding_type": "rope",
         "rotary_base": int(config["rope_parameters"]["rope_theta"]),
-        "rotary_percent": 1.0,
-        "rotary_interleaved": False,
-        "use_rope_scaling": False,
-        "rope_scaling_factor": 8.0,
-        "no_rope_freq": None,
+        **neutral("rotary_percent", "rotary_interleaved", "use_rope_scaling", "rope_scaling_factor", "no_rope_freq"),
         "normalization": "RMSNorm",
         "layernorm_epsilon": config["rms_norm_eps"],
-        "layernorm_zero_centered_gamma": False,
-        "qk_layernorm": False,
-        "multi_latent_attention": False,
+        **neutral("layernorm_zero_centered_gamma", "qk_layernorm", "multi_latent_attention"),
         "swiglu": True,
         "untie_embeddings_and_output_weights": not config["tie_word_embeddings"],
         "add_bias_linear": False,
-        "add_qkv_bias": False,
+        **neutral("add_qkv_bias"),
         "attention_dropout": 0.0,
         "hidden_dropout": 0.0,
     }

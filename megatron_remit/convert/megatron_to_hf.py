@@ -13,31 +13,7 @@ from megatron_remit.convert.hf_io import DEFAULT_SHARD_BYTES, copy_side_files, r
 from megatron_remit.convert.megatron_io import CheckpointReader
 from megatron_remit.convert.rules import Dims, Rule, in_layer_order
 from megatron_remit.errors import UserError
-
-# What defines the model, beside its tensor shapes; a run that changed one of these trained another model.
-_SAME_ARGUMENTS = (
-    "num_layers",
-    "hidden_size",
-    "ffn_hidden_size",
-    "num_attention_heads",
-    "num_query_groups",
-    "kv_channels",
-    "rotary_base",
-    "rotary_percent",
-    "layernorm_epsilon",
-    "untie_embeddings_and_output_weights",
-    "no_rope_freq",
-    "qk_layernorm",
-    "use_rope_scaling",
-    "rope_scaling_factor",
-    "multi_latent_attention",
-    "q_lora_rank",
-    "kv_lora_rank",
-    "qk_head_dim",
-    "qk_pos_emb_head_dim",
-    "v_head_dim",
-    "rope_type",
-)
+from megatron_remit.model_arguments import MODEL_ARGUMENTS, has_effect
 
 
 def export_hf(
@@ -85,16 +61,21 @@ def _hf_tensors(
 
 
 def _check_same_model(reader: CheckpointReader, arguments: dict[str, Any], hf_template: Path) -> None:
-    for name in _SAME_ARGUMENTS:
-        if name not in arguments:
+    """Refuse a checkpoint whose run changed what defines the model beyond the shapes of its tensors.
+
+    An argument that the family does not state is neutral in the template's model.
+    """
+    for row in MODEL_ARGUMENTS:
+        if not row.export or not (row.name in arguments or has_effect(row, arguments)):
             continue
-        found = getattr(reader.arguments, name, arguments[name])
-        if name == "no_rope_freq" and isinstance(found, int):
+        expected = arguments.get(row.name, row.neutral)
+        found = getattr(reader.arguments, row.name, expected)
+        if row.name == "no_rope_freq" and isinstance(found, int):
             found = ([0] * (found - 1) + [1]) * (arguments["num_layers"] // found)
-        if found != arguments[name]:
+        if found != expected:
             raise UserError(
-                f"{reader.path}: trained with {name} = {found}, but {hf_template / 'config.json'} says "
-                f"{arguments[name]}: pass the template of the model that was trained"
+                f"{reader.path}: trained with {row.name} = {found}, but {hf_template / 'config.json'} says "
+                f"{expected}: pass the template of the model that was trained"
             )
 
 

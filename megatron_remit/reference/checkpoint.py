@@ -9,22 +9,10 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.training import checkpointing
 
-from megatron_remit.arguments import EXTRA_CHECKPOINT_ARGS
 from megatron_remit.convert.megatron_io import check_shards, iteration_folder
 from megatron_remit.data.tokenizer import folder_fingerprint
 from megatron_remit.errors import UserError
-
-# Arguments that load_args_from_checkpoint takes from the checkpoint only where they are unset.
-_SHAPE_IF_UNSET = (
-    "num_layers",
-    "hidden_size",
-    "ffn_hidden_size",
-    "num_attention_heads",
-    "kv_channels",
-    "max_position_embeddings",
-    "padded_vocab_size",
-    "remit_vocab_size",
-)
+from megatron_remit.model_arguments import NEUTRAL
 
 # It is not trained, so nothing of the policy's regularisation, recomputation or offloading applies. Nor do its
 # microbatches or its hidden size fit the communication buffers that are laid out for the policy.
@@ -77,11 +65,8 @@ def reference_arguments(args: argparse.Namespace) -> argparse.Namespace:
     root = args.reference_load
     saved = saved_arguments(checkpoint_folder(root))
     own = copy.copy(args)
-    for name in _SHAPE_IF_UNSET:
-        setattr(own, name, None)
-    # A checkpoint that says None here, or nothing, must not end up with what the policy has.
-    for name, without in EXTRA_CHECKPOINT_ARGS.items():
-        setattr(own, name, without)
+    # Where the checkpoint says None, or nothing, the reference must not end up with what the policy has.
+    vars(own).update(NEUTRAL)
     own.load, own.ckpt_step = str(root), None
     checkpointing.load_args_from_checkpoint(own)
     _check_fit(args, own, saved, root)

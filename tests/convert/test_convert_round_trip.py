@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, Olmo2ForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from megatron_remit.arguments import EXTRA_CHECKPOINT_ARGS, add_remit_arguments
+from megatron_remit.arguments import add_remit_arguments
 from megatron_remit.convert import llama
 from megatron_remit.convert.families import FAMILIES, read_config
 from megatron_remit.convert.hf_to_megatron import import_hf
@@ -187,5 +187,3 @@ def test_every_argument_that_an_import_stores_is_one_that_megatron_knows(tmp_pat
     make_model(family, tmp_path / "hf", tokenizer=False)
     arguments = FAMILIES[SHAPES[family][0].__name__].arguments(read_config(tmp_path / "hf")[1])
     assert arguments.keys() <= known.keys()
-    assert EXTRA_CHECKPOINT_ARGS.keys() <= known.keys()
-    assert {name: known[name] for name in EXTRA_CHECKPOINT_ARGS} == EXTRA_CHECKPOINT_ARGS
