@@ -1,5 +1,6 @@
 """Which reference it is: a number that follows from the content of its checkpoint."""
 
+import argparse
 import hashlib
 import json
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Any
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_remit.convert.megatron_io import check_shards
+from megatron_remit.model_arguments import MODEL_ARGUMENTS, NEUTRAL, has_effect, not_neutral
 
 _BLOCK = 1 << 20
 _BLOCKS = 256
 
-# Arguments that change what the same tensors compute.
-_SHAPE = (
+# The arguments of the legacy fingerprint, frozen: stores on disk carry numbers that were made with this list.
+# `norm_epsilon` is a name that Megatron does not have, so its value was always None.
+_LEGACY = (
     "num_layers",
     "hidden_size",
     "ffn_hidden_size",
@@ -41,20 +44,53 @@ _SHAPE = (
     "qk_pos_emb_head_dim",
     "v_head_dim",
 )
+# The values that a legacy fingerprint stands for, of arguments that it does not cover, where these are not the neutral
+# ones: every import stores RoPE. Learned positions are tensors, which the legacy fingerprint covers.
+_LEGACY_VALUES: dict[str, tuple[Any, ...]] = {
+    "position_embedding_type": ("rope", "learned_absolute"),
+    "rope_type": ("rope",),
+}
 
 
-def reference_fingerprint(folder: Path, arguments: Any) -> str:
+def reference_fingerprint(folder: Path, arguments: argparse.Namespace) -> str:
     """SHA-256, 64 hexadecimal digits, of the torch_dist checkpoint iteration in ``folder``.
 
     Covers: name, shape and dtype of every tensor; name and size of every shard file; the bytes of the shard files, all
     of them up to 256 MiB, else 256 blocks of 1 MiB at even distances; and of ``arguments`` (the checkpoint's own) those
-    that change what the tensors compute. Two models of one training differ nearly everywhere, so the blocks tell them
-    apart; a change of single weights in a model above 256 MiB may not show. The same weights saved in another layout
-    count as another reference.
+    that change what the tensors compute, as :mod:`megatron_remit.model_arguments` lists them, where they are not
+    neutral. Two models of one training differ nearly everywhere, so the blocks distinguish them; a change of single
+    weights in a model above 256 MiB may not show. The same weights saved in another layout count as another reference.
 
     Raises:
         UserError: the checkpoint is not whole.
     """
+    return _digest(folder, {name: str(value) for name, value in not_neutral(arguments).items()})
+
+
+def legacy_fingerprint(folder: Path, arguments: argparse.Namespace) -> str:
+    """The fingerprint of the same checkpoint that stores were written with before the table of model arguments.
+
+    It covers a fixed list of arguments, so two references that differ in another one have the same:
+    :func:`unseen_by_legacy` says whether that can be the case. Raises UserError as :func:`reference_fingerprint` does.
+    """
+    return _digest(folder, {name: str(getattr(arguments, name, None)) for name in _LEGACY})
+
+
+def unseen_by_legacy(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Which of ``arguments`` make this reference another one than its legacy fingerprint says, by name.
+
+    Empty if every argument that the legacy fingerprint does not cover has the value that it stands for.
+    """
+    stated, unseen = vars(arguments), {}
+    for row in MODEL_ARGUMENTS:
+        if row.fingerprint and row.name not in _LEGACY and has_effect(row, stated):
+            value = stated.get(row.name)
+            if value not in _LEGACY_VALUES.get(row.name, (None, NEUTRAL[row.name])):
+                unseen[row.name] = value
+    return unseen
+
+
+def _digest(folder: Path, shape: dict[str, str]) -> str:
     hashed = hashlib.sha256()
     metadata = check_shards(folder)
     tensors = sorted(
@@ -64,7 +100,6 @@ def reference_fingerprint(folder: Path, arguments: Any) -> str:
     )
     shards = sorted(folder.glob("*.distcp"))
     sizes = [(shard.name, shard.stat().st_size) for shard in shards]
-    shape = {name: str(getattr(arguments, name, None)) for name in _SHAPE}
     hashed.update(json.dumps([tensors, sizes, shape]).encode())
     for shard, offset, length in _sampled(shards, [size for _, size in sizes]):
         with shard.open("rb") as file:

@@ -13,7 +13,7 @@ from megatron.core import mpu
 
 from megatron_remit.errors import UserError
 from megatron_remit.reference.checkpoint import checkpoint_folder, saved_arguments
-from megatron_remit.reference.fingerprint import reference_fingerprint
+from megatron_remit.reference.fingerprint import legacy_fingerprint, reference_fingerprint, unseen_by_legacy
 from megatron_remit.score_store.manifest import (
     MANIFEST,
     Identity,
@@ -54,6 +54,8 @@ def open_store(args: argparse.Namespace, create: bool) -> ScoreStore:
     else:
         _wait_for_manifest(args)
         manifest = read_manifest(args.score_store)
+    if expected.get("reference", manifest.identity.reference) != manifest.identity.reference:
+        expected["reference"] = _named_by_store(args, manifest.identity.reference, expected["reference"])
     check_identity(args.score_store, manifest.identity, expected)
     _session.store = ScoreStore(args.score_store)
     return _session.store
@@ -75,6 +77,26 @@ def expected_identity(args: argparse.Namespace) -> dict[str, Any]:
         folder = checkpoint_folder(args.reference_load)
         expected["reference"] = reference_fingerprint(folder, saved_arguments(folder))
     return expected
+
+
+def _named_by_store(args: argparse.Namespace, found: str, own: str) -> str:
+    """The run's reference, ``own``, by the fingerprint that the store must hold: ``found`` if it is the legacy one.
+
+    Raises:
+        UserError: it is, but the legacy fingerprint does not cover all that this reference is.
+    """
+    folder = checkpoint_folder(args.reference_load)
+    saved = saved_arguments(folder)
+    if found != legacy_fingerprint(folder, saved):
+        return own
+    unseen = ", ".join(f"{name} = {value}" for name, value in unseen_by_legacy(saved).items())
+    if unseen:
+        raise UserError(
+            f"--score-store {args.score_store}: its fingerprint of the reference is of the legacy form, which does not "
+            f"cover {unseen} of --reference-load {args.reference_load}, so its scores may be another model's; "
+            "score the corpus again into a new store"
+        )
+    return found
 
 
 def job_description(args: argparse.Namespace) -> dict[str, Any]:
