@@ -37,10 +37,10 @@ def apply() -> None:
 
 
 def score_ahead_with(reference: list[Module]) -> None:
-    """From now on Megatron's training steps are scored by ``reference`` first.
+    """From now on ``reference`` scores each of Megatron's training steps before the step runs.
 
-    ``train`` asks ``get_forward_backward_func`` for its schedule once; Megatron itself wraps the result there for CUDA
-    graphs.
+    ``train`` asks ``get_forward_backward_func`` for its schedule once, and Megatron itself wraps the result there for
+    CUDA graphs.
     """
     original = training.get_forward_backward_func
 
@@ -85,8 +85,9 @@ def _load_args(original: Any) -> Any:
 def _resume_torch_adam(optimizer_class: Any) -> None:
     """Let the distributed optimizer load a checkpoint when its Adam is torch's (no Transformer Engine, no apex).
 
-    torch counts the steps of each parameter. Megatron asks for that count before there is any state, which fails, and
-    at the end of loading overwrites the restored count with the one before, 0, so Adam's bias correction starts anew.
+    torch counts the steps of each parameter. Megatron asks for that count before there is any state, which fails. At
+    the end of loading it overwrites the restored count with the earlier one, 0, so that Adam's bias correction would
+    start anew.
     """
     state_dict, load_state_dict = optimizer_class.state_dict, optimizer_class.load_state_dict
 

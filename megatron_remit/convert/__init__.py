@@ -1,1 +1,1 @@
-"""Hugging Face checkpoints in and out of Megatron: one small file per model family, and the reading and writing."""
+"""Hugging Face checkpoints into Megatron and back: one small file per model family, and the reading and writing."""

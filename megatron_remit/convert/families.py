@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 
 from megatron_remit.convert import llama, olmo2, qwen3, smollm3, youtu
@@ -12,18 +13,19 @@ from megatron_remit.errors import UserError
 
 FAMILIES = {module.FAMILY.architecture: module.FAMILY for module in (llama, olmo2, qwen3, smollm3, youtu)}
 
-# What no family represents.
+# Config fields that no family represents, with the only value that all of them can read.
 _NEEDED = {"partial_rotary_factor": 1.0, "quantization_config": None}
 
 
 def read_config(folder: Path) -> tuple[Family, dict[str, Any]]:
     """The family and the whole config of a Hugging Face folder.
 
-    What config.json leaves out has the default of transformers' config class, as when transformers loads the model.
+    A field that config.json leaves out has the default of transformers' config class, as when transformers loads the
+    model.
 
     Raises:
-        UserError: config.json is missing or no config of a known architecture, or has a setting that the family
-            cannot represent; the message names the field.
+        UserError: config.json is missing or is not of a known architecture, or has a setting that the family cannot
+            represent; the message names the field.
     """
     where = folder / "config.json"
     raw = read_json(where)
@@ -38,8 +40,6 @@ def read_config(folder: Path) -> tuple[Family, dict[str, Any]]:
 
 
 def _completed(family: Family, raw: Config, where: Path) -> dict[str, Any]:
-    import transformers
-
     model_class = getattr(transformers, family.architecture)
     try:
         return model_class.config_class.from_dict(dict(raw)).to_dict()

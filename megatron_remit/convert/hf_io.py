@@ -1,4 +1,4 @@
-"""Hugging Face folders: read and write safetensors one tensor at a time, copy everything else."""
+"""Hugging Face folders: safetensors are read and written one tensor at a time, and everything else is copied."""
 
 import json
 import os
@@ -18,13 +18,17 @@ SINGLE = "model.safetensors"
 DEFAULT_SHARD_BYTES = 5_000_000_000
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
-# Everything beside the weights that a model folder may need: configs, tokenizer, chat template.
+# What a model folder may need in addition to the weights: configs, tokenizer, chat template.
 _SIDE_PATTERNS = ("*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken")
 _SIDE_FOLDERS = ("additional_chat_templates",)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from ``path``; :class:`UserError` if the file is missing or is something else."""
+    """The JSON object in ``path``.
+
+    Raises:
+        UserError: the file is missing, is not valid JSON, or holds something other than an object.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a Hugging Face model folder")
     try:
@@ -37,7 +41,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """``content`` as readable JSON."""
+    """Write ``content`` as indented JSON."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -54,10 +58,10 @@ def copy_side_files(source: Path, target: Path) -> None:
 
 
 class HfTensors:
-    """The tensors of a folder's safetensors files: names, shapes and dtypes, and one tensor at a time.
+    """The tensors of a folder's safetensors files: all names, shapes and dtypes, and the values one tensor at a time.
 
-    A file is open only while its tensors are asked for, and tensors are read, not mapped: a mapped file would count as
-    memory of this process for as long as it is open.
+    One file is open at a time. Tensors are read, not mapped: a mapped file would count as memory of this process for as
+    long as it is open.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,7 +79,7 @@ class HfTensors:
             self._add(folder / SINGLE)
         else:
             raise UserError(f"{folder}: neither {SINGLE} nor {INDEX} is there; save the weights as safetensors first")
-        # Older Llama files carry RoPE's frequencies, which are computed from the config.
+        # Older Llama files hold RoPE's frequencies, which Megatron computes from the config.
         self._found = {name: found for name, found in self._found.items() if not name.endswith("rotary_emb.inv_freq")}
 
     def _add(self, path: Path) -> None:
@@ -90,10 +94,11 @@ class HfTensors:
             raise UserError(f"{path}: damaged or truncated safetensors file ({error}); copy it again") from None
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> torch.dtype:
-        """The one dtype of the tensors, which are exactly the ``expected`` ones.
+        """Check that the folder holds exactly the ``expected`` tensors (name -> shape), and return their one dtype.
 
-        Raises :class:`UserError` naming the first tensor that is missing, has another shape, or is not expected, and
-        for several dtypes or one that Megatron does not train in.
+        Raises:
+            UserError: a tensor is missing, has another shape or is not expected; or there are several dtypes, or one
+                that Megatron does not train in. The message names the first such tensor.
         """
         for name, shape in expected.items():
             if name not in self._found:
@@ -113,7 +118,7 @@ class HfTensors:
         return _DTYPES[dtype]
 
     def get(self, name: str) -> torch.Tensor:
-        """One tensor, of the dtype it is stored in."""
+        """The tensor ``name``, in the dtype in which it is stored."""
         path = self._found[name][0]
         if self._open[0] != path:
             self._open = (path, safe_open(str(path), framework="pt", backend="pread"))
@@ -123,9 +128,10 @@ class HfTensors:
 def write_tensors(
     folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int = DEFAULT_SHARD_BYTES
 ) -> None:
-    """Write tensors as they come into files of at most ``shard_bytes`` (a larger tensor has a file of its own).
+    """Write ``tensors`` in their order into files of at most ``shard_bytes`` each; a larger tensor has its own file.
 
-    One file is model.safetensors; several are model-00001-of-0000N.safetensors with an index, as HF names them.
+    A single file is named model.safetensors. Several are named model-00001-of-0000N.safetensors and have an index, as
+    Hugging Face writes them.
     """
     parts: list[list[str]] = []
     pending: dict[str, torch.Tensor] = {}

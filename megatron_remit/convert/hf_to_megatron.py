@@ -18,7 +18,7 @@ from megatron_remit.convert.release_writer import ReleaseWriter
 from megatron_remit.convert.rules import Config, Dims, Family, Rule, in_layer_order
 from megatron_remit.model_arguments import neutral
 
-# Megatron's default; a run at a larger TP x this value pads further, and its loader fills the rest with zeros.
+# Megatron's default. A run at a larger TP pads to a multiple of TP x this, and its loader fills the rest with zeros.
 VOCABULARY_MULTIPLE = 128
 HF_FOLDER = "hf"
 
@@ -27,8 +27,10 @@ def import_hf(hf: Path, out: Path, overwrite: bool = False) -> None:
     """Convert the model in folder ``hf`` and write it to the new folder ``out``.
 
     Every tensor keeps its dtype and its bits; rows that pad the vocabulary are zero. One tensor at a time is in memory.
-    Raises :class:`UserError`, before anything is written, for an unknown architecture, an unsupported config field, a
-    missing, unexpected or wrongly shaped tensor, a damaged file, or an ``out`` that exists (unless ``overwrite``).
+
+    Raises:
+        UserError: before anything is written, for an unknown architecture, an unsupported config field, a missing,
+            unexpected or wrongly shaped tensor, a damaged file, or an ``out`` that exists (unless ``overwrite``).
     """
     family, config = read_config(hf)
     check_output(out, overwrite)
@@ -57,16 +59,16 @@ def _joined(tensors: HfTensors, rule: Rule, dims: Dims, layer: int | None) -> to
 
 
 def padded_dims(family: Family, config: Config) -> Dims:
-    """The family's sizes and the padded vocabulary, rounded up as Megatron does at TP 1."""
+    """The family's sizes, with the vocabulary padded as Megatron pads it at TP 1."""
     dims = family.dims(config)
     return dims | {"padded": -(-dims["V"] // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE}
 
 
 def _bookkeeping(family: Family, config: Config, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments that say how the checkpoint was made, beside those that say what the model is.
+    """Arguments that say how the checkpoint was made, in addition to those that say what the model is.
 
-    padded_vocab_size is left out on purpose: each run computes it from its tokenizer and its own TP size. So is
-    seq_length, which belongs to the run.
+    padded_vocab_size is left out on purpose: each run computes it from its tokenizer and its own TP size. seq_length is
+    left out because it belongs to the run.
     """
     return {
         "remit_architecture": family.architecture,

@@ -5,7 +5,7 @@ from typing import Any
 from megatron_remit.convert import llama_like
 from megatron_remit.convert.rules import Config, Family
 
-# Constants of Megatron's RotaryEmbedding._apply_scaling; only the factor is an argument.
+# Constants in Megatron's RotaryEmbedding._apply_scaling, where only the factor is an argument.
 _SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 

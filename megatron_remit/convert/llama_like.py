@@ -47,7 +47,7 @@ HEAD = (
 )
 RULES = (EMBEDDING, QKV_PROJECTION, INPUT_NORM, OUTPUT_PROJECTION, MLP_NORM, *MLP_PROJECTIONS, *HEAD)
 
-# Linear modules have an extra state in both implementations, attention and norms with Transformer Engine only.
+# Linear modules have an extra state in both implementations; attention and norms have one with Transformer Engine only.
 MLP_EXTRA_STATE = {f"{MLP}.linear_fc1": True, f"{MLP}.linear_fc2": True}
 ATTENTION_EXTRA_STATE = {f"{ATTENTION}.linear_proj": True, f"{ATTENTION}.core_attention": True}
 EXTRA_STATE = {
@@ -62,7 +62,7 @@ NEEDED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "att
 
 
 def head_width(config: Config) -> int:
-    """Width of one attention head."""
+    """The width of one attention head."""
     return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
 
 
@@ -81,8 +81,11 @@ def dims(config: Config) -> dict[str, int]:
 
 
 def arguments(config: Config) -> dict[str, Any]:
-    """The model as Megatron arguments. What only some relatives have is there too, switched off, so that nothing of
-    another model's command line or checkpoint stays in force."""
+    """The model as Megatron arguments.
+
+    Features that only some relatives have are stated too, with their neutral value, so that nothing of another model's
+    command line or checkpoint stays in force.
+    """
     return {
         "num_layers": config["num_hidden_layers"],
         "hidden_size": config["hidden_size"],

@@ -1,7 +1,7 @@
-"""Megatron torch_dist checkpoints, found, checked and read by one process without building the model.
+"""Megatron torch_dist checkpoints: one process finds, checks and reads them without building the model.
 
-A layered tensor is stored with the layer as its first axis: what Megatron's own
-``TransformerBlock.sharded_state_dict`` describes. Its shards are those of the run that wrote it, or one for each layer.
+A layered tensor is stored with the layer as its first axis, as Megatron's own ``TransformerBlock.sharded_state_dict``
+describes it. Its shards are those of the run that wrote it; an import writes one per layer.
 """
 
 from argparse import Namespace
@@ -23,8 +23,11 @@ RELEASE = "release"
 class CheckpointReader:
     """One iteration of a Megatron checkpoint folder: its arguments, and its tensors one at a time.
 
-    Raises :class:`UserError` if the folder has no such iteration, is not torch_dist, or a shard file is missing or
-    shorter than the metadata says. Optimizer state is never read.
+    Optimizer state is never read.
+
+    Raises:
+        UserError: the folder has no such iteration, is not torch_dist or holds no arguments, or a shard file is missing
+            or shorter than the metadata says.
     """
 
     def __init__(self, folder: Path, iteration: int | None = None) -> None:
@@ -38,7 +41,7 @@ class CheckpointReader:
         self.arguments: Namespace = common["args"]
 
     def stored(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
-        """Shape (with the layer axis if there is one) and dtype of a stored tensor."""
+        """The shape (with the layer axis if there is one) and dtype of a stored tensor; UserError if it is missing."""
         entry = self._metadata.state_dict_metadata.get(name)
         if entry is None:
             raise UserError(f"{self.path}: tensor {name} is missing")
@@ -47,9 +50,12 @@ class CheckpointReader:
     def read(
         self, name: str, shape: tuple[int, ...], layer: int | None = None, layers: int | None = None
     ) -> torch.Tensor:
-        """Tensor ``name``, or its entry for ``layer`` of ``layers``: of ``shape``, in the dtype it is stored in.
+        """Tensor ``name``, or its entry for ``layer`` of ``layers``: of ``shape``, in the dtype in which it is stored.
 
-        Beside the result, one stored shard at a time is in memory.
+        In addition to the result, one stored shard at a time is in memory.
+
+        Raises:
+            UserError: the tensor is missing, has another shape, or its bytes are damaged.
         """
         whole = shape if layer is None else (layers, *shape)
         found, dtype = self.stored(name)
@@ -67,7 +73,7 @@ class CheckpointReader:
 
 
 class _IntoTensor(DefaultLoadPlanner):
-    """Puts what is read into its place in ``tensor``."""
+    """Writes the parts that are read into their places in ``tensor``."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         super().__init__()
@@ -80,11 +86,15 @@ class _IntoTensor(DefaultLoadPlanner):
         return part
 
     def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
-        """Nothing is left to do: ``tensor`` is part of the result."""
+        """Do nothing: ``tensor`` is a view of the result."""
 
 
 def iteration_folder(folder: Path, iteration: int | None = None) -> Path:
-    """The folder of ``iteration`` (None: the one that the tracker file names); :class:`UserError` if not there."""
+    """The folder of ``iteration``, or of the one that the tracker file names if it is None.
+
+    Raises:
+        UserError: there is no such folder, or no readable tracker file.
+    """
     if iteration is None:
         if not (folder / TRACKER).is_file():
             raise UserError(f"{folder / TRACKER}: no such file; expected a Megatron checkpoint folder")
@@ -102,9 +112,12 @@ def iteration_folder(folder: Path, iteration: int | None = None) -> Path:
 
 
 def check_shards(path: Path) -> Metadata:
-    """The metadata of the torch_dist checkpoint at ``path``, once every file it names is there and long enough.
+    """The metadata of the torch_dist checkpoint at ``path``, after a check that its files are there and long enough.
 
-    Raises :class:`UserError` naming the file otherwise. Reads sizes only, so it is cheap for any checkpoint.
+    Only the sizes are read, so this is cheap for a checkpoint of any size.
+
+    Raises:
+        UserError: a file is missing, truncated or damaged; the message names it.
     """
     if not dist_checkpointing.check_is_distributed_checkpoint(str(path)):
         raise UserError(f"{path}: not a complete torch_dist checkpoint (metadata.json is missing or damaged)")

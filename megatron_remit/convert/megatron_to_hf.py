@@ -27,8 +27,10 @@ def export_hf(
     """Write the checkpoint in folder ``megatron`` (its latest iteration if None) as the Hugging Face folder ``out``.
 
     Config, tokenizer and chat template come from ``hf_template``. Every tensor keeps its dtype and its bits; padded
-    vocabulary rows are dropped and optimizer state is not read. Raises :class:`UserError`, leaving no folder behind,
-    for a checkpoint that is missing, truncated, or of another shape than the template.
+    vocabulary rows are dropped and optimizer state is not read.
+
+    Raises:
+        UserError: the checkpoint is missing, truncated, or of another model than the template. No folder remains.
     """
     family, config = read_config(hf_template)
     check_output(out, overwrite)
@@ -52,7 +54,7 @@ def export_hf(
 def _hf_tensors(
     reader: CheckpointReader, rules: tuple[Rule, ...], dims: Dims, layers: int
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Hugging Face names and tensors, in layer order; one layer's entry of one Megatron tensor is read at a time."""
+    """Hugging Face names and tensors in layer order. One layer's entry of one Megatron tensor is read at a time."""
     for rule, layer in tqdm(in_layer_order(rules, layers), desc="splitting tensors", unit="tensor", disable=None):
         stored = reader.read(rule.megatron, rule.megatron_shape(dims), layer, layers)
         for name, part in zip(rule.hf, rule.join.to_hf(stored, dims), strict=True):

@@ -1,6 +1,6 @@
 """OLMo-2: Hugging Face ``Olmo2ForCausalLM`` <-> the layers of megatron_remit.specs.olmo2.
 
-Norms stand behind attention and MLP, and one norm spans all query heads, another all key heads.
+The norms come after attention and MLP. One more norm spans all query heads, and another one all key heads.
 """
 
 from megatron_remit.convert import llama_like
@@ -21,7 +21,7 @@ FAMILY = Family(
         Rule(f"{MLP}.post_norm.weight", {f"{LAYER}.post_feedforward_layernorm.weight": "H"}, SAME),
         *llama_like.HEAD,
     ),
-    # Its norms are our own with every implementation, so they have no extra state.
+    # The norms are ours with every implementation, so they have no extra state.
     extra_state={
         f"{ATTENTION}.linear_qkv": True,
         **llama_like.ATTENTION_EXTRA_STATE,

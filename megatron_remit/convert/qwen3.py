@@ -1,4 +1,4 @@
-"""Qwen3, dense: Hugging Face ``Qwen3ForCausalLM``. Llama with a norm over each query and key head alone."""
+"""Qwen3, dense: Hugging Face ``Qwen3ForCausalLM``. Llama with a norm over each single query head and key head."""
 
 from megatron_remit.convert import llama_like
 from megatron_remit.convert.rules import Family

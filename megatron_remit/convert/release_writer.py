@@ -1,7 +1,7 @@
-"""Writes a torch_dist checkpoint that no process holds whole: each tensor is made when its turn comes, then dropped.
+"""Writes a torch_dist checkpoint that is never whole in memory: each tensor is made when its turn comes, then dropped.
 
-Megatron's own ``dist_checkpointing.save`` takes a state dict of tensors that are all in memory. Here torch's planner is
-told names, shapes and dtypes first, and asks for one tensor after the other while it writes.
+Megatron's own ``dist_checkpointing.save`` takes a state dict of tensors that are all in memory. Here torch's planner
+gets the names, shapes and dtypes first, and asks for one tensor after the other while it writes.
 """
 
 import io
@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from megatron_remit.convert.megatron_io import RELEASE, TRACKER
 
-# How Megatron's loader is to lay out its request; the same values a training run of 0.19.2 stores.
+# How Megatron's loader lays out its request: the values that a training run of 0.19.2 stores.
 _CONTENT_METADATA = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
 _SHARD_FILE = "__0_0.distcp"
 
@@ -60,7 +60,7 @@ class ReleaseWriter:
         self._make[index] = lambda: make().reshape(size)
 
     def add_empty_extra_state(self, module: str, layered: bool = True) -> None:
-        """The empty object (one a layer if ``layered``) that linear and Transformer Engine's modules look for."""
+        """Add the empty object that linear modules and Transformer Engine's look for: one per layer if ``layered``."""
         count = self._num_layers if layered else 1
         for layer in range(count):
             self._add_object(ShardedObject(f"{module}._extra_state", None, (count,), (layer,)))
@@ -84,7 +84,7 @@ class ReleaseWriter:
 
 
 class _LazyPlanner(SavePlanner):
-    """Hands out what is written, one item at a time, and keeps nothing of it."""
+    """Hands out the items to write, one at a time, and keeps none of them."""
 
     def __init__(
         self, items: list[WriteItem], make: dict[MetadataIndex, Make], objects: dict[MetadataIndex, Any]
@@ -94,7 +94,7 @@ class _LazyPlanner(SavePlanner):
     def set_up_planner(
         self, state_dict: dict[str, Any], storage_meta: Any = None, is_coordinator: bool = False
     ) -> None:
-        """Nothing to do: the items are known, and there is no state dict."""
+        """Do nothing: the items are known, and there is no state dict."""
 
     def create_local_plan(self) -> SavePlan:
         return SavePlan(self._items)
@@ -109,13 +109,13 @@ class _LazyPlanner(SavePlanner):
         if write_item.type == WriteItemType.SHARD:
             return self._make[write_item.index]()
         content = io.BytesIO()
-        # Megatron stores an object as a list with one entry for each of its shards of this key.
+        # Megatron stores an object as a list with one entry per shard of this key.
         torch.save([self._objects[write_item.index]], content)
         return content
 
 
 class _OneByOneWriter(dcp.FileSystemWriter):
-    """torch's writer keeps the last tensor of each name until its file is closed; this one keeps none."""
+    """A writer that keeps no tensor, where torch's keeps the last one of each name until its file is closed."""
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         results = []
@@ -128,7 +128,7 @@ class _OneByOneWriter(dcp.FileSystemWriter):
                 else:
                     torch.save(data, stream)
                 length = stream.tell() - start
-                # Private by name, yet the class that torch pickles into every checkpoint's .metadata.
+                # The name is private, but torch pickles this class into the .metadata of every checkpoint.
                 place = _StorageInfo(_SHARD_FILE, start, length)
                 results.append(WriteResult(index=item.index, size_in_bytes=length, storage_data=place))
             stream.flush()

@@ -23,7 +23,7 @@ class Join:
 
 @dataclass(frozen=True)
 class Rule:
-    """``hf`` maps each Hugging Face name ("{i}" = layer) to its axes, one letter of ``Dims`` an axis.
+    """``hf`` maps each Hugging Face name ("{i}" = layer) to its axes, one letter of ``Dims`` per axis.
 
     ``layered``: Megatron stores one tensor for all layers, with the layer as its first axis.
     """
@@ -45,7 +45,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture, told by a config that :func:`megatron_remit.convert.families.read_config` has completed.
+    """One architecture, read from a config that :func:`megatron_remit.convert.families.read_config` has completed.
 
     ``arguments`` and ``dims`` read a config that was found to be supported: Megatron's argument names and values, and
     the sizes that the rules name. ``extra_state`` maps a module to whether each layer has one.

@@ -7,7 +7,7 @@ from megatron_remit.convert.rules import Config, Family
 
 
 def _arguments(config: Config) -> dict[str, Any]:
-    # In no_rope_layers 1 means that the layer has RoPE, in Megatron's no_rope_freq that it has none.
+    # A 1 in no_rope_layers means that the layer has RoPE; a 1 in Megatron's no_rope_freq means that it has none.
     without_rope = [0 if has_rope else 1 for has_rope in config["no_rope_layers"][: config["num_hidden_layers"]]]
     return llama_like.arguments(config) | {"no_rope_freq": without_rope if any(without_rope) else None}
 

@@ -1,10 +1,10 @@
 """Youtu-LLM: Hugging Face ``YoutuForCausalLM``, a Llama whose attention is dense multi-latent attention (MLA).
 
-RoPE turns interleaved pairs, as Megatron's MLA always does: there "rotary_interleaved" means something else and stays
-off. Transformer Engine fuses the norm of the compressed query, and of the compressed key/value, into the projection
-behind it; the input norm has two projections behind it and is a module of its own.
+RoPE rotates interleaved pairs, as Megatron's MLA always does; "rotary_interleaved" means something else there and stays
+off. Transformer Engine fuses the norms of the compressed query and of the compressed key/value into the projections
+that follow them. The input norm is followed by two projections and is a module of its own.
 
-Axes beside those of llama_like: A compressed query, B compressed key/value, C the same with the rotary key,
+Axes in addition to those of llama_like: A compressed query, B compressed key/value, C the same with the rotary key,
 Q all query heads, U all heads' keys (without the rotary part) and values, O all heads' values.
 """
 
@@ -85,7 +85,7 @@ FAMILY = Family(
     },
     arguments=_arguments,
     dims=_dims,
-    # transformers gives the norms of the compressed query and key/value this epsilon whatever the config says, and
+    # transformers uses this epsilon in the norms of the compressed query and key/value, whatever the config says, and
     # Megatron has one epsilon for all norms.
     needed=llama_like.NEEDED | {"rope_interleave": True, "rms_norm_eps": 1e-6},
     refuse=_refuse,

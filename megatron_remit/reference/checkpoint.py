@@ -1,4 +1,4 @@
-"""Which reference checkpoint a run reads, and whether it fits: everything here runs before the model is built."""
+"""Which reference checkpoint a run reads, and whether it fits the run. All of it runs before the model is built."""
 
 import argparse
 import copy
@@ -14,8 +14,8 @@ from megatron_remit.data.tokenizer import folder_fingerprint
 from megatron_remit.errors import UserError
 from megatron_remit.model_arguments import NEUTRAL
 
-# It is not trained, so nothing of the policy's regularisation, recomputation or offloading applies. Nor do its
-# microbatches or its hidden size fit the communication buffers that are laid out for the policy.
+# The reference is not trained, so the policy's regularisation, recomputation and offloading do not apply to it. Its
+# microbatches and hidden size do not fit the communication buffers that are laid out for the policy.
 _NOT_INHERITED = {
     "attention_dropout": 0.0,
     "hidden_dropout": 0.0,
@@ -28,10 +28,10 @@ _NOT_INHERITED = {
 
 
 def checkpoint_folder(root: Path) -> Path:
-    """The folder of ``root``'s latest iteration, once it is seen to be whole.
+    """The folder of ``root``'s latest iteration, after a check that it is whole.
 
     Raises:
-        UserError: ``root`` is no checkpoint, or one that is cut short or whose writing did not end.
+        UserError: ``root`` is no checkpoint, or the checkpoint is truncated or was never finished.
     """
     try:
         folder = iteration_folder(root)
@@ -45,7 +45,11 @@ def checkpoint_folder(root: Path) -> Path:
 
 
 def saved_arguments(folder: Path) -> argparse.Namespace:
-    """The arguments that the checkpoint iteration in ``folder`` was saved with; UserError if it has none to read."""
+    """The arguments that the checkpoint iteration in ``folder`` was saved with.
+
+    Raises:
+        UserError: it has none, or they cannot be read.
+    """
     try:
         saved = dist_checkpointing.load_common_state_dict(str(folder)).get("args")
     except (CheckpointingException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -56,7 +60,7 @@ def saved_arguments(folder: Path) -> argparse.Namespace:
 
 
 def reference_arguments(args: argparse.Namespace) -> argparse.Namespace:
-    """The run's arguments with the reference's own shape, read from its checkpoint. ``args`` stays as it is.
+    """The run's arguments, but with the model that the reference's checkpoint states. ``args`` is not changed.
 
     Raises:
         UserError: the checkpoint is missing or not whole, or its vocabulary, tokenizer, sequence length or shape does
@@ -98,10 +102,10 @@ def _check_fit(args: argparse.Namespace, own: argparse.Namespace, saved: argpars
 
 
 def _fit_to_layout(args: argparse.Namespace, own: argparse.Namespace, root: Path) -> None:
-    """Spread the reference's layers evenly over the policy's pipeline where their number is another."""
+    """Spread the reference's layers evenly over the policy's pipeline where the two have different numbers of them."""
     layout = f"--reference-load {root}: it sits on the policy's ranks, but"
     if own.num_layers != args.num_layers:
-        # An uneven split over the stages is one of the policy's layers.
+        # An uneven split over the stages holds for the policy's layers only.
         own.decoder_first_pipeline_num_layers = own.decoder_last_pipeline_num_layers = None
         own.pipeline_model_parallel_layout = None
         own.account_for_embedding_in_pipeline_split = own.account_for_loss_in_pipeline_split = False

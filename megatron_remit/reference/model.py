@@ -22,8 +22,9 @@ from megatron_remit.specs.native import gpt_config
 def build_reference(reference_args: argparse.Namespace) -> list[Module]:
     """The reference's model chunks of this pipeline rank, loaded, in ``eval`` mode, without gradients.
 
-    Its config object is its own: Megatron hangs the policy's gradient-synchronisation hooks and timers on the policy's
-    config, and a forward pass of the reference must not reach them. Random states come out as they went in.
+    The reference has a config object of its own: Megatron attaches the policy's gradient-synchronisation hooks and
+    timers to the policy's config, and a forward pass of the reference must not reach them. The random states are the
+    same afterwards.
 
     Raises:
         UserError: the checkpoint lacks a tensor of the model or holds one of another shape.

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from megatron_remit.convert import megatron_to_hf
 from megatron_remit.convert.hf_to_megatron import import_hf
 from megatron_remit.convert.megatron_to_hf import export_hf
 from megatron_remit.errors import UserError
@@ -157,6 +158,34 @@ def test_export_refuses_a_template_that_differs_in_what_a_family_has_alone(tmp_p
     import_hf(tmp_path / "hf", tmp_path / "megatron")
     _edit_config(tmp_path / "hf", **change)
     _refused(named, export_hf, tmp_path / "megatron", tmp_path / "hf", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("trained_with", "named"),
+    [
+        ({"window_size": (8, 0)}, r"window_size = \(8, 0\), .* None"),
+        ({"softmax_type": "off-by-one"}, "softmax_type = off-by-one, .* vanilla"),
+        ({"normalization": "LayerNorm"}, "normalization = LayerNorm, .* RMSNorm"),
+        ({"num_experts": 4}, "num_experts = 4, .* None"),
+        # Without multi-latent attention these have no effect.
+        ({"rope_type": "rope", "kv_lora_rank": 24}, None),
+    ],
+)
+def test_export_refuses_a_feature_that_the_family_does_not_have(tmp_path, monkeypatch, trained_with, named):
+    make_model("llama", tmp_path / "hf", num_hidden_layers=1, tokenizer=False)
+    import_hf(tmp_path / "hf", tmp_path / "megatron")
+    read = megatron_to_hf.CheckpointReader
+
+    def reader(*args):
+        found = read(*args)
+        vars(found.arguments).update(trained_with)
+        return found
+
+    monkeypatch.setattr(megatron_to_hf, "CheckpointReader", reader)
+    if named is None:
+        export_hf(tmp_path / "megatron", tmp_path / "hf", tmp_path / "out")
+    else:
+        _refused(named, export_hf, tmp_path / "megatron", tmp_path / "hf", tmp_path / "out")
 
 
 def test_missing_config(tmp_path):

@@ -1,4 +1,4 @@
-"""Hugging Face -> Megatron -> Hugging Face gives back every bit, and everything beside the weights."""
+"""Hugging Face -> Megatron -> Hugging Face gives back every bit, and every file next to the weights."""
 
 import argparse
 import json

@@ -6,7 +6,10 @@ from safetensors.torch import load_file
 from transformers import Olmo2ForCausalLM
 
 from megatron_remit.convert.hf_to_megatron import import_hf
+from megatron_remit.convert.megatron_io import CheckpointReader
 from megatron_remit.convert.megatron_to_hf import export_hf
+from megatron_remit.model_arguments import not_neutral
+from megatron_remit.reference.fingerprint import unseen_by_legacy
 from tests.hf_models import make_olmo2
 from tests.ranks import pretrain
 
@@ -65,3 +68,10 @@ def test_a_bf16_run_is_exported_in_bf16_and_without_learning_unchanged(imported)
     for name, value in load_file(imported / "hf" / "model.safetensors").items():
         assert torch.equal(found[name], value.bfloat16()), name
     assert Olmo2ForCausalLM.from_pretrained(imported / "still_hf").dtype == torch.bfloat16
+
+
+def test_a_trained_checkpoint_has_only_the_features_of_its_family(imported, trained):
+    """So a store that an earlier version wrote with such a reference opens by its legacy fingerprint."""
+    saved = [CheckpointReader(imported / name).arguments for name in ("start", "one_rank")]
+    assert [unseen_by_legacy(arguments) for arguments in saved] == [{}, {}]
+    assert not_neutral(saved[0]) == not_neutral(saved[1])
