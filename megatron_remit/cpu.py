@@ -1,8 +1,9 @@
 """CPU in place of CUDA, so that Megatron's own loop runs under gloo where there is no GPU.
 
 Megatron 0.19.2 names the device in its code (``device='cuda'``, ``tensor.cuda()``, ``torch.cuda.current_device()``).
-:func:`install` replaces those named functions. A global ``TorchFunctionMode`` would reach the same calls but is paid
-by every operator of every step; replacing the factories costs only their own callers (docs/cpu.md has the figures).
+:func:`install` replaces those named functions. A global ``TorchFunctionMode`` would reach the same calls, but every
+operator of every step would pay for it; replacing the factories costs only their own callers (docs/cpu.md has the
+figures). It does not matter whether Megatron's modules are imported before or after the call.
 
 With CUDA present nothing is replaced.
 """
@@ -41,22 +42,56 @@ def install() -> None:
     if _installed or has_cuda():
         return
     _installed = True
-    # Megatron warms up its torch.compile'd fusions at start; on a CPU that compiles C++ for seconds and gains nothing.
-    os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+    _disable_compilation()
     # Megatron insists on it for tensor parallelism, where it orders kernels on a GPU.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     # `with torch.device(...)`, with which transformers builds models on the meta device, lists the factories once and
     # knows them by identity: listed after the replacement, none of the real ones would be among them.
     _device_constructors()
-    for name in _FACTORIES:
-        setattr(torch, name, _on_cpu(getattr(torch, name)))
-    for name in _METHODS:
-        setattr(torch.Tensor, name, _on_cpu(getattr(torch.Tensor, name)))
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self
-    torch.nn.Module.cuda = lambda self, *args, **kwargs: self
-    torch.Tensor.type = _tensor_type(torch.Tensor.type)
-    torch.distributed.init_process_group = _without_device_id(torch.distributed.init_process_group)
-    _replace_cuda_module()
+    replacements = [(torch, name, _on_cpu(getattr(torch, name))) for name in _FACTORIES]
+    replacements += [(torch.Tensor, name, _on_cpu(getattr(torch.Tensor, name))) for name in _METHODS]
+    replacements += [
+        (torch.Tensor, "cuda", lambda self, *args, **kwargs: self),
+        (torch.nn.Module, "cuda", lambda self, *args, **kwargs: self),
+        (torch.Tensor, "type", _tensor_type(torch.Tensor.type)),
+        (torch.distributed, "init_process_group", _without_device_id(torch.distributed.init_process_group)),
+    ]
+    functions = _cuda_functions()
+    replacements += [(torch.cuda, name, value) for name, value in functions.items()]
+    replacements += [(torch.cuda.random, name, functions[name]) for name in ("get_rng_state", "set_rng_state")]
+    _rebind_in_megatron(replacements)
+    for owner, name, value in replacements:
+        setattr(owner, name, value)
+
+
+def _disable_compilation() -> None:
+    """Megatron warms up its torch.compile'd fusions at start; on a CPU that compiles C++ for seconds and gains nothing.
+
+    torch reads the variable when its compiler is imported; functions that were compiled before are told to run eagerly.
+    """
+    os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+    if os.environ["TORCH_COMPILE_DISABLE"] == "1" and "torch._dynamo" in sys.modules:
+        torch.compiler.set_stance("force_eager")
+
+
+def _rebind_in_megatron(replacements: list[tuple[Any, str, Any]]) -> None:
+    """Modules of Megatron that were imported before hold originals under names of their own: replace them there, too.
+
+    In 0.19.2 ``from torch.cuda import _lazy_call, _lazy_init, device`` binds them in tensor_parallel/random.py and in
+    megatron_fsdp/utils.py, and transformer/module.py keeps tuples of CUDA's tensor types. One default argument holds a
+    factory (``ShardedTensor.init_data``); checkpointing gives it the CPU's device, so it may stay.
+    """
+    originals = [(getattr(owner, name, None), value) for owner, name, value in replacements]
+    # Only functions and types: default_generators is an empty tuple without CUDA, which Python has only one of.
+    by_original = {id(original): value for original, value in originals if callable(original)}
+    for module_name, module in list(sys.modules.items()):
+        if module is None or not module_name.startswith("megatron"):
+            continue
+        for name, value in list(vars(module).items()):
+            if id(value) in by_original:
+                setattr(module, name, by_original[id(value)])
+            elif type(value) is tuple and any(id(item) in by_original for item in value):
+                setattr(module, name, tuple(by_original.get(id(item), item) for item in value))
 
 
 def default_arguments() -> dict[str, Any]:
@@ -158,8 +193,8 @@ class _Stream:
         return 0.0
 
 
-def _replace_cuda_module() -> None:
-    cuda = torch.cuda
+def _cuda_functions() -> dict[str, Any]:
+    """What stands for the functions, types and generators of ``torch.cuda``, by name."""
     properties = types.SimpleNamespace(
         name="cpu",
         major=8,
@@ -210,10 +245,4 @@ def _replace_cuda_module() -> None:
     replacements["default_generators"] = collections.defaultdict(lambda: torch.default_generator)
     replacements["_lazy_call"] = lambda function, **kwargs: function()
     replacements["_lazy_init"] = lambda: None
-    for name, value in replacements.items():
-        setattr(cuda, name, value)
-    cuda.random.get_rng_state = cuda.get_rng_state
-    cuda.random.set_rng_state = cuda.set_rng_state
-    tracker_module = sys.modules.get("megatron.core.tensor_parallel.random")
-    if tracker_module is not None:
-        tracker_module._lazy_call = cuda._lazy_call
+    return replacements

@@ -1,5 +1,8 @@
-"""Standing in for CUDA leaves alone what other libraries do with torch."""
+"""Standing in for CUDA leaves alone what other libraries do with torch, and works before and after Megatron's imports."""
 
+import json
+
+import pytest
 import torch
 from transformers import Olmo2ForCausalLM
 
@@ -9,11 +12,68 @@ from tests.ranks import run_command
 
 cpu.install()
 
+# Prints which of torch's functions and types each module of Megatron holds under a name of its own.
+BINDINGS = """
+import json, sys, torch
+known = {id(value): name for name, value in [*vars(torch).items(), *vars(torch.cuda).items()] if callable(value)}
+found = {}
+for module_name, module in sys.modules.items():
+    for name, value in vars(module).items() if module_name.startswith("megatron.") else ():
+        if isinstance(value, tuple) and value and any(id(item) in known for item in value):
+            found[f"{module_name}.{name}"] = [known.get(id(item), "another") for item in value]
+        elif callable(value):
+            found[f"{module_name}.{name}"] = known.get(id(value), "another")
+print("bindings", json.dumps(found, sort_keys=True))
+"""
+IMPORTS = """
+from megatron.training import arguments, training
+from megatron.core.distributed.fsdp.src.megatron_fsdp import utils
+"""
+INSTALL = "from megatron_remit import cpu; cpu.install()\n"
+
 
 def test_factories_follow_the_device_context_that_transformers_builds_models_in():
     with torch.device("meta"):
         assert torch.arange(3).is_meta and torch.empty(2).is_meta
     assert torch.zeros(2, device="cuda").device.type == "cpu"
+
+
+def bindings(program):
+    done = run_command(["python", "-c", program + BINDINGS])
+    assert done.returncode == 0, done.failure()
+    line = next(line for line in done.output.splitlines() if line.startswith("bindings "))
+    return json.loads(line.removeprefix("bindings "))
+
+
+@pytest.mark.slow
+def test_what_megatron_holds_does_not_depend_on_the_order_of_imports():
+    before, after = bindings(INSTALL + IMPORTS), bindings(IMPORTS + INSTALL)
+    assert before == after
+    for module in ("tensor_parallel.random", "distributed.fsdp.src.megatron_fsdp.utils"):
+        for name in ("_lazy_call", "_lazy_init"):
+            assert before[f"megatron.core.{module}.{name}"] == name
+        assert before[f"megatron.core.{module}.device_ctx_manager"] == "device"
+    assert before["megatron.core.transformer.module._HALF_TYPES"] == ["HalfTensor", "HalfTensor"]
+
+
+def test_a_function_compiled_before_runs_eagerly_in_every_thread():
+    program = """
+import threading, torch
+calls = []
+@torch.compile
+def double(x):
+    calls.append(torch.compiler.is_compiling())
+    return 2 * x
+from megatron_remit import cpu
+cpu.install()
+double(torch.ones(2))
+thread = threading.Thread(target=double, args=(torch.ones(3),))
+thread.start()
+thread.join()
+assert calls == [False, False], calls
+"""
+    done = run_command(["python", "-c", program])
+    assert done.returncode == 0, done.failure()
 
 
 def test_a_hugging_face_model_loads_as_without_it(tmp_path):
