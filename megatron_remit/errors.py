@@ -1,4 +1,4 @@
-"""Errors that the user of a command can mend."""
+"""Errors that the user of a command can fix."""
 
 import sys
 from collections.abc import Callable

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from megatron_remit.artifacts import check_output, whole_folder
 from megatron_remit.convert.families import read_config
-from megatron_remit.convert.folders import check_output, whole_folder
 from megatron_remit.convert.hf_io import HfTensors, copy_side_files
 from megatron_remit.convert.release_writer import ReleaseWriter
 from megatron_remit.convert.rules import Config, Dims, Family, Rule, in_layer_order

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from megatron_remit.artifacts import check_output, whole_folder
 from megatron_remit.convert.families import read_config
-from megatron_remit.convert.folders import check_output, whole_folder
 from megatron_remit.convert.hf_io import DEFAULT_SHARD_BYTES, copy_side_files, read_json, write_json, write_tensors
 from megatron_remit.convert.megatron_io import CheckpointReader
 from megatron_remit.convert.rules import Dims, Rule, in_layer_order
