@@ -14,7 +14,7 @@ from megatron.training.arguments import add_megatron_arguments  # noqa: E402
 
 from megatron_remit import patches  # noqa: E402
 from megatron_remit.arguments import add_remit_arguments, check_arguments  # noqa: E402
-from megatron_remit.data.datasets import check_corpora  # noqa: E402
+from megatron_remit.data.checked import check_corpora  # noqa: E402
 from megatron_remit.data.tokenizer import folder_fingerprint  # noqa: E402
 from megatron_remit.errors import UserError  # noqa: E402
 from megatron_remit.model_arguments import NEUTRAL  # noqa: E402

@@ -1,11 +1,20 @@
-"""Megatron's GPT dataset with a check of every sample."""
+"""A corpus is checked before step 1, and each of its samples when it is drawn; errors name the file at fault."""
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import numpy
 from megatron.core.datasets.gpt_dataset import GPTDataset
+from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.training import get_args
+from megatron.training.utils import get_blend_and_blend_per_split
 
 from megatron_remit.errors import UserError
+
+# A corpus up to this many tokens is read through before step 1 (about a second); every sample of a larger one is
+# checked when it is drawn.
+_FULL_SCAN_TOKENS = 200_000_000
 
 
 class CheckedGPTDataset(GPTDataset):
@@ -20,6 +29,55 @@ class CheckedGPTDataset(GPTDataset):
         if largest >= size:
             raise beyond_vocabulary(f"{self.dataset_path} (sample {index})", largest, size)
         return sample
+
+
+def check_corpora(args: Any, vocabulary_size: int) -> None:
+    """Open every corpus of the run once.
+
+    Raises:
+        UserError: a file is missing, holds no token, is cut short, or holds a token id >= ``vocabulary_size``.
+    """
+    if args.mock_data:
+        return
+    prefixes = list(_prefixes(args))
+    if not prefixes:
+        raise UserError("--data-path (or --train-data-path, --data-args-path) is not set; give the prefix of a corpus")
+    for prefix in prefixes:
+        _check_corpus(prefix, vocabulary_size)
+
+
+def _prefixes(args: Any) -> Iterable[str]:
+    blend, per_split = get_blend_and_blend_per_split(args)
+    for one in [blend, *(per_split or [])]:
+        if one is not None:
+            yield from one[0]
+
+
+def _check_corpus(prefix: str, vocabulary_size: int) -> None:
+    for suffix in (".idx", ".bin"):
+        path = Path(prefix + suffix)
+        if not path.is_file():
+            raise UserError(
+                f"{path}: no such file; --data-path takes the prefix of a .bin/.idx pair "
+                "(tools/preprocess_corpus.py writes one)"
+            )
+    if Path(prefix + ".bin").stat().st_size == 0:
+        raise UserError(f"{prefix}.bin holds no tokens; an empty corpus cannot be trained on")
+    try:
+        corpus = IndexedDataset(prefix, mmap=True)
+    except (ValueError, AssertionError, OSError) as error:
+        raise UserError(f"{prefix}.idx cannot be read ({error}); run tools/preprocess_corpus.py again") from error
+    tokens = int(corpus.sequence_lengths.sum())
+    if tokens == 0:
+        raise UserError(f"{prefix}.idx lists {len(corpus)} documents without any token; the corpus is empty")
+    width = numpy.dtype(corpus.index.dtype).itemsize
+    found = Path(prefix + ".bin").stat().st_size
+    if found < tokens * width:
+        raise UserError(f"{prefix}.bin has {found} bytes, its index expects {tokens * width}: the file is cut short")
+    if tokens <= _FULL_SCAN_TOKENS:
+        largest = int(numpy.memmap(prefix + ".bin", dtype=corpus.index.dtype, mode="r").max())
+        if largest >= vocabulary_size:
+            raise beyond_vocabulary(f"{prefix}.bin", largest, vocabulary_size)
 
 
 def beyond_vocabulary(where: str, token: int, size: int) -> UserError:

@@ -1,24 +1,15 @@
-"""The training corpus through Megatron's own dataset builder, with checks that name the file at fault."""
+"""The training corpus through Megatron's own dataset builder."""
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
-import numpy
 from megatron.core import mpu
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
-from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.training import get_args, get_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split
 
-from megatron_remit.data.checked import CheckedGPTDataset, beyond_vocabulary
+from megatron_remit.data.checked import CheckedGPTDataset
 from megatron_remit.data.fixed_rows import FixedRowsDataset
-from megatron_remit.errors import UserError
-
-# A corpus up to this many tokens is read through before step 1 (about a second); every sample of a larger one is
-# checked when it is drawn.
-_FULL_SCAN_TOKENS = 200_000_000
 
 
 def build_datasets(num_samples: tuple[int, int, int], built_here: Callable[[], bool]) -> list[GPTDataset | None]:
@@ -60,52 +51,3 @@ def _dataset_config() -> GPTDatasetConfig:
         object_storage_cache_path=args.object_storage_cache_path,
         mid_level_dataset_surplus=args.mid_level_dataset_surplus,
     )
-
-
-def check_corpora(args: Any, vocabulary_size: int) -> None:
-    """Open every corpus of the run once.
-
-    Raises:
-        UserError: a file is missing, holds no token, is cut short, or holds a token id >= ``vocabulary_size``.
-    """
-    if args.mock_data:
-        return
-    prefixes = list(_prefixes(args))
-    if not prefixes:
-        raise UserError("--data-path (or --train-data-path, --data-args-path) is not set; give the prefix of a corpus")
-    for prefix in prefixes:
-        _check_corpus(prefix, vocabulary_size)
-
-
-def _prefixes(args: Any) -> Iterable[str]:
-    blend, per_split = get_blend_and_blend_per_split(args)
-    for one in [blend, *(per_split or [])]:
-        if one is not None:
-            yield from one[0]
-
-
-def _check_corpus(prefix: str, vocabulary_size: int) -> None:
-    for suffix in (".idx", ".bin"):
-        path = Path(prefix + suffix)
-        if not path.is_file():
-            raise UserError(
-                f"{path}: no such file; --data-path takes the prefix of a .bin/.idx pair "
-                "(tools/preprocess_corpus.py writes one)"
-            )
-    if Path(prefix + ".bin").stat().st_size == 0:
-        raise UserError(f"{prefix}.bin holds no tokens; an empty corpus cannot be trained on")
-    try:
-        corpus = IndexedDataset(prefix, mmap=True)
-    except (ValueError, AssertionError, OSError) as error:
-        raise UserError(f"{prefix}.idx cannot be read ({error}); run tools/preprocess_corpus.py again") from error
-    tokens = int(corpus.sequence_lengths.sum())
-    if tokens == 0:
-        raise UserError(f"{prefix}.idx lists {len(corpus)} documents without any token; the corpus is empty")
-    width = numpy.dtype(corpus.index.dtype).itemsize
-    found = Path(prefix + ".bin").stat().st_size
-    if found < tokens * width:
-        raise UserError(f"{prefix}.bin has {found} bytes, its index expects {tokens * width}: the file is cut short")
-    if tokens <= _FULL_SCAN_TOKENS:
-        largest = int(numpy.memmap(prefix + ".bin", dtype=corpus.index.dtype, mode="r").max())
-        if largest >= vocabulary_size:
-            raise beyond_vocabulary(f"{prefix}.bin", largest, vocabulary_size)

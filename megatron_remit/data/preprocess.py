@@ -1,110 +1,27 @@
 """JSONL text to Megatron's .bin/.idx corpus, in parallel, in constant memory, documents in their order."""
 
 import itertools
-import json
-import math
 import multiprocessing
-import os
 import shutil
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
-from functools import partial
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
-from tokenizers import Tokenizer
+import torch
+from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 from tqdm import tqdm
 
+from megatron_remit.artifacts import whole_files
+from megatron_remit.data.encoder import Encoder, load_encoder
 from megatron_remit.data.jsonl import Block, blocks, text_of
-from megatron_remit.data.tokenizer import fingerprint
+from megatron_remit.data.manifest import Counts, Manifest
 from megatron_remit.errors import UserError
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """A tokenizer as the corpus tool needs it."""
-
-    encode: Callable[[str], list[int]]
-    """Text to token ids, without special tokens."""
-    vocabulary_size: int
-    eod: int | None
-    """Id that ends a document; None if the tokenizer has none."""
-    fingerprint: str
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What a run wrote: ``bytes`` are those of the input lines, uncompressed."""
-
-    documents: int
-    tokens: int
-    bytes: int
-    seconds: float
-
-
-def load_encoder(tokenizer_type: str, tokenizer_model: Path) -> Encoder:
-    """Open a tokenizer by the names of Megatron's flags.
-
-    Args:
-        tokenizer_type: ``HuggingFaceTokenizer`` or ``SentencePieceTokenizer``.
-        tokenizer_model: the Hugging Face folder, or the SentencePiece model file.
-
-    Raises:
-        UserError: the path holds no such tokenizer.
-    """
-    if not tokenizer_model.exists():
-        raise UserError(f"--tokenizer-model {tokenizer_model}: no such file or folder")
-    if tokenizer_type == "SentencePieceTokenizer":
-        return _sentencepiece(tokenizer_model)
-    # Each process tokenizes one text at a time; threads inside would only compete for the cores.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_model)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--tokenizer-model {tokenizer_model} holds no Hugging Face tokenizer ({error})") from error
-    vocabulary = tokenizer.get_vocab()
-
-    if tokenizer.is_fast:
-        encode = _fast(tokenizer.backend_tokenizer)
-    else:
-        # verbose would warn of every document longer than the model's context.
-        encode = partial(tokenizer.encode, add_special_tokens=False, verbose=False)
-    size = min(max(vocabulary.values()) + 1, _embedding_rows(tokenizer_model))
-    return Encoder(encode, size, tokenizer.eos_token_id, fingerprint(vocabulary))
-
-
-def _fast(backend: Tokenizer) -> Callable[[str], list[int]]:
-    """The encoding without character offsets, which ``encode`` computes as well: half as fast again, the same ids."""
-    backend.no_truncation()
-    backend.no_padding()
-    return lambda text: backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
-
-
-def _sentencepiece(model: Path) -> Encoder:
-    import sentencepiece
-
-    try:
-        pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    except (RuntimeError, OSError) as error:
-        raise UserError(f"--tokenizer-model {model} is no SentencePiece model ({error})") from error
-    size = pieces.get_piece_size()
-    vocabulary = {pieces.id_to_piece(index): index for index in range(size)}
-    return Encoder(pieces.encode, size, pieces.eos_id() if pieces.eos_id() >= 0 else None, fingerprint(vocabulary))
-
-
-def _embedding_rows(folder: Path) -> float:
-    """Vocabulary of the model whose config.json lies beside the tokenizer; no limit if there is none."""
-    config = folder / "config.json"
-    rows = json.loads(config.read_text()).get("vocab_size") if config.is_file() else None
-    return rows if isinstance(rows, int) else math.inf
 
 
 def preprocess(
@@ -124,8 +41,8 @@ def preprocess(
     Raises:
         UserError: names the file and line of bad input, or the flag; nothing is left behind.
     """
-    targets = {suffix: Path(f"{output_prefix}{suffix}") for suffix in (".bin", ".idx", ".json")}
-    _check_paths(inputs, targets.values(), workers)
+    bin_file, manifest_file, idx_file = (Path(f"{output_prefix}{suffix}") for suffix in (".bin", ".json", ".idx"))
+    _check_paths(inputs, (bin_file, manifest_file, idx_file), workers)
     encoder = load_encoder(tokenizer_type, tokenizer_model)
     if append_eod and encoder.eod is None:
         raise UserError(
@@ -133,29 +50,21 @@ def preprocess(
             "add one to the tokenizer or pass --no-append-eod"
         )
     output_prefix.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output_prefix.with_name(f"{output_prefix.name}.tmp-{os.getpid()}")
-    parts = {suffix: Path(f"{temporary}{suffix}") for suffix in targets}
-    try:
-        counts = _write(inputs, parts, encoder, _Job(encoder, json_key, append_eod), workers)
-        manifest = {
-            "sources": [str(path) for path in inputs],
-            "tokenizer_type": tokenizer_type,
-            "tokenizer_fingerprint": encoder.fingerprint,
-            "vocabulary_size": encoder.vocabulary_size,
-            "append_eod": append_eod,
-            **asdict(counts),
-            "megatron_core": version("megatron-core"),
-        }
-        parts[".json"].write_text(json.dumps(manifest, indent=2) + "\n")
-        # Without an index Megatron sees no corpus: the old one goes first and the new one comes last.
-        targets[".idx"].unlink(missing_ok=True)
+    # Without an index Megatron sees no corpus: the old one goes first and the new one comes last.
+    with whole_files(bin_file, manifest_file, idx_file) as (new_bin, new_manifest, new_idx):
+        counts = _write(inputs, new_bin, new_idx, _Job(encoder, json_key, append_eod), workers)
+        manifest = Manifest(
+            [str(path) for path in inputs],
+            tokenizer_type,
+            encoder.fingerprint,
+            encoder.vocabulary_size,
+            append_eod,
+            counts,
+        )
+        manifest.write(new_manifest)
+        idx_file.unlink(missing_ok=True)
         # Megatron names its cached sample order by the prefix, not by the content: it would use the old corpus's.
         shutil.rmtree(output_prefix / "cache", ignore_errors=True)
-        for suffix in (".bin", ".json", ".idx"):
-            os.replace(parts[suffix], targets[suffix])
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
     return counts
 
 
@@ -170,12 +79,8 @@ def _check_paths(inputs: list[Path], targets: Iterable[Path], workers: int) -> N
         raise UserError(f"--workers {workers}: expected at least 1")
 
 
-def _write(inputs: list[Path], parts: dict[str, Path], encoder: Encoder, job: "_Job", workers: int) -> Counts:
-    # Megatron's package takes seconds to import: only here, after the arguments have been checked.
-    import torch
-    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
-
-    builder = IndexedDatasetBuilder(str(parts[".bin"]), dtype=DType.optimal_dtype(encoder.vocabulary_size))
+def _write(inputs: list[Path], bin_file: Path, idx_file: Path, job: "_Job", workers: int) -> Counts:
+    builder = IndexedDatasetBuilder(str(bin_file), dtype=DType.optimal_dtype(job.encoder.vocabulary_size))
     documents = tokens = size = 0
     start = time.perf_counter()
     try:
@@ -189,7 +94,7 @@ def _write(inputs: list[Path], parts: dict[str, Path], encoder: Encoder, job: "_
                 bar.update(done.block.file_bytes)
         if tokens == 0:
             raise UserError(f"{', '.join(map(str, inputs))}: no text in it; an empty corpus cannot be trained on")
-        builder.finalize(str(parts[".idx"]))
+        builder.finalize(str(idx_file))
     finally:
         builder.data_file.close()
     return Counts(documents, tokens, size, time.perf_counter() - start)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
 
 def fingerprint(vocabulary: dict[str, int]) -> str:
     """SHA-256 over the (token, id) pairs in id order, as 64 hexadecimal digits."""
@@ -16,8 +17,6 @@ def folder_fingerprint(folder: Path) -> str | None:
     """Fingerprint of the Hugging Face tokenizer in ``folder``; None when it holds no tokenizer."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None
-    from transformers import AutoTokenizer
-
     return fingerprint(AutoTokenizer.from_pretrained(folder).get_vocab())
 
 
