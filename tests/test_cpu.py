@@ -1,4 +1,4 @@
-"""Standing in for CUDA leaves alone what other libraries do with torch, and works before and after Megatron's imports."""
+"""Standing in for CUDA leaves alone what other libraries do with torch; the order of imports does not matter."""
 
 import json
 

@@ -1,23 +1,7 @@
-"""Check the settings of a run and print its length and its memory per GPU, without a GPU."""
-
-import argparse
-from pathlib import Path
+"""megatron-remit plan: check the settings of a run, print its length and its memory per GPU."""
 
 from megatron_remit.errors import cli
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base-hf", type=Path, required=True, help="Hugging Face folder of the model to train")
-    parser.add_argument("--reference-hf", type=Path, help="Hugging Face folder of the RL model")
-    parser.add_argument("--gpus", type=int, required=True, help="GPUs of the run, over all nodes")
-    parser.add_argument("training", nargs="+", metavar="-- FLAG", help="flags of the training program")
-    options = parser.parse_args()
-    # Imported late: --help need not wait for torch and Megatron.
-    from megatron_remit.launch.plan import plan_run
-
-    print(plan_run(options.base_hf, options.reference_hf, options.gpus, options.training))
-
+from megatron_remit.programs.plan import main
 
 if __name__ == "__main__":
     cli(main)

@@ -1,4 +1,4 @@
-"""Score a corpus into a store, ahead of training: torchrun tools/score_corpus.py <flags of the training run>."""
+"""megatron-remit score: score a corpus into a store, ahead of training (under torchrun)."""
 
 from megatron_remit.errors import cli
 from megatron_remit.programs.score_corpus import main

@@ -1,4 +1,4 @@
-"""Keep the documents of a corpus that a large model prefers most over a small one (MiniPLM), from two score stores."""
+"""megatron-remit select: the documents of a corpus that a large model prefers most over a small one (MiniPLM)."""
 
 from megatron_remit.errors import cli
 from megatron_remit.programs.select_samples import main

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+
 def fingerprint(vocabulary: dict[str, int]) -> str:
     """SHA-256 over the (token, id) pairs in id order, as 64 hexadecimal digits."""
     pairs = sorted(vocabulary.items(), key=lambda pair: (pair[1], pair[0]))

@@ -1,34 +1,29 @@
-"""The program behind ``tools/score_corpus.py``: a training command's flags, and no training."""
+"""A training command's flags, and no training: the run's rows are scored into a store, or only listed by their keys."""
 
-from megatron_remit import cpu
+import torch
+from megatron.training import training
+from tqdm import tqdm
+
+from megatron_remit.data.datasets import build_datasets, reads_data
+from megatron_remit.errors import UserError
+from megatron_remit.programs.start import check, parse_arguments
+from megatron_remit.reference.checkpoint import reference_arguments
+from megatron_remit.reference.model import build_reference
+from megatron_remit.score_store.keys import Key, row_key
+from megatron_remit.scoring import session
+from megatron_remit.scoring.scorer import score_rows
 
 
 def main() -> None:
     """Score the training set of a run into ``--score-store``. Raises UserError on bad input before the first row."""
-    cpu.install()
-    import torch
-    from megatron.training import training
-    from megatron.training.arguments import parse_and_validate_args
-
-    from megatron_remit import patches
-    from megatron_remit.arguments import add_remit_arguments, check_arguments
-    from megatron_remit.data.datasets import build_datasets, check_corpora, reads_data
-    from megatron_remit.errors import UserError
-    from megatron_remit.pretrain import set_vocabulary
-    from megatron_remit.reference.checkpoint import reference_arguments
-    from megatron_remit.reference.model import build_reference
-    from megatron_remit.scoring import session
-    from megatron_remit.scoring.scorer import score_rows
-
-    patches.apply()
-    args = parse_and_validate_args(extra_args_provider=add_remit_arguments)
+    args = parse_arguments()
     if args.score_store is None or args.reference_load is None:
-        raise UserError("scoring needs --score-store DIR and --reference-load DIR beside the training run's flags")
+        raise UserError(
+            "scoring needs --score-store DIR and --reference-load DIR in addition to the training run's flags"
+        )
     # The command of a run that only reads is taken as it is.
     args.objective, args.score_miss = "remit", "online"
-    check_arguments(args)
-    set_vocabulary(args)
-    check_corpora(args, args.remit_vocab_size)
+    check(args)
     reference_args = reference_arguments(args)
     store = session.open_store(args, create=True)
     training.initialize_megatron()
@@ -41,3 +36,17 @@ def main() -> None:
     finally:
         session.close()
         torch.distributed.destroy_process_group()
+
+
+def corpus_keys(flags: list[str]) -> set[Key]:
+    """Keys of the training rows of the run with these Megatron flags (without those of the parallel layout).
+
+    Reads the whole corpus in one process, without a model. Raises UserError on bad flags or a bad corpus.
+    """
+    args = parse_arguments(flags)
+    check(args)
+    training.update_train_iters(args)
+    sizes = training.get_train_valid_test_num_samples()
+    dataset, *_ = build_datasets(sizes, lambda: True)
+    rows = tqdm(range(sizes[0]), desc="corpus", unit="row", disable=None)
+    return {row_key(dataset[row], args.reset_position_ids, args.reset_attention_mask) for row in rows}

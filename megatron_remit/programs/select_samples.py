@@ -1,39 +1,33 @@
-"""The program behind ``tools/select_samples.py``: a training command's data flags and two score stores."""
+"""Keep the documents of a corpus that a large model prefers most over a small one (MiniPLM), from two score stores.
+
+The command line is a training command's data flags and the two stores.
+"""
 
 import argparse
 import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy
 
-from megatron_remit import cpu
+from megatron_remit.arguments import add_remit_arguments
 from megatron_remit.artifacts import write_whole
+from megatron_remit.data.datasets import build_datasets
+from megatron_remit.data.fixed_rows import FixedRowsDataset
 from megatron_remit.errors import UserError
+from megatron_remit.programs.start import check, parse_arguments
+from megatron_remit.score_store.manifest import check_identity
+from megatron_remit.score_store.reader import ScoreStore
+from megatron_remit.selection.corpus import ranked, threshold, write_selection
+from megatron_remit.selection.documents import position, writing
 
 
 def main() -> None:
-    """Keep the documents that the large model prefers most. Raises UserError on bad input."""
-    cpu.install()
-    from megatron.training.arguments import parse_and_validate_args
-
-    from megatron_remit import patches
-    from megatron_remit.arguments import check_arguments
-    from megatron_remit.data.datasets import build_datasets, check_corpora
-    from megatron_remit.data.fixed_rows import FixedRowsDataset
-    from megatron_remit.pretrain import set_vocabulary
-    from megatron_remit.score_store.reader import ScoreStore
-    from megatron_remit.selection.corpus import ranked, threshold, write_selection
-    from megatron_remit.selection.documents import write_differences, writing
-
-    patches.apply()
-    args = parse_and_validate_args(extra_args_provider=_arguments)
-    check_arguments(args)
+    """Write the corpus of the documents that the large model prefers most. Raises UserError on bad input."""
+    args = parse_arguments(add_arguments=_add_arguments)
     _check(args)
-    set_vocabulary(args)
-    check_corpora(args, args.remit_vocab_size)
+    check(args)
     large, small = ScoreStore(args.store_large), ScoreStore(args.store_small)
     _check_stores(args, large, small)
     dataset, *_ = build_datasets((1, 0, 0), lambda: True)
@@ -56,8 +50,8 @@ def main() -> None:
         shares = write_selection(corpus, ranked_D, cut, args.out)
     stores = {name: asdict(store.manifest.identity) for name, store in (("large", large), ("small", small))}
     content = {
-        "rule": "kept are the documents whose score lies above the threshold, the first `ties` of those equal to it, "
-        "and those without a score; scores.npy holds log p_large - log p_small of each document, nats",
+        "rule": "documents are kept whose score lies above the threshold, the first `ties` of those equal to it, and "
+        "those without a score; scores.npy holds log p_large - log p_small of each document, nats",
         "ranked by": "score / tokens" if args.per_token else "score",
         "keep ratio": args.keep_ratio,
         "threshold": cut.value,
@@ -74,9 +68,7 @@ def main() -> None:
         print(f"{fate}: {share['documents']} documents, {share['tokens']} tokens")
 
 
-def _arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    from megatron_remit.arguments import add_remit_arguments
-
+def _add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser = add_remit_arguments(parser)
     group = parser.add_argument_group("selection")
     group.add_argument("--store-large", type=Path, required=True, metavar="DIR", help="score store of the large model")
@@ -109,10 +101,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--out {args.out}: the folder {args.out.parent} does not exist; create it or choose another")
 
 
-def _check_stores(args: argparse.Namespace, large: Any, small: Any) -> None:
+def _check_stores(args: argparse.Namespace, large: ScoreStore, small: ScoreStore) -> None:
     """Both hold the rows of this corpus, of two models."""
-    from megatron_remit.score_store.manifest import check_identity
-
     for flag, store in (("--store-large", large), ("--store-small", small)):
         check_identity(
             store.folder,
@@ -134,15 +124,13 @@ def _check_stores(args: argparse.Namespace, large: Any, small: Any) -> None:
 
 def _refuse_a_foreign_corpus(out: Path, scores: Path, job: str) -> None:
     """A corpus without its manifest may be written over only if a stopped run of this very selection left it."""
-    from megatron_remit.selection.documents import position
-
     for suffix in (".bin", ".idx"):
         path = out.with_name(out.name + suffix)
         if path.exists() and position(scores, job) is None:
             raise UserError(f"--out {out}: {path} exists; choose another prefix or remove it")
 
 
-def _job(args: argparse.Namespace, large: Any, small: Any) -> str:
+def _job(args: argparse.Namespace, large: ScoreStore, small: ScoreStore) -> str:
     """What the scores depend on. A corpus that was written anew is another one, though it has the same name."""
     files = [Path(args.data_path[0] + suffix).stat() for suffix in (".bin", ".idx")]
     parts = (

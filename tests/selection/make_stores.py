@@ -19,7 +19,7 @@ from megatron_remit import patches  # noqa: E402
 from megatron_remit.arguments import add_remit_arguments, check_arguments  # noqa: E402
 from megatron_remit.data.checked import CheckedGPTDataset  # noqa: E402
 from megatron_remit.data.datasets import build_datasets  # noqa: E402
-from megatron_remit.pretrain import set_vocabulary  # noqa: E402
+from megatron_remit.programs.start import set_vocabulary  # noqa: E402
 from megatron_remit.score_store.keys import row_key  # noqa: E402
 from megatron_remit.score_store.manifest import Identity, Manifest, create_manifest  # noqa: E402
 from megatron_remit.score_store.reader import ScoreStore  # noqa: E402

@@ -1,27 +1,70 @@
-"""The forward step that Megatron's training and evaluation loops call."""
+"""Training: ``torchrun -m megatron_remit.pretrain <Megatron flags> --objective remit --reference-load DIR``.
 
+Megatron's own loop trains. This file only puts its parts together: arguments, datasets, the forward step, and the
+reference that scores ahead of each step.
+"""
+
+import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
+from megatron.core.enums import ModelType
 from megatron.core.rerun_state_machine import get_rerun_state_machine
 from megatron.core.utils import get_attr_wrapped_model
-from megatron.training import get_args
+from megatron.training import get_args, pretrain
+from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from torch import Tensor
 from torch.nn import Module
 
+from megatron_remit import patches
 from megatron_remit.data.batch import Batch, get_batch
 from megatron_remit.nll import run_model
-from megatron_remit.objectives import current_objective, evaluation_objective
+from megatron_remit.objectives import current_objective, evaluation_objective, objective_class
 from megatron_remit.objectives.base import LossResult, Objective
+from megatron_remit.programs.start import check, parse_arguments
+from megatron_remit.reference.checkpoint import reference_arguments
+from megatron_remit.reference.model import build_reference
+from megatron_remit.scoring import session
+from megatron_remit.scoring.arguments import scores_ahead
+from megatron_remit.scoring.dataset import train_valid_test_datasets
+from megatron_remit.specs.native import gpt_config
 
 _SPIKY_LOSS_FACTOR = 10
 
 
-def forward_step(
-    data_iterator: Iterator[Any] | None, model: Module
-) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]]:
+def main() -> None:
+    """Run training as the command line says. Raises UserError on bad input before the first step."""
+    args = parse_arguments()
+    check(args)
+    config = gpt_config(args)
+    if objective_class(args.objective).needs_reference and not args.skip_train:
+        if args.score_store is not None:
+            session.open_store(args, create=args.score_store_write)
+        own = reference_arguments(args) if scores_ahead(args) else None
+        config.post_wrap_hooks.append(partial(_add_reference, own))
+    try:
+        pretrain(
+            pretrain_cfg_container_from_args(args, config),
+            train_valid_test_datasets,
+            ModelType.encoder_or_decoder,
+            forward_step,
+        )
+    finally:
+        session.close()
+
+
+def _add_reference(reference_args: argparse.Namespace | None, policy: list[Module]) -> list[Module]:
+    """Post-wrap hook of the policy's model config: the first moment at which the process groups stand.
+
+    ``reference_args`` is None when every score comes from a store: no reference is built.
+    """
+    patches.score_ahead_with([] if reference_args is None else build_reference(reference_args))
+    return policy
+
+
+def forward_step(data_iterator: Iterator[Any] | None, model: Module) -> tuple[Tensor, Callable[[Tensor], LossResult]]:
     """Megatron's forward-step contract for the policy: output tensor and loss function of the next microbatch.
 
     With a reference the iterator yields microbatches that score-ahead has read already; otherwise it is Megatron's
