@@ -1,6 +1,7 @@
-"""What each benchmark writes beside its figures: conditions, percentiles, and a CSV that is whole or not there."""
+"""What each benchmark writes besides its figures: conditions, percentiles, and a CSV that is whole or not there."""
 
 import csv
+import io
 import os
 import platform
 import statistics
@@ -9,6 +10,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from megatron_remit.artifacts import write_whole
 
 
 def conditions(*packages: str) -> dict[str, str]:
@@ -24,8 +29,6 @@ def conditions(*packages: str) -> dict[str, str]:
 
 def device() -> str:
     """The GPU's name, or the processor's with the number of cores."""
-    import torch
-
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").open() if Path("/proc/cpuinfo").is_file() else []
@@ -40,10 +43,10 @@ def percentiles(name: str, values: Sequence[float], digits: int = 3) -> dict[str
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """``rows``, all of the same keys, as a CSV; written to a temporary name and renamed."""
+    """``rows``, all of the same keys, as a CSV that is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (temporary := path.with_suffix(".tmp")).open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())

@@ -5,8 +5,8 @@
 Three ways take turns in every repeat, so that slow changes of the machine's speed hit all of them alike:
 ``plain`` calls torch as it is, ``wrapped`` is what megatron_remit.cpu installs, and ``mode`` reaches the same calls
 through a TorchFunctionMode. A ``device`` is "cpu" in plain calls and "cuda", as in Megatron's code, in the other two.
-Printed and written: microseconds of CPU time a call (so that other programs on the machine do not count), and what a
-way adds to the plain call of the same repeat; 20th, 50th and 80th percentile over the repeats.
+The results are microseconds of CPU time per call (so that other programs on the machine do not count), and what a way
+adds to the plain call of the same repeat; 20th, 50th and 80th percentile over the repeats.
 """
 
 import argparse
@@ -39,7 +39,7 @@ class CudaToCpu(TorchFunctionMode):
 
 
 def cases(threads: int) -> dict[str, tuple[int, dict[str, Callable[[], Any]]]]:
-    """Name -> (calls in a repeat, what each way calls). Shapes of the block are those of the tiny flywheel."""
+    """Name -> (calls per repeat, what each way calls). Shapes of the block are those of the tiny flywheel."""
     torch.set_num_threads(threads)
     cpu.install()
     small, square = torch.ones(8), torch.rand(8, 8)

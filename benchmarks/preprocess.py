@@ -1,9 +1,9 @@
-"""Speed of tools/preprocess_corpus.py on real text: the sources of Python's standard library, one file a document.
+"""Speed of tools/preprocess_corpus.py on real text: the sources of Python's standard library, one file per document.
 
     python benchmarks/preprocess.py --csv benchmarks/results/preprocess_cpu.csv
 
 A byte-level BPE tokenizer of 32000 entries is trained on the same text first. The numbers of worker processes take
-turns within each repeat; printed are MB (10^6 bytes of JSONL) and tokens a second, 20th, 50th and 80th percentile.
+turns within each repeat. It prints MB (10^6 bytes of JSONL) and tokens per second, 20th, 50th and 80th percentile.
 """
 
 import argparse

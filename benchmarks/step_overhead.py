@@ -19,7 +19,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import conditions, percentiles, write_csv
+from megatron.training import get_args, training
+
+from megatron_remit import patches
+from megatron_remit.programs import train
+from megatron_remit.scoring.ahead import clock
+from megatron_remit.scoring.dataset import ScoredDataset
 
 WARM_UP_STEPS = 6
 WAYS = ("ntp", "remit", "stored")
@@ -82,7 +89,7 @@ def megatron_flags(options: argparse.Namespace) -> list[str]:
 
 def take_turns(flags: list[str]) -> dict[str, list[float]]:
     """Seconds of the counted steps by way, and of the reference within those of ``remit``: key ``reference``."""
-    sys.argv = ["pretrain", *flags, "--score-miss", "online"]
+    sys.argv = [sys.argv[0], *flags, "--score-miss", "online"]
     folder = flags[flags.index("--score-store") + 1]
     os.environ.update(
         RANK="0",
@@ -92,15 +99,7 @@ def take_turns(flags: list[str]) -> dict[str, list[float]]:
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=os.environ.get("MASTER_PORT", "29511"),
     )
-    from megatron_remit import cpu, pretrain
-
-    cpu.install()
-    from megatron.training import get_args, training
-
-    from megatron_remit import patches
-    from megatron_remit.scoring.ahead import clock
-    from megatron_remit.scoring.dataset import ScoredDataset
-
+    # Before the timer, so that the timer is the outermost.
     patches.apply()
     seconds: dict[str, list[float]] = {name: [] for name in (*WAYS, "reference")}
     train_step, scored_sample, count = training.train_step, ScoredDataset.__getitem__, 0
@@ -124,13 +123,12 @@ def take_turns(flags: list[str]) -> dict[str, list[float]]:
         self.dataset[index] if get_args().score_store is None else scored_sample(self, index)
     )
     training.train_step = timed
-    pretrain.main()
+    train.main()
     return seconds
 
 
 def report(options: argparse.Namespace, seconds: dict[str, list[float]]) -> None:
     """Print the percentiles and append one row to the CSV."""
-    import torch
 
     def ratios(way: str) -> list[float]:
         return [ntp / other for ntp, other in zip(seconds["ntp"], seconds[way], strict=True)]

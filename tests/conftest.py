@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests that run the training program: models and a corpus, made once a session."""
+"""Fixtures shared by the tests that run the training program: models and a corpus, made once per session."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder, get_idx_path
 
 from tests.hf_models import make_olmo2
 from tests.ranks import ROOT, run_command
@@ -83,8 +84,6 @@ def write_corpus(prefix, vocabulary, documents=300, seed=0):
 
 def write_documents(prefix, documents):
     """A corpus of these token rows."""
-    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder, get_idx_path
-
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=numpy.uint16)
     for tokens in documents:
         builder.add_document(tokens, [len(tokens)])

@@ -5,19 +5,13 @@ Run under torchrun by tests/test_exactness.py: the yardstick for "weights equal 
 
 from functools import partial
 
-from megatron_remit import cpu
+import torch
+from megatron.core.enums import ModelType
+from megatron.training import get_args, pretrain
+from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 
-cpu.install()
-
-import torch  # noqa: E402
-from megatron.core.enums import ModelType  # noqa: E402
-from megatron.training import get_args, pretrain  # noqa: E402
-from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args  # noqa: E402
-from megatron.training.arguments import parse_and_validate_args  # noqa: E402
-
-from megatron_remit import patches  # noqa: E402
-from megatron_remit.arguments import add_remit_arguments  # noqa: E402
-from megatron_remit.scoring.dataset import train_valid_test_datasets  # noqa: E402
+from megatron_remit.programs.start import parse_arguments
+from megatron_remit.scoring.dataset import train_valid_test_datasets
 
 
 def loss_func(loss_mask, output_tensor):
@@ -34,8 +28,7 @@ def forward_step(data_iterator, model):
 
 
 if __name__ == "__main__":
-    patches.apply()
-    args = parse_and_validate_args(extra_args_provider=add_remit_arguments)
+    args = parse_arguments()
     assert args.remit_vocab_size == args.padded_vocab_size, "the yardstick has no padding rows to mask"
     assert get_args().calculate_per_token_loss
     container = pretrain_cfg_container_from_args(args, gpt_config_from_args(args))

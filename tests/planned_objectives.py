@@ -6,14 +6,11 @@ reference and the policy are the program's.
 
 import os
 
-from megatron_remit import cpu
+from megatron.training import get_args, training
 
-cpu.install()
-
-from megatron.training import get_args, training  # noqa: E402
-
-from megatron_remit import patches, pretrain  # noqa: E402
-from megatron_remit.objectives import current_objective  # noqa: E402
+from megatron_remit import patches
+from megatron_remit.objectives import current_objective
+from megatron_remit.programs import train
 
 RHO1 = {"objective": "rho1", "rho1_keep_ratio": 0.6}
 PLANS = {
@@ -35,6 +32,7 @@ PLANS = {
 
 
 def main():
+    # Before ours, so that the plan is the outermost.
     patches.apply()
     plan = PLANS[os.environ["PLAN"]]
     train_step = training.train_step
@@ -46,7 +44,7 @@ def main():
         return train_step(*args, **kwargs)
 
     training.train_step = planned
-    pretrain.main()
+    train.main()
 
 
 if __name__ == "__main__":

@@ -5,23 +5,20 @@ import shutil
 
 import numpy
 import pytest
+from megatron.training.arguments import add_megatron_arguments
 
-from megatron_remit import cpu
+from megatron_remit import cpu, patches
+from megatron_remit.arguments import add_remit_arguments, check_arguments
+from megatron_remit.data.checked import check_corpora
+from megatron_remit.data.tokenizer import folder_fingerprint
+from megatron_remit.errors import UserError
+from megatron_remit.model_arguments import NEUTRAL
+from megatron_remit.objectives.remit import check_end_of_document
+from megatron_remit.reference.checkpoint import reference_arguments
+from tests.conftest import VOCABULARY, write_corpus
+from tests.ranks import pretrain
 
 cpu.install()
-
-from megatron.training.arguments import add_megatron_arguments  # noqa: E402
-
-from megatron_remit import patches  # noqa: E402
-from megatron_remit.arguments import add_remit_arguments, check_arguments  # noqa: E402
-from megatron_remit.data.checked import check_corpora  # noqa: E402
-from megatron_remit.data.tokenizer import folder_fingerprint  # noqa: E402
-from megatron_remit.errors import UserError  # noqa: E402
-from megatron_remit.model_arguments import NEUTRAL  # noqa: E402
-from megatron_remit.objectives.remit import check_end_of_document  # noqa: E402
-from megatron_remit.reference.checkpoint import reference_arguments  # noqa: E402
-from tests.conftest import VOCABULARY, write_corpus  # noqa: E402
-from tests.ranks import pretrain  # noqa: E402
 
 patches.apply()
 

@@ -11,13 +11,12 @@ import pytest
 import torch
 
 from megatron_remit import cpu
+from megatron_remit.objectives.remit import Remit
+from tests.checkpoints import load_tensors
+from tests.conftest import VOCABULARY
+from tests.ranks import pretrain
 
 cpu.install()
-
-from megatron_remit.objectives.remit import Remit  # noqa: E402
-from tests.checkpoints import load_tensors  # noqa: E402
-from tests.conftest import VOCABULARY  # noqa: E402
-from tests.ranks import pretrain  # noqa: E402
 
 STEPS = 5
 # Values that a run logs, one for each step that has the figure.

@@ -3,20 +3,18 @@
 import shutil
 
 import pytest
+from megatron.training import checkpointing
 
 from megatron_remit import cpu
+from megatron_remit.convert.families import read_config
+from megatron_remit.convert.hf_to_megatron import import_hf
+from megatron_remit.model_arguments import NEUTRAL
+from megatron_remit.reference.checkpoint import reference_arguments
+from tests.hf_models import SHAPES, make_model
+from tests.ranks import pretrain
+from tests.test_bad_input import parsed
 
 cpu.install()
-
-from megatron.training import checkpointing  # noqa: E402
-
-from megatron_remit.convert.families import read_config  # noqa: E402
-from megatron_remit.convert.hf_to_megatron import import_hf  # noqa: E402
-from megatron_remit.model_arguments import NEUTRAL  # noqa: E402
-from megatron_remit.reference.checkpoint import reference_arguments  # noqa: E402
-from tests.hf_models import SHAPES, make_model  # noqa: E402
-from tests.ranks import pretrain  # noqa: E402
-from tests.test_bad_input import parsed  # noqa: E402
 
 # A policy that differs in everything that makes up a shape.
 POLICY = dict.fromkeys(NEUTRAL.keys() - {"remit_vocab_size"}, "the policy's")

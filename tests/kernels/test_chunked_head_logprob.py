@@ -4,16 +4,15 @@ import pytest
 import torch
 
 from megatron_remit import cpu
-
-cpu.install()
-
-from megatron_remit.kernels.chunked_head_logprob import (  # noqa: E402
+from megatron_remit.kernels.chunked_head_logprob import (
     CHUNK_BYTES,
     chunked_head_nll,
     logits_in_chunks,
     rows_of_a_chunk,
 )
-from megatron_remit.kernels.vocab_parallel_logprob import vocab_parallel_nll  # noqa: E402
+from megatron_remit.kernels.vocab_parallel_logprob import vocab_parallel_nll
+
+cpu.install()
 
 
 def draw(sequence, batch, hidden, vocabulary, dtype, seed=0):

@@ -4,19 +4,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 
 from megatron_remit import cpu
-
-cpu.install()
-
-from megatron.core.tensor_parallel import vocab_parallel_cross_entropy  # noqa: E402
-
-from megatron_remit.kernels.vocab_parallel_logprob import (  # noqa: E402
+from megatron_remit.kernels.vocab_parallel_logprob import (
     Shard,
     choose_implementation,
     vocab_parallel_nll,
 )
-from tests.kernels.cases import (  # noqa: E402
+from tests.kernels.cases import (
     DTYPES,
     adversarial,
     adversarial_targets,
@@ -25,7 +21,9 @@ from tests.kernels.cases import (  # noqa: E402
     draw,
     float64_truth,
 )
-from tests.ranks import free_port  # noqa: E402
+from tests.ranks import free_port
+
+cpu.install()
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -3,22 +3,20 @@
 from unittest import mock
 
 import torch
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 
 from megatron_remit import cpu
+from megatron_remit import nll as nll_model
+from megatron_remit.kernels.chunked_head_logprob import chunked_head_nll
+from megatron_remit.nll import Vocabulary, token_nll
+from megatron_remit.specs.olmo2 import olmo2_layer_spec
+from tests.kernels.cases import computed, draw, float64_truth
 
 cpu.install()
-
-from megatron.core import parallel_state  # noqa: E402
-from megatron.core.process_groups_config import ProcessGroupCollection  # noqa: E402
-from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
-from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
-from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig  # noqa: E402
-
-from megatron_remit import nll as nll_model  # noqa: E402
-from megatron_remit.kernels.chunked_head_logprob import chunked_head_nll  # noqa: E402
-from megatron_remit.nll import Vocabulary, token_nll  # noqa: E402
-from megatron_remit.specs.olmo2 import olmo2_layer_spec  # noqa: E402
-from tests.kernels.cases import computed, draw, float64_truth  # noqa: E402
 
 # name -> vocabulary, padded vocabulary, share of ignored targets. In the third, TP4 has a rank of padding only.
 SHAPES = {

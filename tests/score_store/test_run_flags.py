@@ -6,17 +6,16 @@ import pytest
 import torch
 
 from megatron_remit import cpu
+from megatron_remit.arguments import check_arguments
+from megatron_remit.data.tokenizer import folder_fingerprint
+from megatron_remit.errors import UserError
+from megatron_remit.reference import fingerprint
+from megatron_remit.reference.checkpoint import saved_arguments
+from megatron_remit.scoring import session
+from tests.ranks import pretrain
+from tests.test_bad_input import parsed
 
 cpu.install()
-
-from megatron_remit.arguments import check_arguments  # noqa: E402
-from megatron_remit.data.tokenizer import folder_fingerprint  # noqa: E402
-from megatron_remit.errors import UserError  # noqa: E402
-from megatron_remit.reference import fingerprint  # noqa: E402
-from megatron_remit.reference.checkpoint import saved_arguments  # noqa: E402
-from megatron_remit.scoring import session  # noqa: E402
-from tests.ranks import pretrain  # noqa: E402
-from tests.test_bad_input import parsed  # noqa: E402
 
 
 def arguments(material, flags, **changes):

@@ -8,23 +8,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_remit import cpu
+import numpy
 
-cpu.install()
-
-import numpy  # noqa: E402
-from megatron.training.arguments import parse_and_validate_args  # noqa: E402
-
-from megatron_remit import patches  # noqa: E402
-from megatron_remit.arguments import add_remit_arguments, check_arguments  # noqa: E402
-from megatron_remit.data.checked import CheckedGPTDataset  # noqa: E402
-from megatron_remit.data.datasets import build_datasets  # noqa: E402
-from megatron_remit.programs.start import set_vocabulary  # noqa: E402
-from megatron_remit.score_store.keys import row_key  # noqa: E402
-from megatron_remit.score_store.manifest import Identity, Manifest, create_manifest  # noqa: E402
-from megatron_remit.score_store.reader import ScoreStore  # noqa: E402
-from megatron_remit.score_store.writer import StoreWriter  # noqa: E402
-from megatron_remit.selection import documents  # noqa: E402
+from megatron_remit.data.checked import CheckedGPTDataset
+from megatron_remit.data.datasets import build_datasets
+from megatron_remit.programs.start import check, parse_arguments
+from megatron_remit.score_store.keys import row_key
+from megatron_remit.score_store.manifest import Identity, Manifest, create_manifest
+from megatron_remit.score_store.reader import ScoreStore
+from megatron_remit.score_store.writer import StoreWriter
+from megatron_remit.selection import documents
 
 
 def gain(tokens):
@@ -48,11 +41,8 @@ class Stops:
 
 def main():
     folder = Path(sys.argv[1])
-    sys.argv = [sys.argv[0], *sys.argv[2:]]
-    patches.apply()
-    args = parse_and_validate_args(extra_args_provider=add_remit_arguments)
-    check_arguments(args)
-    set_vocabulary(args)
+    args = parse_arguments(sys.argv[2:])
+    check(args)
     dataset, *_ = build_datasets((1, 0, 0), lambda: True)
     identity = Identity(
         "",

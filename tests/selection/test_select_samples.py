@@ -11,18 +11,16 @@ from pathlib import Path
 
 import numpy
 import pytest
+from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from megatron_remit import cpu
+from megatron_remit.errors import UserError
+from megatron_remit.programs import select_samples as command
+from megatron_remit.score_store.reader import ScoreStore
+from megatron_remit.selection.documents import Position, _create, _note, _start, position
+from tests.ranks import ROOT, run_command
 
 cpu.install()
-
-from megatron.core.datasets.indexed_dataset import IndexedDataset  # noqa: E402
-
-from megatron_remit.errors import UserError  # noqa: E402
-from megatron_remit.programs import select_samples as command  # noqa: E402
-from megatron_remit.score_store.reader import ScoreStore  # noqa: E402
-from megatron_remit.selection.documents import Position, _create, _note, _start, position  # noqa: E402
-from tests.ranks import ROOT, run_command  # noqa: E402
 
 
 def gain(tokens):

@@ -2,20 +2,18 @@
 
 import pytest
 import torch
+from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.enums import AttnBackend
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
+from megatron.training.models.gpt import GPTModelConfig
 
 from megatron_remit import cpu
+from megatron_remit.errors import UserError
+from megatron_remit.specs.native import left_to_megatron, native_layer_spec
+from tests.ranks import run_ranks
+from tests.specs.native_ranks import CASES, LAYOUTS, compare
 
 cpu.install()
-
-from megatron.core.transformer.dot_product_attention import DotProductAttention  # noqa: E402
-from megatron.core.transformer.enums import AttnBackend  # noqa: E402
-from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig  # noqa: E402
-from megatron.training.models.gpt import GPTModelConfig  # noqa: E402
-
-from megatron_remit.errors import UserError  # noqa: E402
-from megatron_remit.specs.native import left_to_megatron, native_layer_spec  # noqa: E402
-from tests.ranks import run_ranks  # noqa: E402
-from tests.specs.native_ranks import CASES, LAYOUTS, compare  # noqa: E402
 
 # Megatron's Transformer Engine layers of multi-latent attention: only the input norm stands alone.
 LATENT_NAMES = [
