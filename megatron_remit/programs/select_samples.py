@@ -77,7 +77,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group.add_argument(
         "--per-token",
         action="store_true",
-        help="rank by the difference for each token, not by its sum, which favours long documents",
+        help="rank by the difference per token, not by its sum, which favours long documents",
     )
     group.add_argument("--out", type=Path, required=True, metavar="PREFIX", help="of the .bin, .idx and .json written")
     return parser

@@ -8,7 +8,6 @@ import pytest
 import torch
 from make_data import equation, problem, reward
 from token_kinds import kinds, summarise
-from transformers import AutoTokenizer
 
 from tests.ranks import ROOT, run_command
 
@@ -75,6 +74,8 @@ def test_held_out_problems_are_in_no_training_text(data):
 
 def test_prompt_tokens_and_completion_tokens_are_the_tokens_of_the_text(data):
     """Otherwise generation would start from a token sequence that pretraining never shows."""
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(data / "tokenizer")
     assert len(tokenizer) == 512
     for row in rows(data / "heldout.jsonl")[:50]:
