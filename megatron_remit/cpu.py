@@ -96,8 +96,6 @@ def _rebind_in_megatron(replacements: list[tuple[Any, str, Any]]) -> None:
 
 def default_arguments() -> dict[str, Any]:
     """Defaults of Megatron's flags for a run without CUDA. They become the parser's defaults, so a given flag wins."""
-    from megatron.core.transformer.enums import AttnBackend
-
     return {
         "distributed_backend": "gloo",
         "transformer_impl": "local",
@@ -109,7 +107,7 @@ def default_arguments() -> dict[str, Any]:
         "bias_swiglu_fusion": False,
         "bias_dropout_fusion": False,
         "apply_rope_fusion": False,
-        "attention_backend": AttnBackend.unfused,
+        "attention_backend": "unfused",  # argparse reads a default that is text as it reads a given value
         "num_workers": 0,
     }
 
