@@ -20,7 +20,7 @@ from megatron_remit.programs.start import check, parse_arguments
 from megatron_remit.score_store.manifest import check_identity
 from megatron_remit.score_store.reader import ScoreStore
 from megatron_remit.selection.corpus import ranked, threshold, write_selection
-from megatron_remit.selection.documents import position, writing
+from megatron_remit.selection.documents import position, write_differences, writing
 
 
 def main() -> None:
