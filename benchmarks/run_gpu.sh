@@ -13,13 +13,7 @@ out="$(mkdir -p "${1:-$root/benchmarks/results}" && cd "${1:-$root/benchmarks/re
 python="${PYTHON:-python3}"
 cd "$root"
 
-# The package as an installation would lay it out: kernels/ inside megatron_remit/.
-package="$(mktemp -d)"
-trap 'rm -rf "$package"' EXIT
-mkdir "$package/megatron_remit"
-ln -s "$root"/megatron_remit/* "$package/megatron_remit/"
-ln -s "$root/kernels" "$package/megatron_remit/kernels"
-export PYTHONPATH="$package:$root${MEGATRON:+:$MEGATRON}${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$root${MEGATRON:+:$MEGATRON}${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONDONTWRITEBYTECODE=1
 
 device="${DEVICE:-cuda}"
