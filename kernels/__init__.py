@@ -1,1 +1,1 @@
-"""Kernels, each next to its plain-torch truth."""
+"""Triton kernels, each with the plain-torch truth that it is tested against."""

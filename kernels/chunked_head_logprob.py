@@ -20,7 +20,7 @@ from megatron_remit.kernels.vocab_parallel_logprob import Shard, gather_parts, l
 CHUNK_BYTES = 96 * 2**20
 """Memory of a chunk's logits. Enough rows to keep a GPU's matrix units busy, a twentieth of the 2 GiB above."""
 ROW_MULTIPLE = 128
-"""Rows of a matrix product's tile on a GPU. A chunk has a multiple of it, and no product fewer rows unless all do."""
+"""Rows of a matrix product's tile on a GPU. Each chunk has a multiple of it; only a smaller input has fewer rows."""
 
 
 def _keep(logits: Tensor) -> Tensor:
@@ -51,16 +51,19 @@ def logits_in_chunks(
     buffer_CV = hidden_NH.new_empty(size, width)
     for start in range(0, rows, size):
         stop = min(start + size, rows)
-        # A product of a few rows is another routine (of one row a vector's), whose sums differ in the last bit. So a
-        # small rest is computed together with rows that are already done.
+        # A product of a few rows runs another routine (one row: that for vectors), whose sums differ in the last bit.
+        # So a small rest is computed together with rows that are already done.
         first = max(min(start, stop - ROW_MULTIPLE), 0)
         logits_CV = torch.matmul(hidden_NH[first:stop], weight_VH.t(), out=buffer_CV[: stop - first])
         yield slice(start, stop), scale_logits(logits_CV[start - first :])
 
 
 def rows_of_a_chunk(rows: int, row_bytes: int, chunk_bytes: int) -> int:
-    """Rows of each chunk but the last, which may be smaller: all if they fit into ``chunk_bytes``, else a multiple of
-    ``ROW_MULTIPLE`` that fits (at least that many), as equal parts as it allows."""
+    """Rows of each chunk except the last, which may be smaller.
+
+    All rows if they fit into ``chunk_bytes``; otherwise a multiple of ``ROW_MULTIPLE`` that fits, at least
+    ``ROW_MULTIPLE`` itself, chosen so that the chunks are as equal as possible.
+    """
     fitting = max(chunk_bytes // row_bytes // ROW_MULTIPLE * ROW_MULTIPLE, ROW_MULTIPLE)
     if rows * row_bytes <= chunk_bytes:
         return rows
@@ -87,7 +90,7 @@ def chunked_head_nll(
             as in Megatron's ``GPTModel``.
         targets_SB: int64 ids of all positions, -100 for those to leave out.
         vocabulary_size, group, implementation: as in ``vocab_parallel_nll``.
-        sequence_parallel: gather the hidden states first, as Megatron's output layer does.
+        sequence_parallel: whether to gather the hidden states first, as Megatron's output layer does.
         scale_logits: Megatron's factor on the logits under muP.
         chunk_bytes: memory for logits.
     """

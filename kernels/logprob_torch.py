@@ -74,7 +74,7 @@ def _compute(logits: Tensor) -> Tensor:
 def _exponentials(values_SBV: Tensor, row_max_SB: Tensor, columns: int) -> Tensor:
     """``exp(value - maximum)`` in a tensor of its own, 0 in the padding columns."""
     shifted_SBV = values_SBV - _finite(row_max_SB)[..., None]
-    # Masked rather than cut off: a sum over another number of columns is added up in another order.
+    # Masked and not cut off: a sum over another number of columns is added up in another order.
     shifted_SBV[..., columns:] = float("-inf")
     return shifted_SBV.exp_()
 
@@ -85,7 +85,7 @@ def _finite(row_max: Tensor) -> Tensor:
 
 
 def _local(targets: Tensor, first: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Column of each target on this rank (0 where it is elsewhere), and whether it is here."""
+    """Column of each target on this rank (0 if another rank holds it), and whether this rank holds it."""
     local = targets - first
     here = (local >= 0) & (local < columns)
     return local.masked_fill(~here, 0), here

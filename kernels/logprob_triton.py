@@ -1,11 +1,11 @@
 """Vocabulary-parallel NLL in Triton: the functions of :mod:`megatron_remit.kernels.logprob_torch` for a GPU.
 
-* ``row_statistics`` reads the logits once and keeps a running maximum and sum in fp32.
+* ``row_statistics`` reads the logits once and keeps a running maximum and a running sum in fp32.
 * ``merge`` joins the parts of a row, whether they are segments of one rank or shards of several.
 * ``gradient`` reads the logits once and writes once, into the logits where the caller allows it.
 
 How a program reads. A row is cut into segments of a fixed number of columns, whatever the number of rows, so that few
-rows fill a GPU too and a row's bits do not depend on the rows beside it. A program takes one segment in tiles of
+rows fill a GPU too and a row's bits do not depend on its neighbours. A program takes one segment in tiles of
 [UNROLL, LANES, VECTOR]: a thread owns one lane of LANES and reads VECTOR neighbouring columns with one 16-byte load,
 UNROLL of them in flight. Each lane has a maximum and a sum of its own, so nothing is exchanged between threads before
 the segment's end. Only the last tile is masked.
@@ -55,8 +55,8 @@ class Configuration:
         return triton.cdiv(max(width, 1), constants["LANES"] * constants["VECTOR"] * self.unroll * self.tiles)
 
 
-# A segment is 32768 columns of 16 bits: 64 KiB for a program to read. The gradient needs more registers for a column:
-# it takes fewer at a time and leaves room for more programs.
+# A segment is 32768 columns of 16 bits: 64 KiB for a program to read. The gradient needs more registers per column, so
+# it takes fewer columns at a time and leaves room for more programs.
 statistics_configuration = Configuration(num_warps=8, unroll=4, tiles=4)
 gradient_configuration = Configuration(num_warps=8, unroll=2, tiles=8)
 MERGE_BLOCK = 128
@@ -77,12 +77,12 @@ def _tile_columns(LANES: tl.constexpr, VECTOR: tl.constexpr, UNROLL: tl.constexp
 
 @triton.jit
 def _fold(tile, running_max, running_sum):
-    """One more tile in each lane's running maximum and sum: a rescale for a lane's UNROLL * VECTOR exponentials."""
+    """Add a tile to each lane's running maximum and sum: one rescale per UNROLL * VECTOR exponentials of a lane."""
     values = tile.to(tl.float32)
     new_max = tl.maximum(running_max, tl.max(tl.max(values, axis=2), axis=0))
     # A lane that has seen nothing but -inf shifts by 0: -inf - -inf would be NaN.
     shift = tl.where(new_max == MINUS_INFINITY, 0.0, new_max)
-    # Subtracted before the factor: of two large numbers the product would round off what tells them apart.
+    # Subtracted before the factor: products of two large numbers would lose their difference to rounding.
     exponentials = tl.exp2((values - shift[None, :, None]) * LOG2_E)
     running_sum = running_sum * tl.exp2((running_max - shift) * LOG2_E)
     return new_max, running_sum + tl.sum(tl.sum(exponentials, axis=2), axis=0)
@@ -139,7 +139,7 @@ def merge_kernel(
     rows, parts,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The parts of BLOCK rows joined, in the order of the vocabulary."""
+    """Join the parts of BLOCK rows, in the order of the vocabulary."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = row < rows
     row_max = tl.full([BLOCK], MINUS_INFINITY, tl.float32)

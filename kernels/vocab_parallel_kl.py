@@ -1,24 +1,25 @@
 """KL divergence of the policy from a reference over the whole vocabulary, which tensor-parallel ranks share.
 
 The policy comes as logits, the reference as final hidden states and its output layer's weight: its logits are made for
-a chunk of tokens at a time. No fp32 copy of either model's logits is longer than a chunk. The gradient is made in the
-forward pass, chunk by chunk, in the dtype of the logits: the backward pass needs neither model's logits again, so their
-memory is free for others.
+a chunk of tokens at a time. No fp32 copy of either model's logits is longer than a chunk. The forward pass makes the
+gradient too, chunk by chunk, in the dtype of the logits: the backward pass needs neither model's logits again, so their
+memory is free for other uses.
 
 Shape suffixes: S sequence, B microbatch, N = S * B tokens, C tokens of a chunk, V vocabulary rows of this rank, v those
 of them that are tokens (the others are padding), H the reference's hidden size.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from megatron_remit.kernels.vocab_parallel_logprob import Shard
 
-# Elements of one array of a chunk. About five such arrays live at a time: 160 MiB in fp32.
+# Elements of one array of a chunk. About five such arrays exist at a time: 160 MiB in fp32.
 CHUNK_ELEMENTS = 1 << 23
 
 
@@ -34,8 +35,8 @@ def vocab_parallel_kl(
 ) -> Tensor:
     """``sum_x p_ref(x) * (log p_ref(x) - log p_theta(x))`` of each token, [S, B] in nats, both at ``temperature``.
 
-    It is equation 12 of the paper less the reference's entropy, which does not depend on the policy, so the gradient is
-    the same. It goes to ``logits_SBV`` only. fp32, or float64 for float64 logits.
+    It is equation 12 of the paper minus the reference's entropy, which does not depend on the policy, so the gradient
+    is the same. The gradient goes to ``logits_SBV`` only. The result is fp32, or float64 for float64 logits.
 
     Args:
         logits_SBV: the policy's logits, this rank's rows of the vocabulary.
@@ -70,7 +71,7 @@ def vocab_parallel_kl(
 class _VocabParallelKl(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         logits_SBV: Tensor,
         reference_logits: Callable[[slice], Tensor],
         vocabulary_size: int,
@@ -97,7 +98,7 @@ class _VocabParallelKl(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_output_SB: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output_SB: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_SBV,) = ctx.saved_tensors
         # In place, or there would be a second buffer of this size. A second backward pass is an error of autograd's.
         gradient_SBV.mul_(grad_output_SB.unsqueeze(-1).to(gradient_SBV.dtype))
@@ -105,7 +106,7 @@ class _VocabParallelKl(torch.autograd.Function):
 
 
 def _chunk(policy_Cv: Tensor, reference_Cv: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
-    """KL of each token, and its derivative by the policy's logits: p_theta - p_ref. Overwrites its arguments."""
+    """KL of each token and its derivative in the policy's logits, p_theta - p_ref. The arguments are overwritten."""
     highest_2C = torch.stack([_row_max(policy_Cv), _row_max(reference_Cv)])
     _all_reduce(highest_2C, torch.distributed.ReduceOp.MAX, group)
     policy_Cv -= highest_2C[0].unsqueeze(1)
@@ -128,6 +129,6 @@ def _row_max(values_Cv: Tensor) -> Tensor:
     return values_Cv.amax(dim=1)
 
 
-def _all_reduce(value: Tensor, operation: torch.distributed.ReduceOp, group: ProcessGroup | None) -> None:
+def _all_reduce(value: Tensor, operation: torch.distributed.ReduceOp.RedOpType, group: ProcessGroup | None) -> None:
     if group is not None and torch.distributed.get_world_size(group) > 1:
         torch.distributed.all_reduce(value, operation, group=group)

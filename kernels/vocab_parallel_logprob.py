@@ -1,11 +1,11 @@
 """NLL of the target tokens from logits whose vocabulary is split over tensor-parallel ranks.
 
 Two implementations have the same three functions (``row_statistics``, ``merge``, ``gradient``): plain torch
-(:mod:`logprob_torch`, the truth and the CPU's path) and Triton (:mod:`logprob_triton`). Here they are put together: one
-all-gather of three numbers a token (and segment of the row), and the autograd function.
+(:mod:`logprob_torch`, the truth and the CPU's path) and Triton (:mod:`logprob_triton`). This module
+adds what they share: one all-gather of three numbers per token (and segment of the row), and the autograd function.
 
-Kept for the backward pass are the logits and each row's maximum and sum of exponentials. These two say the same as a
-log-sum-exp, but at logits of 1e4 a log-sum-exp in fp32 is off by 5e-4, and every probability with it.
+The backward pass needs the logits and each row's maximum and sum of exponentials. These two numbers hold the same
+information as a log-sum-exp, but at logits of 1e4 a log-sum-exp in fp32 is off by 5e-4, and so is every probability.
 
 Shape suffixes: S sequence, B microbatch, V vocabulary columns of this rank, N = S * B rows, K parts of a row.
 """
@@ -14,10 +14,11 @@ import importlib
 import importlib.util
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 IMPLEMENTATIONS = ("torch", "triton")
@@ -52,14 +53,14 @@ def vocab_parallel_nll(
     What Megatron's ``vocab_parallel_cross_entropy`` computes, without its copies of the logits.
 
     Args:
-        logits_SBV: bf16, fp16 or fp32; this rank's columns of the vocabulary. Rows may lie anywhere in memory.
+        logits_SBV: bf16, fp16 or fp32; this rank's columns of the vocabulary. Rows need not be contiguous in memory.
         targets_SB: int64 ids in the whole vocabulary. -100 gives 0 and no gradient; any other id outside the vocabulary
             gives infinity.
         vocabulary_size: number of tokens; columns beyond it are padding and take no probability.
         group: tensor-parallel group; None or a group of one rank when the vocabulary is whole.
         implementation: one of ``IMPLEMENTATIONS``.
-        in_place: the backward pass writes the gradient into the logits' memory. Only where nobody else uses the logits,
-            and for one backward pass. The forward pass never changes them.
+        in_place: whether the backward pass writes the gradient into the logits' memory. It may if nothing else uses
+            the logits, and for one backward pass only. The forward pass never changes them.
 
     Raises:
         ValueError: unknown implementation, or shapes or dtypes that do not fit.
@@ -94,7 +95,7 @@ def gather_parts(parts_K3N: Tensor, group: ProcessGroup | None) -> Tensor:
 class _VocabParallelNll(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         logits_SBV: Tensor,
         targets_N: Tensor,
         vocabulary_size: int,
@@ -114,7 +115,7 @@ class _VocabParallelNll(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_output_SB: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output_SB: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.overwritten:
             raise RuntimeError("the first backward pass wrote its gradient over the logits; use in_place=False")
         logits_SBV, targets_N, normalizer_2N = ctx.saved_tensors
