@@ -8,6 +8,7 @@ Shapes: S sequence, s its part on this rank (S / CP), C one chunk (s / 2), B mic
 key/value heads on this rank, D head width, E that of the values.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_remit.errors import UserError
 
-# What torch's kernel cannot do: (config field, the value it needs, what to do about it).
+# What torch's kernel cannot do: (config field, the value that it needs, what to do about it).
 _NEEDED = (
     ("attention_dropout", 0, "pass --attention-dropout 0"),
     ("apply_query_key_layer_scaling", False, "drop --apply-query-key-layer-scaling"),
@@ -33,12 +34,15 @@ _NEEDED = (
 class SDPACoreAttention(MegatronModule):
     """Drop-in for Megatron's ``DotProductAttention``: [s, B, N, D] x [s, B, G, D] x [s, B, G, E] -> [s, B, N*E].
 
-    The value's head width E is D but in multi-latent attention, which passes the widths as ``k_channels`` and
-    ``v_channels``; the tensors say the same, so they are not needed here.
-    ``attention_mask`` [B or 1, 1, s, S] (True = hidden; it includes causality, its rows are this rank's queries, its
-    columns all keys in their order) is needed only for document masks (--reset-attention-mask); without it the mask
-    type decides, and torch's causal kernel runs.
-    Raises :class:`UserError` for attention dropout and the other features it does not have.
+    The value's head width E equals D except in multi-latent attention, which passes the widths as ``k_channels`` and
+    ``v_channels``. The tensors have these widths already, so the two arguments are not used.
+
+    Only document masks (--reset-attention-mask) need ``attention_mask`` [B or 1, 1, s, S]. True hides a key from a
+    query; the mask includes causality; its rows are this rank's queries and its columns are all keys in their order.
+    Without a mask the mask type decides, and torch's causal kernel runs.
+
+    Raises:
+        UserError: attention dropout, or another feature that this attention lacks.
     """
 
     def __init__(
@@ -87,8 +91,9 @@ class SDPACoreAttention(MegatronModule):
             key, value = gather_zigzag(torch.cat([key, value], dim=-1), self.cp_group).split(widths, dim=-1)
         # A CPU without bf16 instructions runs torch's bf16 attention about five times slower than its fp32 one.
         compute_dtype = query.dtype if query.is_cuda else torch.promote_types(query.dtype, torch.float32)
-        heads_first = [x.to(compute_dtype).permute(1, 2, 0, 3) for x in (query, key, value)]
-        context_BNsE = self._attend(*heads_first, attention_mask, mask_type == AttnMaskType.causal)
+        query_BNsD, key_BGSD, value_BGSE = (x.to(compute_dtype).permute(1, 2, 0, 3) for x in (query, key, value))
+        causal = mask_type == AttnMaskType.causal
+        context_BNsE = self._attend(query_BNsD, key_BGSD, value_BGSE, attention_mask, causal)
         return context_BNsE.permute(2, 0, 1, 3).reshape(*query.shape[:2], -1).to(query.dtype)
 
     def _attend(
@@ -99,25 +104,19 @@ class SDPACoreAttention(MegatronModule):
         attention_mask: torch.Tensor | None,
         causal: bool,
     ) -> torch.Tensor:
-        options = {"scale": self.softmax_scale, "enable_gqa": query_BNsD.size(1) != key_BGSD.size(1)}
+        grouped = query_BNsD.size(1) != key_BGSD.size(1)
+        attend = partial(scaled_dot_product_attention, scale=self.softmax_scale, enable_gqa=grouped)
         if attention_mask is not None:
-            return scaled_dot_product_attention(query_BNsD, key_BGSD, value_BGSE, attn_mask=~attention_mask, **options)
+            return attend(query_BNsD, key_BGSD, value_BGSE, attn_mask=~attention_mask)
         if self.cp_group is None or not causal:
-            return scaled_dot_product_attention(query_BNsD, key_BGSD, value_BGSE, is_causal=causal, **options)
+            return attend(query_BNsD, key_BGSD, value_BGSE, is_causal=causal)
         # Each chunk of queries sees the keys up to its own end, the last C of them causally.
         contexts = []
         for query_BNCD, index in zip(query_BNsD.chunk(2, dim=2), zigzag_chunks(self.cp_group), strict=True):
             length = query_BNCD.size(2)
             seen = (index + 1) * length
-            contexts.append(
-                scaled_dot_product_attention(
-                    query_BNCD,
-                    key_BGSD[:, :, :seen],
-                    value_BGSE[:, :, :seen],
-                    attn_mask=causal_lower_right(length, seen),
-                    **options,
-                )
-            )
+            mask = causal_lower_right(length, seen)
+            contexts.append(attend(query_BNCD, key_BGSD[:, :, :seen], value_BGSE[:, :, :seen], attn_mask=mask))
         return torch.cat(contexts, dim=2)
 
 
@@ -127,7 +126,7 @@ def zigzag_chunks(cp_group: torch.distributed.ProcessGroup) -> tuple[int, int]:
 
 
 def gather_zigzag(part: torch.Tensor, cp_group: torch.distributed.ProcessGroup) -> torch.Tensor:
-    """All ranks' parts [s, ..] as the whole sequence [S, ..] in its order; gradients are summed over the ranks."""
+    """The whole sequence [S, ..] in its order from all ranks' parts [s, ..]; gradients are summed over the ranks."""
     gathered = gather_from_sequence_parallel_region(part, tensor_parallel_output_grad=True, group=cp_group)
     by_rank = gathered.view(cp_group.size(), 2, part.size(0) // 2, *part.shape[1:])
     return torch.cat([by_rank[:, 0], by_rank[:, 1].flip(0)]).flatten(0, 1)

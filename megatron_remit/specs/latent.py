@@ -16,34 +16,34 @@ from megatron.core.tensor_parallel.mappings import (
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
 
-from megatron_remit.specs.norm import rms_norm
+from megatron_remit.specs.norm import mark_sequence_parallel, rms_norm
 
 
 class NormedColumnParallelLinear(ColumnParallelLinear):
     """RMSNorm and column-parallel projection in one module, its norm weight named ``layer_norm_weight``.
 
-    The counterpart of Transformer Engine's ``TELayerNormColumnParallelLinear``, with its parameter names. A norm module
-    beside the projection would be named q_layernorm, whose gradient ``finalize_model_grads`` sums over TP when
-    ``config.qk_layernorm`` is set: right for a norm of this rank's heads, but this one's gradient is whole on
-    every rank, unless the sequence is split, where the mark asks for the sum.
+    The counterpart of Transformer Engine's ``TELayerNormColumnParallelLinear``, with its parameter names. A separate
+    norm module would be named q_layernorm, and ``finalize_model_grads`` sums that module's gradient over TP when
+    ``config.qk_layernorm`` is set. That is right for a norm of this rank's heads. Here the gradient is whole on every
+    rank unless the sequence is split, and then the sequence-parallel mark asks for the sum.
     """
 
     def __init__(self, input_size: int, output_size: int, *, config: Any, **kwargs: Any) -> None:
         super().__init__(input_size, output_size, config=config, **kwargs)
         self.eps = config.layernorm_epsilon
         self.layer_norm_weight = torch.nn.Parameter(torch.ones(input_size))
-        self.layer_norm_weight.sequence_parallel = config.sequence_parallel
+        mark_sequence_parallel(self.layer_norm_weight, config)
 
     def forward(self, input_: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Normalise [.., L], cast first as the families of this attention do, and project."""
+        """Normalise [.., L], cast before the weight as the families with this attention do, and project."""
         return super().forward(rms_norm(input_, self.eps).to(input_.dtype) * self.layer_norm_weight, *args, **kwargs)
 
 
 class LatentSelfAttention(MLASelfAttention):
     """Megatron's ``MLASelfAttention`` whose gradients over TP are right without Transformer Engine.
 
-    The rotary part of the key is one for all heads, so its gradient is the sum over every rank's heads. Megatron
-    gathers it from column-parallel projections with an operation whose backward pass only cuts out this rank's columns.
+    All heads share the rotary part of the key, so its gradient is the sum over every rank's heads. Megatron gathers it
+    from column-parallel projections with an operation whose backward pass only cuts out this rank's columns.
     """
 
     def _resolve_qk_norm_config(self, submodules: MLASelfAttentionSubmodules) -> dict[str, type]:

@@ -1,9 +1,9 @@
 """The layers of Megatron's GPTModel in plain torch: those of ``--transformer-impl local`` without a ``--spec``.
 
-Llama, Qwen3 (per-head QK norm), SmolLM3 (layers without RoPE), Youtu-LLM (dense multi-latent attention) and what has
-their parts. Beside Megatron's own local layers these have sequence parallelism and multi-latent attention, and their
-attention holds no [S, S] matrix. Checkpoints carry the names of the Transformer Engine layers, so that one
-checkpoint serves both: Megatron's ``get_gpt_layer_local_spec`` and ``get_gpt_layer_with_transformer_engine_spec``.
+They serve Llama, Qwen3 (per-head QK norm), SmolLM3 (layers without RoPE), Youtu-LLM (dense multi-latent attention) and
+every model made of the same parts. Unlike Megatron's own local layers (``get_gpt_layer_local_spec``) they support
+sequence parallelism and multi-latent attention, and their attention holds no [S, S] matrix. Checkpoints carry the names
+of the Transformer Engine layers (``get_gpt_layer_with_transformer_engine_spec``), so that one checkpoint serves both.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from megatron_remit.specs.attention import SDPACoreAttention
 from megatron_remit.specs.latent import LatentSelfAttention, NormedColumnParallelLinear
 from megatron_remit.specs.norm import CastFirstRMSNorm, LayerNorm
 
-# Features that Megatron's own local layers have and these have not: (config field, the value without it, the flag).
+# Features that Megatron's own local layers have and these lack: (config field, the value without it, the flag).
 _LEFT_TO_MEGATRON = (
     ("num_moe_experts", None, "--num-experts"),
     ("mtp_num_layers", None, "--mtp-num-layers"),
@@ -46,7 +46,7 @@ _NORMS = {"RMSNorm": CastFirstRMSNorm, "LayerNorm": LayerNorm}
 
 
 def gpt_config(args: argparse.Namespace) -> GPTModelConfig:
-    """Megatron's model config of ``args``, of policy and reference alike, with these layers where they apply."""
+    """Megatron's model config of ``args``, for policy and reference alike, with these layers where they apply."""
     config = gpt_config_from_args(args)
     # Megatron takes the switch of RoPE scaling from the arguments, but not the factor.
     config.rope_scaling_factor = args.rope_scaling_factor
@@ -136,7 +136,7 @@ def _check(transformer: TransformerConfig) -> None:
 def _attention(transformer: TransformerConfig, norm: type) -> ModuleSpec:
     """Multi-head or grouped-query attention; the QK norm is over each head alone.
 
-    A head's norm sees this rank's heads only, so Megatron sums the gradients of q_layernorm and k_layernorm over TP.
+    The norm sees this rank's heads only, so Megatron sums the gradients of q_layernorm and k_layernorm over TP.
     """
     head_norm = L2Norm if transformer.qk_l2_norm else norm if transformer.qk_layernorm else IdentityOp
     return ModuleSpec(
@@ -173,9 +173,9 @@ def _latent_attention(transformer: TransformerConfig) -> ModuleSpec:
 
 
 def _names(latent: bool) -> dict[str, str]:
-    """Checkpoint names of norms that Transformer Engine fuses into the projection behind them.
+    """Checkpoint names of the norms that Transformer Engine fuses into the projection that follows them.
 
-    In multi-latent attention the input norm has two projections behind it and stays a module of its own there too.
+    In multi-latent attention two projections follow the input norm, so it stays a module of its own there too.
     """
     names = {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
     return names if latent else {"input_layernorm.": "self_attention.linear_qkv.layer_norm_", **names}

@@ -1,4 +1,4 @@
-"""Norms in plain torch that know sequence parallelism, alone and spread over tensor-parallel ranks.
+"""Norms in plain torch that know sequence parallelism: whole on each rank, or spread over tensor-parallel ranks.
 
 Shapes: S sequence, B micro-batch, H hidden, W the whole projection width, w its part on this rank (W / TP).
 """
@@ -23,18 +23,26 @@ def rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
     return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
 
 
+def mark_sequence_parallel(parameter: Any, config: TransformerConfig) -> None:
+    """Tell Megatron's ``finalize_model_grads`` whether to sum the parameter's gradient over the TP ranks.
+
+    Under sequence parallelism each rank sees a part of the positions, so its gradient of a whole parameter is partial.
+    """
+    parameter.sequence_parallel = config.sequence_parallel
+
+
 class RMSNorm(torch.nn.Module):
     """``x / rms(x) * weight`` over the last dimension: [.., H] -> [.., H] of x's dtype.
 
-    Computed in fp32, the weight included, and cast once (HF ``Olmo2RMSNorm``; others cast before the weight). Its
-    gradient is partial on each rank under sequence parallelism, so the weight is marked for Megatron's reduction.
+    All of it is computed in fp32, the weight included, and cast once (HF ``Olmo2RMSNorm``; other families cast before
+    the weight: :class:`CastFirstRMSNorm`).
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
         self.weight = torch.nn.Parameter(torch.ones(hidden_size))
-        self.weight.sequence_parallel = config.sequence_parallel
+        mark_sequence_parallel(self.weight, config)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (rms_norm(x, self.eps) * self.weight.float()).to(x.dtype)
@@ -44,8 +52,8 @@ class RMSNorm(torch.nn.Module):
     ) -> dict[str, Any]:
         """Megatron's checkpoint protocol: one copy for all ranks of the TP group.
 
-        Spelled out because ``MLP.sharded_state_dict`` asks its children without naming the TP group, and Megatron's
-        default then takes every TP rank for the owner.
+        Written out because ``MLP.sharded_state_dict`` asks its children without naming the TP group, and Megatron's
+        default then treats every TP rank as the owner.
         """
         tp_group = get_tensor_model_parallel_group_if_none(None)
         return _sharded(self, {}, tp_group, prefix, sharded_offsets, metadata)
@@ -64,7 +72,8 @@ class LayerNorm(torch.nn.LayerNorm):
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__(hidden_size, eps=eps)
-        self.weight.sequence_parallel = self.bias.sequence_parallel = config.sequence_parallel
+        mark_sequence_parallel(self.weight, config)
+        mark_sequence_parallel(self.bias, config)
 
 
 class ShardedNormWeight(torch.nn.Module):
@@ -83,8 +92,8 @@ class ShardedNormWeight(torch.nn.Module):
         set_tensor_model_parallel_attributes(self.weight, is_parallel=True, dim=0, stride=1)
 
     def forward(self) -> torch.Tensor:
-        """The weight [w]. Called and not read as an attribute: ``--overlap-param-gather`` waits for the updated weight
-        where the module that owns it is called."""
+        """The weight [w]. Callers call the module instead of reading the attribute: ``--overlap-param-gather`` waits
+        for the updated weight when the module that owns it is called."""
         return self.weight
 
     def sharded_state_dict(
@@ -121,7 +130,7 @@ def rms_norm_pair_over_tp(
     """RMSNorm of query and key over their whole projection widths, of which this rank holds a part.
 
     The two sums of squares travel in one all-reduce of [2, S, B, 1] fp32. Its gradient is an all-reduce too: the
-    scale of every rank's entries depends on every rank's entries (DESIGN 7; HF ``Olmo2Attention.q_norm``).
+    scale of every rank's entries depends on every rank's entries (HF ``Olmo2Attention.q_norm``).
     Returns tensors of the shapes and dtype given.
     """
     tp_group = query_norm.tp_group

@@ -2,8 +2,8 @@
 
     h = x + norm(attention(x));  y = h + norm(mlp(h));  a final norm before the output layer     (HF Olmo2DecoderLayer)
 
-The output norms sit inside the attention and MLP modules, so Megatron's TransformerLayer, and with it recomputation,
-offloading and MLP chunking, is used as it is.
+The output norms sit inside the attention and MLP modules. So Megatron's TransformerLayer is used as it is, with its
+recomputation, offloading and MLP chunking.
 
 Shapes: S sequence, B micro-batch, H hidden, N query heads on this rank, G key/value heads on this rank, D head width.
 """
@@ -12,6 +12,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from megatron.core.extensions.transformer_engine import HAVE_TE
+from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
@@ -122,11 +124,7 @@ def _backend(transformer_impl: str) -> tuple[Any, type]:
         return LocalSpecProvider(), SDPACoreAttention
     if transformer_impl != "transformer_engine":
         raise UserError(f"OLMo-2 runs with --transformer-impl local or transformer_engine, not {transformer_impl}")
-    from megatron.core.extensions.transformer_engine import HAVE_TE
-
     if not HAVE_TE:
         raise UserError("Transformer Engine is not installed: install it or pass --transformer-impl local")
-    from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
-
     provider = TESpecProvider()
     return provider, provider.core_attention()
