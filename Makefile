@@ -1,28 +1,37 @@
-# make demo   the whole flywheel on a tiny model, ends with runs/demo/report.html
-# make test   lint and all tests
-# make test-slurm   the job scripts on a real Slurm on this machine (installs Debian's slurm-wlm and munge if missing)
-# VENV=DIR uses (and completes) another virtual environment; WORKERS=N runs that many test files at once.
+# `make help` lists the targets. Settings, given as in `make test WORKERS=4`:
+#   VENV=DIR    use (and complete) another virtual environment
+#   WORKERS=N   run that many test files at once
 VENV ?= .venv
 WORKERS ?= 2
 PY := $(VENV)/bin/python
 READY := $(VENV)/.megatron-remit-ready
 
-.PHONY: demo test test-slurm lint env clean
+.PHONY: help demo test test-slurm lint format env clean
 .DEFAULT_GOAL := demo
 
-demo: env
+help: ## print what each target is for
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: env ## the whole flywheel on a tiny model; ends with runs/demo/report.html (what plain `make` does)
 	PYTHON=$(PY) bash examples/flywheel_tiny.sh
 
-test: env lint
+test: env lint ## lint and all tests except those on Slurm
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile
 
-test-slurm: env
+test-slurm: env ## the job scripts on a real Slurm on this machine (installs Debian's slurm-wlm and munge if missing)
 	PYTHON=$(abspath $(PY)) tests/slurm/with_cluster.sh $(PY) -m pytest tests/slurm
 
-lint: env
+lint: env ## style, format, imports between the rooms, types
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo
+	$(PY) -m mypy
 
-env: $(READY)
+format: env ## rewrite the Python files as ruff formats them
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+env: $(READY) ## the virtual environment, in the versions of constraints.txt
 
 $(READY): pyproject.toml constraints.txt tools/find_python.sh
 	@python="$$(bash tools/find_python.sh)" && [ -x $(PY) ] || "$$python" -m venv $(VENV)
@@ -30,5 +39,5 @@ $(READY): pyproject.toml constraints.txt tools/find_python.sh
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[flywheel,dev]'
 	touch $@
 
-clean:
-	rm -rf runs build *.egg-info .pytest_cache .ruff_cache
+clean: ## remove runs, builds and caches; the environment stays
+	rm -rf runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
