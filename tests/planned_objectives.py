@@ -1,7 +1,7 @@
-"""The training program with another objective at each step: one start of it serves all of them.
+"""The training program with another objective at each step: one start serves all objectives.
 
-Run under torchrun by tests/test_objectives_in_training.py. Only values of our flags change between steps; the loop, the
-reference and the policy are the program's.
+Run under torchrun by tests/test_objectives_in_training.py. Only values of our flags change between steps; the loop,
+the reference and the policy are the program's.
 """
 
 import os

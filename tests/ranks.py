@@ -45,7 +45,7 @@ class Run:
     returncode: int
     output: str
     scalars: dict[str, list[float]] = field(default_factory=dict)
-    """TensorBoard's values by tag, one for each step. (Megatron's line on stdout averages the first two steps.)"""
+    """TensorBoard's values by tag, one per step. (Megatron's line on stdout averages the first two steps.)"""
 
     def failure(self):
         """The first traceback, or the end of the output."""
@@ -55,7 +55,7 @@ class Run:
         return "\n".join(lines[first : first + 60] if starts else lines[first:])
 
     def series(self, name):
-        """One logged figure's values, one for each step."""
+        """One logged figure's values, one per step."""
         return self.scalars[name]
 
 

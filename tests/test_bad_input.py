@@ -24,7 +24,7 @@ patches.apply()
 
 
 def parsed(flags):
-    """Arguments as the program has them after Megatron's validation, so far as the checks look at them."""
+    """Arguments as the program has them after Megatron's validation, as far as the checks look at them."""
     parser = add_remit_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)))
     args = parser.parse_args([str(flag) for flag in flags])
     args.rank, args.world_size, args.data_parallel_size = 0, 1, 1

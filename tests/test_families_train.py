@@ -26,7 +26,7 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """SmolLM3 and Youtu-LLM as policies, another SmolLM3 as the reference of both, and a corpus."""
+    """SmolLM3 and Youtu-LLM as policies, another SmolLM3 as the reference for both, and a corpus."""
     folder = tmp_path_factory.mktemp("families")
     for name, family, seed in (("smollm3", "smollm3", 1), ("youtu", "youtu", 2), ("reference", "smollm3", 3)):
         make_model(family, folder / f"hf_{name}", seed=seed)
@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
 
 
 def train(folder, policy, name, ranks, **layout):
-    """Two steps of plain SGD: what they change in the weights is in proportion to the sum of the gradients."""
+    """Two steps of plain SGD: the change of the weights is proportional to the sum of the gradients."""
     material = Material(folder / policy, folder / "reference", folder / "corpus")
     flags = material.remit(save=folder / name, save_interval=2, no_save_optim=True, train_iters=2, lr=0.5, **layout)
     run = pretrain(ranks, *flags)
@@ -106,6 +106,6 @@ def test_youtu_trains_on_two_stages_as_on_one_rank(folder, alone):
 
 
 def test_a_reference_of_another_family_keeps_its_own_shape(alone):
-    """Both policies see the same tokens, so the frozen SmolLM3 must score them alike beside either."""
+    """Both policies see the same tokens, so the frozen SmolLM3 must score them alike with either."""
     assert alone["youtu"].figures["reference nll"] == alone["smollm3"].figures["reference nll"]
     assert alone["youtu"].figures["lm loss"] != alone["smollm3"].figures["lm loss"]

@@ -1,7 +1,7 @@
 """RHO-1, distillation and the control with permuted weights in the real training program.
 
-One run takes a step with each of them (tests/planned_objectives.py). The parameters that a step leaves show in all
-figures after it and in the checkpoint at the end, so equal runs have equal losses and gradients throughout.
+One run takes a step with each of them (tests/planned_objectives.py). The parameters after a step show in all later
+figures and in the checkpoint at the end, so equal runs have equal losses and gradients throughout.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from tests.ranks import pretrain
 cpu.install()
 
 STEPS = 5
-# Values that a run logs, one for each step that has the figure.
+# Values that a run logs, one per step that has the figure.
 FIGURES = {
     "lm loss": 5,
     "reference nll": 4,
@@ -33,7 +33,7 @@ FIGURES = {
     "weight mean": 1,
     "weight std": 1,
 }
-# Plain SGD: what the steps change in the weights is the sum of their gradients, times this.
+# Plain SGD: the steps change the weights by the sum of their gradients times this.
 SGD = {"lr": 0.3}
 ADAM = {"optimizer": "adam", "lr": 1e-3}
 LAYOUTS = {
@@ -71,7 +71,7 @@ def final_weights(folder, steps=STEPS):
 
 
 def assert_same_weights(folder, expected_folder):
-    """To what the order of sums changes."""
+    """Equal up to the order of sums."""
     tensors, expected = final_weights(folder), final_weights(expected_folder)
     assert tensors.keys() == expected.keys()
     for name, tensor in tensors.items():
@@ -104,7 +104,7 @@ def test_losses_and_gradients_equal_those_of_one_rank(layout, train, tmp_path, r
 
 @pytest.mark.slow
 def test_bf16_gives_the_figures_of_fp32_to_its_precision(train, one_rank, tmp_path):
-    """Megatron's wrapper of 16-bit models upcasts what they give, also the hidden states that distillation keeps."""
+    """Megatron's wrapper of 16-bit models upcasts their outputs, also the hidden states that distillation keeps."""
     expected, _ = one_rank
     run = train("all", tmp_path, ranks=2, bf16=True, tensor_model_parallel_size=2, sequence_parallel=True)
     for name in ("lm loss", "reference nll", "kd loss", "reference kl", "remit loss", "weight mean"):

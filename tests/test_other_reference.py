@@ -116,7 +116,7 @@ def expected_figures(corpus, policy, reference):
 
 @pytest.fixture(scope="module")
 def first_step(material, reference, tmp_path_factory):
-    """A run of one step with document masks. The corpus is one step long, so that its shuffling changes no sum."""
+    """A run of one step with document masks. The corpus is one step long, so that shuffling it changes no sum."""
     prefix = tmp_path_factory.mktemp("corpus") / "corpus"
     draw = torch.Generator().manual_seed(4)
     corpus = torch.randint(1, VOCABULARY, (LENGTH * SEQUENCES + 1,), generator=draw)

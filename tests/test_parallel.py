@@ -15,7 +15,7 @@ COLUMNS = {0: [0, 1, 6, 7], 1: [2, 3, 4, 5]}
 def _split_values_give_the_choice_of_whole_ones(rank):
     generator = torch.Generator().manual_seed(3)
     group = torch.distributed.group.WORLD
-    # Three microbatches of two sequences for each of two data-parallel ranks; few values, so that there are ties.
+    # Three microbatches of two sequences on each of two data-parallel ranks; few distinct values, so there are ties.
     excess = torch.randint(-4, 5, (3, 2, 2, 8), generator=generator) / 2
     mask = (torch.rand(3, 2, 2, 8, generator=generator) > 0.3).float()
     one, one_mask, columns = excess[0, 0], mask[0, 0], COLUMNS[rank]

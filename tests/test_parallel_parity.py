@@ -2,7 +2,7 @@
 
 Plain SGD with learning rate 1 and no clipping makes the gradients visible in the checkpoint: what three steps change in
 the weights is the sum of their gradients. Loss masks are uneven, the vocabulary is padded differently at TP1 and TP2,
-and there are several microbatches a step.
+and there are several microbatches per step.
 """
 
 import pytest

@@ -5,7 +5,7 @@ import torch
 from megatron_remit.kernels.vocab_parallel_logprob import vocab_parallel_nll
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Relative. What fp32 exponentials lose comes on top, see `assert_close`.
+# Relative. The error of fp32 exponentials is added to it: see `assert_close`.
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 
@@ -29,7 +29,7 @@ def float64_truth(logits, targets, grad_output, vocabulary):
 
 
 def computed(implementation, logits, targets, grad_output, vocabulary, group=None, in_place=False):
-    """NLL and gradient of ours. The logits are seen to come out of the forward pass as they went in."""
+    """NLL and gradient of ours. It asserts that the forward pass leaves the logits as they were."""
     leaf = logits.detach().requires_grad_()
     before = leaf.detach().clone()
     # Not a leaf, as in a model: an in-place backward pass writes over `own`.

@@ -27,7 +27,7 @@ from tests.kernels.cases import (
 from tests.kernels.cases import assert_close as assert_close_after
 from tests.ranks import run_ranks
 
-# The interpreter cuts a bf16 off where a GPU rounds it: a whole unit in the last place and not half of one.
+# The interpreter truncates to bf16 where a GPU rounds: the error is up to one unit in the last place, not half a unit.
 assert_close = partial(assert_close_after, rounding=ROUNDING | {torch.bfloat16: 2.0**-7})
 assert os.environ["TRITON_INTERPRET"] == "1"
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, for -inf
@@ -106,7 +106,7 @@ def test_nan_stays_nan_and_a_row_of_minus_infinity_has_no_probabilities():
     assert nll.isnan().tolist() == [True, True, False]
 
 
-def test_a_rows_bits_depend_neither_on_the_rows_beside_it_nor_on_the_run():
+def test_a_rows_bits_depend_neither_on_its_neighbours_nor_on_the_run():
     logits, targets, grad_output = draw(5, 2, 1281, 1281, torch.bfloat16)
     whole = computed("triton", logits, targets, grad_output, 1281)
     again = computed("triton", logits, targets, grad_output, 1281)

@@ -73,9 +73,9 @@ def test_nothing_is_kept_for_a_backward_pass():
 @pytest.mark.parametrize(
     ("rows", "vocabulary", "expected"),
     [
-        (8192, 131072, 384),  # 96 MiB a chunk, 2 GiB in all
+        (8192, 131072, 384),  # 96 MiB per chunk, 2 GiB in all
         (8192, 100352, 384),
-        (8192, 32000, 1408),  # six equal parts and not five of 1536 and a small one
+        (8192, 32000, 1408),  # six equal parts, not five of 1536 and a small one
         (1500, 32000, 1500),  # fits
         (8192, 10**9, 128),
     ],

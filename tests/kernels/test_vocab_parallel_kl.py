@@ -53,7 +53,7 @@ def test_float64_agrees_to_rounding(vocabulary, padded, chunk, temperature):
             torch.bfloat16,
             2e-5,
             8e-3,
-        ),  # the gradient is rounded to bf16's 8 bits twice: as it is made, and by its factor
+        ),  # the gradient is rounded to bf16's 8 bits twice: when it is made and when it is scaled
     ],
 )
 def test_lower_precision_agrees_with_float64_on_the_same_inputs(dtype, kl_error, gradient_error):

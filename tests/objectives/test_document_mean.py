@@ -28,7 +28,7 @@ def test_hand_computed_means():
 
 
 def test_hand_computed_weights():
-    # Deltas 1, 3 | 10, 12: each document's mean is taken off, so both get the same two weights.
+    # Deltas 1, 3 | 10, 12: each document's mean is subtracted, so both get the same two weights.
     labels = torch.tensor([[4, END, 5, 6]])
     found = remit_weights(
         torch.tensor([[1.0, 3.0, 10.0, 12.0]]),

@@ -41,7 +41,7 @@ def test_of_equal_values_the_first_tokens_are_kept():
 @given(rows=st.integers(1, 4), columns=st.integers(1, 40), seed=st.integers(0, 10_000), ratio=st.floats(0.01, 1.0))
 def test_agrees_with_a_choice_token_by_token(rows, columns, seed, ratio):
     generator = torch.Generator().manual_seed(seed)
-    # Few different values, so that there are ties.
+    # Few distinct values, so that there are ties.
     excess = torch.randint(-3, 4, (rows, columns), generator=generator) / 4
     mask = (torch.rand(rows, columns, generator=generator) > 0.3).float()
     found = select_highest(excess, mask, ratio)

@@ -94,7 +94,7 @@ def build(case, spec, tp=1, cp=1, sequence_parallel=False):
 
 
 class LatentDotProductAttention(DotProductAttention):
-    """Megatron's attention under Megatron's own latent spec, whose two width arguments it does not take by itself."""
+    """Megatron's attention under Megatron's own latent spec, with whose two width arguments it cannot be called."""
 
     def __init__(self, *args, k_channels=None, v_channels=None, **kwargs):
         assert k_channels == v_channels
