@@ -3,8 +3,8 @@
     python benchmarks/check_logprob.py            # on a GPU: the Triton kernels
     python benchmarks/check_logprob.py --device cpu   # the torch path, to try this program
 
-The cases are those of tests/kernels, so that a machine with torch, Triton and megatron-core alone can run them; on top
-of them come the sizes that an interpreter cannot reach.
+The cases are those of tests/kernels, which a machine with nothing but torch, Triton and megatron-core can run, and in
+addition the sizes that an interpreter cannot reach.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> None:
             print(f"ok      {name}", flush=True)
         except Exception as error:
             failed += 1
-            # A failed launch and a wrong number both count; the other checks still say something.
+            # A failed launch and a wrong number both count; the other checks are still worth running.
             print(f"FAILED  {name}: {error}", flush=True)
             traceback.print_exc(limit=2)
     print(f"{count - failed} of {count} checks passed", flush=True)
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def checks(device: torch.device) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Name and check, one after the other."""
+    """Yield the name and the function of each check."""
     implementation = choose_implementation("auto", device)
     for dtype in DTYPES:
         for vocabulary, padding in ((1, 0), (97, 3), (515, 5), (1281, 130), *((size, 0) for size in VOCABULARIES)):
@@ -140,7 +140,7 @@ def check_head(device: torch.device, implementation: str) -> None:
 
 
 def check_large(device: torch.device, implementation: str) -> None:
-    """[16400, 1, 131072]: the last rows lie beyond 2^31 elements and have the bits that they have alone."""
+    """[16400, 1, 131072]: the last rows lie beyond 2^31 elements and have the same bits as when computed alone."""
     logits = torch.randn(16400, 1, 131072, device=device, dtype=torch.bfloat16)
     targets = torch.randint(0, 131072, (16400, 1), device=device)
     grad_output = torch.ones(16400, 1, device=device)

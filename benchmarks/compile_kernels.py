@@ -1,4 +1,4 @@
-"""Compile every Triton kernel ahead of time for sm_90 (H100, H200), without a GPU, and tabulate what came out.
+"""Compile every Triton kernel ahead of time for sm_90 (H100, H200), without a GPU, and tabulate the result.
 
     python benchmarks/compile_kernels.py --csv benchmarks/results/kernels_sm90.csv
 
@@ -8,7 +8,7 @@ counted in the PTX by their width. ``strides`` says how a kernel is called:
 * aligned: strides and widths divide by 16 elements, as in every vocabulary that Megatron pads;
 * one sequence: aligned, and a microbatch of one, which Triton compiles as a constant;
 * long: aligned, strides beyond 2^31 elements;
-* any: nothing is known, so no load can be wider than an element.
+* any: nothing is known, so no load can be wider than one element.
 
 ``programs_per_sm`` is how many programs the registers and the 2048 threads of a multiprocessor allow. Exit status 1 if
 a kernel spills or an aligned one reads or writes logits in less than 16 bytes at a time.
@@ -112,7 +112,7 @@ def measure(kernel: JITFunction, constants: dict[str, int], num_warps: int, dtyp
 
 
 def is_bad(row: dict[str, Any]) -> bool:
-    """Whether a kernel spills, or an aligned one touches logits in pieces (what else it loads is a few numbers)."""
+    """Whether a kernel spills, or an aligned one accesses logits in pieces (its other loads are a few numbers)."""
     spills = row["stack_bytes"] or row["spill_store_bytes"] or row["spill_load_bytes"]
     if row["kernel"] == "merge_kernel" or row["strides"] == "any":
         return bool(spills)
@@ -129,7 +129,7 @@ def _type(name: str, dtype: str, strides: str) -> str:
 
 
 def _cubin_resources(cubin: bytes) -> tuple[int, int]:
-    """Registers of a thread, and its stack in bytes."""
+    """Registers per thread, and stack bytes per thread."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -161,7 +161,7 @@ def show(row: dict[str, Any]) -> None:
     print(
         f"{row['kernel']:>22} {row['logits']} {row['strides']:>12}: {row['registers']:3} registers, "
         f"{row['spill_store_bytes'] + row['spill_load_bytes']} bytes spilled, {row['shared_bytes']:4} bytes shared, "
-        f"{row['programs_per_sm']} programs an SM, 16-byte loads {row['loads_16_bytes']}, stores "
+        f"{row['programs_per_sm']} programs per SM, 16-byte loads {row['loads_16_bytes']}, stores "
         f"{row['stores_16_bytes']}, others {row['other_loads']}, {row['other_stores']}",
         flush=True,
     )

@@ -1,4 +1,4 @@
-"""Peak host memory of import and export, beside the sizes that it should depend on.
+"""Peak host memory of import and export, with the sizes that it should depend on.
 
     python -m benchmarks.convert_memory --layers 24 --hidden 768 --vocabulary 32000
 
@@ -31,7 +31,7 @@ from megatron_remit.convert.rules import in_layer_order
 
 
 def write_model(folder: Path, layers: int, hidden: int, vocabulary: int, shard_bytes: int) -> list[int]:
-    """A random bf16 Llama (ff = 4 hidden, heads of 64, a fourth of them with keys); its tensors' sizes."""
+    """Write a random bf16 Llama (heads of 64, one key head per four query heads); its tensors' sizes in bytes."""
     folder.mkdir()
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -54,9 +54,9 @@ def write_model(folder: Path, layers: int, hidden: int, vocabulary: int, shard_b
 
 
 def peak_of(work: Callable[[], None]) -> int:
-    """Bytes that ``work`` adds to the resident memory at its highest."""
+    """Bytes that ``work`` adds to the resident memory at its peak."""
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory that the process kept would hide what is used again
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory that the process holds would hide what it uses again
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now
     before = _status("VmHWM")
     work()
@@ -69,7 +69,7 @@ def _status(field: str) -> int:
 
 
 def peaks(folder: Path, shard_bytes: int) -> tuple[int, int]:
-    """Peaks of importing and of exporting the model in ``folder/hf``, bytes."""
+    """Peaks of importing and of exporting the model in ``folder/hf``, in bytes."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         work = Path(name)
         write_model(work / "warm", 1, 256, 256, shard_bytes)
@@ -81,7 +81,7 @@ def peaks(folder: Path, shard_bytes: int) -> tuple[int, int]:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Sizes of the model, and the peaks of each repeat in both directions, bytes."""
+    """Sizes of the model, and the peaks of each repeat in both directions, in bytes."""
     sizes = write_model(folder / "hf", options.layers, options.hidden, options.vocabulary, options.shard_bytes)
     new_process = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=new_process, max_tasks_per_child=1) as pool:

@@ -1,8 +1,8 @@
-"""What standing in for CUDA costs on a CPU: cpu.py's wrapped functions against a global TorchFunctionMode.
+"""Cost of standing in for CUDA on a CPU: cpu.py's wrapped functions against a global TorchFunctionMode.
 
     python benchmarks/cpu_overhead.py --csv benchmarks/results/cpu_overhead_cpu.csv
 
-Three ways take turns in every repeat, so that slow changes of the machine's speed hit all of them alike:
+Three ways take turns in every repeat, so that slow changes of the machine's speed affect all of them alike:
 ``plain`` calls torch as it is, ``wrapped`` is what megatron_remit.cpu installs, and ``mode`` reaches the same calls
 through a TorchFunctionMode. A ``device`` is "cpu" in plain calls and "cuda", as in Megatron's code, in the other two.
 The results are microseconds of CPU time per call (so that other programs on the machine do not count), and what a way
@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch counts devices: with CUDA nothing stands in for it
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch counts devices: with CUDA there is no stand-in
 
 import torch
 from common import conditions, percentiles, write_csv

@@ -1,15 +1,16 @@
-"""Speed and memory of the NLL kernels beside every other cross-entropy that is installed.
+"""Speed and memory of the NLL kernels and of every other cross-entropy that is installed.
 
     python benchmarks/logprob.py --csv benchmarks/results/logprob_h100.csv
     python benchmarks/logprob.py --device cpu --rows 64 --vocabulary 1000 --hidden 32 --repeats 3    # to try it
 
-In every repeat all take turns, each time beginning with another, so that slow changes of the clock hit them alike.
-Reported are the 20th, 50th and 80th percentile of the milliseconds and of the ratio to ours in the same repeat, and the
-peak memory with the logits in it. ``of_copy`` is the bandwidth in the least bytes that the task needs (the logits read
-once for a forward pass, twice and written once for both passes) as a share of that of a device copy in the same repeat.
+In every repeat all take turns, each time starting with another one, so that slow changes of the clock affect all
+alike. The table has the 20th, 50th and 80th percentile of the milliseconds and of the ratio to ours in the same repeat,
+and the peak memory including the logits. ``of_copy`` is the bandwidth, counted in the fewest bytes that the task needs
+(one read of the logits for a forward pass; two reads and one write for both passes), as a share of the bandwidth of a
+device copy in the same repeat.
 
-Then the reference's head: hidden states to NLL in chunks, against the bare matrix product and against the whole logits.
-Every row of results is written when it is there.
+Then comes the reference's head: hidden states to NLL in chunks, against the bare matrix product and against the whole
+logits. Every row of results is written as soon as it is known.
 """
 
 import argparse
@@ -90,12 +91,12 @@ def compare_cross_entropies(
             peer.nll(logits, targets)
 
     def forward_backward(peer: Peer) -> None:
-        # A leaf on the same memory: what an in-place backward pass leaves there are logits like any to the next call.
+        # A leaf on the same memory: what an in-place backward pass leaves there serves the next call as logits.
         leaf = logits.detach().requires_grad_()
         nll = peer.nll(leaf, targets)
         torch.autograd.grad(nll, leaf, grad_output.view(nll.shape))
 
-    # In place or not is a matter of the backward pass alone.
+    # Only the backward pass differs between in place and not, so the forward pass is timed once.
     for task, run, chosen, passes in (
         ("forward", forward, peers[1:], 1),
         ("forward and backward", forward_backward, peers, 3),
@@ -165,7 +166,7 @@ def measure(
     copy_bytes: int | None,
     **fixed: Any,
 ) -> None:
-    """Run ``calls`` in turn and add a row for each. One that fails gets a row with its error and is left out."""
+    """Run ``calls`` in turn and add a row for each. A call that fails gets a row with its error and no timing."""
     peaks: dict[str, float | None] = {}
     for name in list(calls):
         try:
@@ -196,14 +197,14 @@ def measure(
 
 
 def milliseconds(call: Call, device: torch.device) -> float:
-    """Of one call, by CUDA events; by the wall clock on a CPU."""
+    """Duration of one call by CUDA events, or by the wall clock on a CPU."""
     if device.type != "cuda":
         start = time.perf_counter()
         call()
         return (time.perf_counter() - start) * 1e3
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
-    # The device is kept busy while the host queues the call: what is timed is the device, not Python.
+    # The device is kept busy while the host queues the call, so that the events time the device and not Python.
     torch.cuda._sleep(1_000_000)
     start.record()
     call()
@@ -247,7 +248,7 @@ class Table:
 
 
 def conditions(device: torch.device) -> dict[str, str]:
-    """Device, commit and versions: what the figures hold for."""
+    """Device, commit and versions for which the figures hold."""
     found = {}
     for package in PACKAGES:
         try:
@@ -267,7 +268,7 @@ def conditions(device: torch.device) -> dict[str, str]:
 
 
 def one_rank(device: torch.device) -> None:
-    """A process group of one rank: Megatron's functions call all-reduce on whatever group they get."""
+    """Make a process group of one rank: Megatron's functions call all-reduce on whatever group they get."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)

@@ -1,7 +1,7 @@
-"""The cross-entropies that benchmarks/logprob.py compares, those of them that import here.
+"""The cross-entropies that benchmarks/logprob.py compares, as far as they can be imported.
 
-Each is a function of bf16 logits [N, 1, V] and int64 targets [N, 1] that returns the NLL of each token, differentiable
-in the logits, on one rank.
+Each is a function of bf16 logits [N, 1, V] and int64 targets [N, 1] that returns the NLL per token, differentiable in
+the logits, on one rank. Each peer is imported in its own function: those that are missing only drop out of the table.
 """
 
 import importlib.util
@@ -27,7 +27,7 @@ class Peer:
 
 
 def cross_entropies(device: torch.device) -> tuple[list[Peer], dict[str, str]]:
-    """Ours first, then every peer that imports; and why the others do not. Needs a process group of one rank."""
+    """Ours first, then every peer that imports here; and why the others do not. Needs a process group of one rank."""
     implementation = choose_implementation("auto", device)
     found = [
         Peer("ours, in place", partial(_ours, implementation=implementation, in_place=True)),

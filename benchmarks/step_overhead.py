@@ -1,11 +1,11 @@
-"""What the reference costs: steps of NTP, ReMiT scored online and ReMiT from a score store take turns in one real run.
+"""Cost of the reference: steps of NTP, ReMiT scored online and ReMiT from a score store take turns in one real run.
 
     python benchmarks/step_overhead.py --csv benchmarks/results/step_overhead_cpu.csv
 
 In theory a ReMiT step takes 8/6 of the floating-point operations of an NTP step (forward 2, backward 4, the
-reference's forward 2, in units of parameters times tokens), a throughput ratio of 0.75. From a store it takes those of
-an NTP step. The ratio is taken over neighbouring steps, so that slow changes of the machine's speed cancel;
-printed are its 20th, 50th and 80th percentiles. Only the steps from the store look rows up and read them.
+reference's forward 2, in units of parameters times tokens), a throughput ratio of 0.75. With a store it takes as many
+as an NTP step. The ratio is that of neighbouring steps, so that slow changes of the machine's speed cancel; the program
+prints its 20th, 50th and 80th percentiles. Only the steps with the store look rows up and read them.
 """
 
 import argparse
@@ -35,7 +35,7 @@ WAYS = ("ntp", "remit", "stored")
 def main() -> None:
     """Make a reference checkpoint and its scores, train in turns, print the ratios and append them to a CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=30, help="turns of one step each that are counted")
+    parser.add_argument("--pairs", type=int, default=30, help="turns that are counted, of one step per way each")
     parser.add_argument("--hidden-size", type=int, default=512)
     parser.add_argument("--num-layers", type=int, default=4)
     parser.add_argument("--seq-length", type=int, default=256)
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def torchrun(*command: str) -> None:
-    """Run a program with one process."""
+    """Run a program in one process under torchrun."""
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", *command],
         check=True,
