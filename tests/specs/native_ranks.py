@@ -94,7 +94,7 @@ def build(case, spec, tp=1, cp=1, sequence_parallel=False):
 
 
 class LatentDotProductAttention(DotProductAttention):
-    """Megatron's attention under Megatron's own latent spec, with whose two width arguments it cannot be called."""
+    """Megatron's attention, made to accept the two width arguments that Megatron's own latent spec passes."""
 
     def __init__(self, *args, k_channels=None, v_channels=None, **kwargs):
         assert k_channels == v_channels
