@@ -9,7 +9,7 @@ FROM ${BASE}
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /opt/megatron-remit
-COPY pyproject.toml setup.py constraints.txt LICENSE README.md ./
+COPY pyproject.toml constraints.txt LICENSE README.md ./
 COPY megatron_remit megatron_remit
 COPY kernels kernels
 COPY tools tools

@@ -48,7 +48,7 @@ def install() -> None:
     # `with torch.device(...)`, with which transformers builds models on the meta device, lists the factories once and
     # knows them by identity: listed after the replacement, none of the real ones would be among them.
     _device_constructors()
-    replacements = [(torch, name, _on_cpu(getattr(torch, name))) for name in _FACTORIES]
+    replacements: list[tuple[Any, str, Any]] = [(torch, name, _on_cpu(getattr(torch, name))) for name in _FACTORIES]
     replacements += [(torch.Tensor, name, _on_cpu(getattr(torch.Tensor, name))) for name in _METHODS]
     replacements += [
         (torch.Tensor, "cuda", lambda self, *args, **kwargs: self),

@@ -53,7 +53,8 @@ class Head:
     """A model's last step, as ``GPTModel`` hands it to an ``output_processor``."""
 
     hidden_states: Tensor
-    output_layer: Module
+    output_layer: Any
+    """Megatron's ``ColumnParallelLinear``."""
     output_weight: Tensor | None
     """The embedding, where the two are tied."""
     runtime_gather_output: bool | None

@@ -30,7 +30,7 @@ ON_MEGATRONS_PARSER = {
 def wheel(tmp_path_factory):
     """A wheel built from a copy of what it is made from, so that no earlier build's files are in it."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for name in ("megatron_remit", "kernels"):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))

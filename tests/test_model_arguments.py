@@ -3,16 +3,12 @@
 import argparse
 
 import pytest
+from megatron.training import checkpointing
+from megatron.training.arguments import add_megatron_arguments
 
 from megatron_remit import cpu
-
-cpu.install()
-
-from megatron.training import checkpointing  # noqa: E402
-from megatron.training.arguments import add_megatron_arguments  # noqa: E402
-
-from megatron_remit.arguments import add_remit_arguments  # noqa: E402
-from megatron_remit.model_arguments import (  # noqa: E402
+from megatron_remit.arguments import add_remit_arguments
+from megatron_remit.model_arguments import (
     MODEL_ARGUMENTS,
     NEUTRAL,
     Taken,
@@ -21,6 +17,8 @@ from megatron_remit.model_arguments import (  # noqa: E402
     not_neutral,
     take_left_out,
 )
+
+cpu.install()
 
 # What Megatron takes from a checkpoint although it is not what the model is.
 TAKEN_FOR_THE_RUN = {

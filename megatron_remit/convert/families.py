@@ -48,7 +48,7 @@ def _completed(family: Family, raw: Config, where: Path) -> dict[str, Any]:
 
 
 def _check(family: Family, config: Config, where: Path) -> None:
-    for field, needed in (_NEEDED | family.needed).items():
+    for field, needed in {**_NEEDED, **family.needed}.items():
         found = config.get(field, needed)
         if found != needed:
             raise UserError(f"{where}: {field} is {found!r}; the {family.name} conversion needs {needed!r}")

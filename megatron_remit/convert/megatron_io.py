@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from megatron.core import dist_checkpointing
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
@@ -42,10 +42,14 @@ class CheckpointReader:
 
     def stored(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
         """The shape (with the layer axis if there is one) and dtype of a stored tensor; UserError if it is missing."""
-        entry = self._metadata.state_dict_metadata.get(name)
-        if entry is None:
-            raise UserError(f"{self.path}: tensor {name} is missing")
+        entry = self._entry(name)
         return tuple(entry.size), entry.properties.dtype
+
+    def _entry(self, name: str) -> TensorStorageMetadata:
+        entry = self._metadata.state_dict_metadata.get(name)
+        if not isinstance(entry, TensorStorageMetadata):
+            raise UserError(f"{self.path}: tensor {name} is missing")
+        return entry
 
     def read(
         self, name: str, shape: tuple[int, ...], layer: int | None = None, layers: int | None = None
@@ -64,7 +68,7 @@ class CheckpointReader:
         offsets = (0,) * len(shape) if layer is None else (layer, *(0,) * len(shape))
         tensor = torch.empty(shape if layer is None else (1, *shape), dtype=dtype)
         chunk = ChunkStorageMetadata(torch.Size(offsets), tensor.shape)
-        items = create_read_items_for_chunk_list(name, self._metadata.state_dict_metadata[name], [chunk])
+        items = create_read_items_for_chunk_list(name, self._entry(name), [chunk])
         try:
             self._storage.read_data(LoadPlan(items), _IntoTensor(tensor)).wait()
         except Exception as error:  # damaged bytes raise whatever they lead to

@@ -70,8 +70,8 @@ class Family:
 def in_layer_order(rules: Sequence[Rule], layers: int) -> list[tuple[Rule, int | None]]:
     """Every rule with each layer that it holds for, in the order in which a model runs: so do files list tensors."""
     first = next(number for number, rule in enumerate(rules) if rule.layered)
-    before = [(rule, None) for rule in rules[:first]]
-    inside = [(rule, layer) for layer in range(layers) for rule in rules if rule.layered]
+    before: list[tuple[Rule, int | None]] = [(rule, None) for rule in rules[:first]]
+    inside: list[tuple[Rule, int | None]] = [(rule, layer) for layer in range(layers) for rule in rules if rule.layered]
     return before + inside + [(rule, None) for rule in rules[first:] if not rule.layered]
 
 

@@ -1,7 +1,6 @@
 """A tokenizer as the corpus tool needs it: from a text to its token ids, and what they may be."""
 
 import json
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,8 +53,9 @@ def load_encoder(tokenizer_type: str, tokenizer_model: Path) -> Encoder:
     else:
         # verbose would warn of every document longer than the model's context.
         encode = partial(tokenizer.encode, add_special_tokens=False, verbose=False)
-    size = min(max(vocabulary.values()) + 1, _embedding_rows(tokenizer_model))
-    return Encoder(encode, size, tokenizer.eos_token_id, fingerprint(vocabulary))
+    size = max(vocabulary.values()) + 1
+    rows = _embedding_rows(tokenizer_model)
+    return Encoder(encode, size if rows is None else min(size, rows), tokenizer.eos_token_id, fingerprint(vocabulary))
 
 
 def _fast(backend: Tokenizer) -> Callable[[str], list[int]]:
@@ -75,8 +75,8 @@ def _sentencepiece(model: Path) -> Encoder:
     return Encoder(pieces.encode, size, pieces.eos_id() if pieces.eos_id() >= 0 else None, fingerprint(vocabulary))
 
 
-def _embedding_rows(folder: Path) -> float:
-    """Vocabulary of the model whose config.json lies next to the tokenizer; no limit if there is none."""
+def _embedding_rows(folder: Path) -> int | None:
+    """Vocabulary of the model whose config.json lies next to the tokenizer; None if there is none."""
     config = folder / "config.json"
     rows = json.loads(config.read_text()).get("vocab_size") if config.is_file() else None
-    return rows if isinstance(rows, int) else math.inf
+    return rows if isinstance(rows, int) else None

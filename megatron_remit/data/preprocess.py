@@ -52,7 +52,7 @@ def preprocess(
     output_prefix.parent.mkdir(parents=True, exist_ok=True)
     # Without an index Megatron sees no corpus: the old one goes first and the new one comes last.
     with whole_files(bin_file, manifest_file, idx_file) as (new_bin, new_manifest, new_idx):
-        counts = _write(inputs, new_bin, new_idx, _Job(encoder, json_key, append_eod), workers)
+        counts = _write(inputs, new_bin, new_idx, _Job(encoder, json_key, encoder.eod if append_eod else None), workers)
         manifest = Manifest(
             [str(path) for path in inputs],
             tokenizer_type,
@@ -160,7 +160,8 @@ class _Job:
 
     encoder: Encoder
     json_key: str
-    append_eod: bool
+    eod: int | None
+    """Id that ends each document, or None."""
 
     def run(self, block: Block) -> _Encoded:
         """Token ids of a block's documents; blank lines and empty documents are left out."""
@@ -178,4 +179,4 @@ class _Job:
                 f"{place}: token id {max(ids)} is beyond the vocabulary of {self.encoder.vocabulary_size}; "
                 "does the tokenizer belong to the model of its config.json?"
             )
-        return [*ids, self.encoder.eod] if self.append_eod else ids
+        return [*ids, self.eod] if self.eod is not None else ids

@@ -17,7 +17,7 @@ from megatron_remit.errors import UserError
 from megatron_remit.objectives.base import LossResult, Objective, mean
 from megatron_remit.objectives.math.documents import document_ids
 from megatron_remit.objectives.math.permutation import permute_weights
-from megatron_remit.objectives.math.weights import remit_weights
+from megatron_remit.objectives.math.weights import Centering, remit_weights
 from megatron_remit.parallel import context_parallel_group
 
 
@@ -67,7 +67,7 @@ class Remit(Objective):
     def __init__(self, args: argparse.Namespace, tokenizer: Any) -> None:
         super().__init__(args, tokenizer)
         self.epsilon: float | None = args.remit_epsilon
-        self.centering: str = args.remit_centering
+        self.centering: Centering = args.remit_centering
         self.permuted: bool = args.remit_control == "permute"
         self.seed: int = args.seed
         self.end_of_document: int | None = tokenizer.eod if self.centering == "document" else None

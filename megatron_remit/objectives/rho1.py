@@ -15,7 +15,7 @@ from torch import Tensor
 
 from megatron_remit.data.batch import Batch
 from megatron_remit.objectives.base import LossResult, Objective, Step, mean, number_in
-from megatron_remit.objectives.math.selection import select_in_global_batch, select_in_microbatch
+from megatron_remit.objectives.math.selection import Scope, select_in_global_batch, select_in_microbatch
 from megatron_remit.parallel import context_parallel_group
 
 
@@ -46,7 +46,7 @@ class Rho1(Objective):
     def __init__(self, args: argparse.Namespace, tokenizer: Any) -> None:
         super().__init__(args, tokenizer)
         self.ratio: float = args.rho1_keep_ratio
-        self.scope: str = args.rho1_scope
+        self.scope: Scope = args.rho1_scope
 
     def look_ahead(self, step: Step) -> None:
         """For ``global-batch``: rank the whole step's tokens by a forward pass of the policy, mark the selected."""

@@ -48,5 +48,6 @@ def corpus_keys(flags: list[str]) -> set[Key]:
     training.update_train_iters(args)
     sizes = training.get_train_valid_test_num_samples()
     dataset, *_ = build_datasets(sizes, lambda: True)
+    assert dataset is not None, "one process builds every dataset"
     rows = tqdm(range(sizes[0]), desc="corpus", unit="row", disable=None)
     return {row_key(dataset[row], args.reset_position_ids, args.reset_attention_mask) for row in rows}

@@ -31,9 +31,9 @@ def main() -> None:
     large, small = ScoreStore(args.store_large), ScoreStore(args.store_small)
     _check_stores(args, large, small)
     dataset, *_ = build_datasets((1, 0, 0), lambda: True)
-    corpus = dataset.dataset if isinstance(dataset, FixedRowsDataset) else None
-    if corpus is None or len(dataset.indices) != len(corpus.sequence_lengths):
+    if not isinstance(dataset, FixedRowsDataset) or len(dataset.indices) != len(dataset.dataset.sequence_lengths):
         raise UserError("the selection is made over one whole corpus: give one --data-path and --split 100,0,0")
+    corpus = dataset.dataset
     if len(corpus.document_indices) - 1 != len(corpus.sequence_lengths):
         raise UserError(f"{args.data_path[0]}: its documents have several parts; tools/preprocess_corpus.py writes one")
     scores = args.out.with_name(args.out.name + ".scores.npy")

@@ -73,7 +73,7 @@ def forward_step(data_iterator: Iterator[Any] | None, model: Module) -> tuple[Te
     args = get_args()
     objective = current_objective() if model.training else evaluation_objective()
     if objective.needs_reference:
-        batch: Batch = next(data_iterator)
+        batch: Batch = next(data_iterator)  # type: ignore[arg-type]  # every rank has the step's microbatches
     else:
         size = args.micro_batch_size if model.training else (args.eval_micro_batch_size or args.micro_batch_size)
         vp_stage = get_attr_wrapped_model(model, "vp_stage")

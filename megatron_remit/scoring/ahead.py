@@ -31,7 +31,9 @@ from megatron_remit.objectives import current_objective
 from megatron_remit.objectives.base import Objective, Step
 from megatron_remit.scoring.online import filled, missing_groups
 
-Schedule = Callable[..., list[dict[str, Tensor]]]
+Schedule = Callable[..., Any]
+"""What Megatron's ``get_forward_backward_func`` returns. It gives losses by microbatch, or with
+``collect_non_loss_data`` what the forward step collects."""
 
 
 class ScoreAhead:

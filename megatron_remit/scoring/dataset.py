@@ -52,7 +52,7 @@ class ScoredDataset(Dataset):
     * ``score_key`` [2] int64, the row's key.
     """
 
-    def __init__(self, dataset: Dataset, store: ScoreStore, online: bool, wait_seconds: float) -> None:
+    def __init__(self, dataset: Any, store: ScoreStore, online: bool, wait_seconds: float) -> None:
         """Wrap ``dataset``.
 
         Args:

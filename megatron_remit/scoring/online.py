@@ -53,8 +53,8 @@ def filled(groups: list[Batch], wanted: list[int], scored: list[Tensor]) -> list
 def _write(key_B2: Tensor | None, missing_B: Tensor, nll_BS: Tensor) -> None:
     whole_BS = whole_sequence(nll_BS, context_parallel_group())
     writer = start_writer(get_args())
-    if writer is None:
-        return
+    if writer is None or key_B2 is None:
+        return  # the keys are where the writer is
     for row in missing_B.nonzero().flatten().tolist():
         writer.add(key_of(key_B2[row]), whole_BS[row].cpu().numpy())
 

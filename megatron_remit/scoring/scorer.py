@@ -53,7 +53,7 @@ def score_rows(reference: list[Module], dataset: Dataset | None, store: ScoreSto
     count = stages * _MICROBATCHES_PER_STAGE if stages > 1 else 1
     size = args.reference_micro_batch_size
     writer = start_writer(args)
-    planner = None if writer is None else RowPlanner(dataset, store, num_rows, writer)
+    planner = None if writer is None or dataset is None else RowPlanner(dataset, store, num_rows, writer)
     while True:
         rows = _agreed_rows(planner, count * size)
         if rows is None:
@@ -96,7 +96,7 @@ def _score(reference: list[Module], dataset: Dataset | None, rows: list[int], co
     batches = []
     for vp_stage in range(chunks):
         stage = vp_stage if chunks > 1 else None
-        samples = _microbatches(dataset, rows, size) if reads_data(stage) else None
+        samples = _microbatches(dataset, rows, size) if dataset is not None and reads_data(stage) else None
         batches.append([get_batch(samples, size, stage) for _ in range(count)])
     return score_microbatches(
         get_forward_backward_func(), reference, batches, nll_output(Vocabulary.of(args)), size, args.seq_length

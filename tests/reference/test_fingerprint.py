@@ -9,25 +9,24 @@ import torch
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_remit import cpu
-
-cpu.install()
-
-from megatron_remit.convert.hf_to_megatron import import_hf  # noqa: E402
-from megatron_remit.convert.megatron_io import check_shards  # noqa: E402
-from megatron_remit.data.tokenizer import folder_fingerprint  # noqa: E402
-from megatron_remit.errors import UserError  # noqa: E402
-from megatron_remit.model_arguments import MODEL_ARGUMENTS, NEUTRAL  # noqa: E402
-from megatron_remit.reference.checkpoint import saved_arguments  # noqa: E402
-from megatron_remit.reference.fingerprint import (  # noqa: E402
+from megatron_remit.convert.hf_to_megatron import import_hf
+from megatron_remit.convert.megatron_io import check_shards
+from megatron_remit.data.tokenizer import folder_fingerprint
+from megatron_remit.errors import UserError
+from megatron_remit.model_arguments import MODEL_ARGUMENTS, NEUTRAL
+from megatron_remit.reference.checkpoint import saved_arguments
+from megatron_remit.reference.fingerprint import (
     legacy_fingerprint,
     reference_fingerprint,
     unseen_by_legacy,
 )
-from megatron_remit.score_store.manifest import Identity, Manifest, create_manifest  # noqa: E402
-from megatron_remit.scoring import session  # noqa: E402
-from tests.hf_models import SHAPES, make_model  # noqa: E402
-from tests.score_store.synthetic import key  # noqa: E402
-from tests.test_bad_input import parsed  # noqa: E402
+from megatron_remit.score_store.manifest import Identity, Manifest, create_manifest
+from megatron_remit.scoring import session
+from tests.hf_models import SHAPES, make_model
+from tests.score_store.synthetic import key
+from tests.test_bad_input import parsed
+
+cpu.install()
 
 # As stores of format 1 were first written with them.
 LEGACY_NAMES = """num_layers hidden_size ffn_hidden_size num_attention_heads num_query_groups kv_channels norm_epsilon
