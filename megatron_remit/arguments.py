@@ -60,6 +60,12 @@ def add_remit_arguments(
         "and for every --seed, which then only orders them. Default: as Megatron does.",
     )
     add_score_store_arguments(group)
+    _set_defaults(parser)
+    return parser
+
+
+def _set_defaults(parser: argparse.ArgumentParser) -> None:
+    """Defaults of Megatron's flags that the objectives, this machine or its packages need. A given flag wins."""
     # The divisor of equations 2 and 6 is the token count of the global batch.
     parser.set_defaults(calculate_per_token_loss=True, ckpt_format="torch_dist")
     # Megatron leaves it unset and then divides by it.
@@ -76,7 +82,6 @@ def add_remit_arguments(
         parser.set_defaults(gradient_accumulation_fusion=False)
     if not cpu.has_cuda():
         parser.set_defaults(**cpu.default_arguments())
-    return parser
 
 
 def _objective(name: str) -> str:

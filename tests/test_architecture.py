@@ -16,9 +16,12 @@ OTHERS = sorted(
     path for folder in ("tools", "benchmarks", "tests", "examples") for path in (ROOT / folder).rglob("*.py")
 )
 
-# Hooks that Megatron calls without passing its arguments. The programs may read them too; everything else receives the
-# numbers that it needs.
+# Hooks that Megatron calls, and classes that it makes, without passing its arguments. The programs may read them too;
+# everything else receives the numbers that it needs.
 EDGES = {
+    "megatron_remit/data/checked.py",
+    "megatron_remit/objectives/__init__.py",
+    "megatron_remit/scoring/dataset.py",
     "megatron_remit/step_metrics.py",
     "megatron_remit/data/batch.py",
     "megatron_remit/data/datasets.py",

@@ -3,8 +3,8 @@
 import torch
 from megatron.core.utils import get_batch_on_this_cp_rank
 
-from megatron_remit.objectives.math.permutation import permute_weights
 from megatron_remit.objectives.math.selection import keep_in_global_batch, keep_in_microbatch
+from megatron_remit.objectives.math.weights import permute_weights
 from megatron_remit.parallel import own_part, whole_batch, whole_sequence
 from tests.ranks import run_ranks
 

@@ -1,7 +1,7 @@
 """megatron-remit preprocess: tokenize JSONL text into Megatron's .bin/.idx corpus."""
 
 from megatron_remit.errors import cli
-from megatron_remit.programs.preprocess import main
+from megatron_remit.programs.commands import preprocess_command
 
 if __name__ == "__main__":
-    cli(main)
+    cli(preprocess_command)

@@ -18,9 +18,9 @@ from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 from tqdm import tqdm
 
 from megatron_remit.artifacts import whole_files
-from megatron_remit.data.encoder import Encoder, load_encoder
 from megatron_remit.data.jsonl import Block, blocks, text_of
 from megatron_remit.data.manifest import Counts, Manifest
+from megatron_remit.data.tokenizer import Encoder, load_encoder
 from megatron_remit.errors import UserError
 
 

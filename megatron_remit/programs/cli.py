@@ -22,14 +22,14 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "import": Command("convert", "import_command", "a Hugging Face model folder becomes a Megatron checkpoint"),
-    "export": Command("convert", "export_command", "a Megatron checkpoint becomes a Hugging Face model folder"),
-    "preprocess": Command("preprocess", "main", "JSONL text becomes a tokenized corpus"),
+    "import": Command("commands", "import_command", "a Hugging Face model folder becomes a Megatron checkpoint"),
+    "export": Command("commands", "export_command", "a Megatron checkpoint becomes a Hugging Face model folder"),
+    "preprocess": Command("commands", "preprocess_command", "JSONL text becomes a tokenized corpus"),
     "score": Command("score_corpus", "main", "a corpus is scored into a store, ahead of training (under torchrun)"),
     "store": Command("score_store", "main", "look at a score store and keep it in order"),
     "select": Command("select_samples", "main", "the documents that a large model prefers most over a small one"),
-    "compare": Command("compare", "main", "models on the same text, and runs by their logs, as an HTML page"),
-    "plan": Command("plan", "main", "check a run's settings, print its length and its memory per GPU"),
+    "compare": Command("commands", "compare_command", "models on the same text, and runs by their logs, as a page"),
+    "plan": Command("commands", "plan_command", "check a run's settings, print its length and its memory per GPU"),
     "train": Command("train", "main", "train with Megatron's loop (under torchrun)"),
 }
 

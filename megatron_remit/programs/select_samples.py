@@ -13,8 +13,7 @@ import numpy
 
 from megatron_remit.arguments import add_remit_arguments
 from megatron_remit.artifacts import write_whole
-from megatron_remit.data.datasets import build_datasets
-from megatron_remit.data.fixed_rows import FixedRowsDataset
+from megatron_remit.data.datasets import FixedRowsDataset, build_datasets
 from megatron_remit.errors import UserError
 from megatron_remit.programs.start import check, parse_arguments
 from megatron_remit.score_store.manifest import check_identity

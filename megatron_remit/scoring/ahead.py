@@ -78,9 +78,10 @@ class ScoreAhead:
         if args.score_store is None:
             values = run_reference(groups, output, size, seq_length)
         else:
-            wanted = missing_groups(groups[-1])
+            wanted = missing_groups(groups[-1], args)
             selected = [[chunk[number] for number in wanted] for chunk in groups]
-            values = filled(groups[-1], wanted, run_reference(selected, output, size, seq_length) if wanted else [])
+            scored = run_reference(selected, output, size, seq_length) if wanted else []
+            values = filled(groups[-1], wanted, scored, args)
         if values and size != args.micro_batch_size:
             values = torch.cat(values).split(args.micro_batch_size)
         if values:

@@ -3,8 +3,9 @@
 Shape suffixes: B sequences of a reference microbatch, S sequence positions on this rank.
 """
 
+import argparse
+
 import torch
-from megatron.training import get_args
 from torch import Tensor
 
 from megatron_remit.data.batch import Batch
@@ -12,7 +13,7 @@ from megatron_remit.parallel import agree_on_maximum, context_parallel_group, wh
 from megatron_remit.scoring.session import start_writer
 
 
-def missing_groups(groups: list[Batch]) -> list[int]:
+def missing_groups(groups: list[Batch], args: argparse.Namespace) -> list[int]:
     """Which reference microbatches hold a row that the store lacks; the same on every rank of a model replica.
 
     Only the last stage knows, and context-parallel ranks may differ while another job fills the store, so the ranks
@@ -26,14 +27,14 @@ def missing_groups(groups: list[Batch]) -> list[int]:
             flags[number] = nll_BS.isnan().any()
     agree_on_maximum(flags)
     wanted = [number for number, flag in enumerate(flags.tolist()) if flag]
-    if get_args().virtual_pipeline_model_parallel_size and wanted:
-        stages = get_args().pipeline_model_parallel_size
+    if args.virtual_pipeline_model_parallel_size and wanted:
+        stages = args.pipeline_model_parallel_size
         others = [number for number in range(len(groups)) if number not in wanted]
         wanted = sorted(wanted + others[: -len(wanted) % stages])
     return wanted
 
 
-def filled(groups: list[Batch], wanted: list[int], scored: list[Tensor]) -> list[Tensor]:
+def filled(groups: list[Batch], wanted: list[int], scored: list[Tensor], args: argparse.Namespace) -> list[Tensor]:
     """The NLLs [B, S] of every group on the last stage, nats: from the store, and where it lacks a row from ``scored``,
     the reference's NLLs of the groups ``wanted``. Elsewhere nothing.
 
@@ -45,14 +46,14 @@ def filled(groups: list[Batch], wanted: list[int], scored: list[Tensor]) -> list
     for number, scored_BS in zip(wanted, scored, strict=True):
         missing_B = nlls[number].isnan().any(dim=1)
         nlls[number] = torch.where(missing_B[:, None], scored_BS, nlls[number])
-        if get_args().score_store_write:
-            _write(groups[number]["score_key"], missing_B, scored_BS)
+        if args.score_store_write:
+            _write(groups[number]["score_key"], missing_B, scored_BS, args)
     return nlls
 
 
-def _write(key_B2: Tensor | None, missing_B: Tensor, nll_BS: Tensor) -> None:
+def _write(key_B2: Tensor | None, missing_B: Tensor, nll_BS: Tensor, args: argparse.Namespace) -> None:
     whole_BS = whole_sequence(nll_BS, context_parallel_group())
-    writer = start_writer(get_args())
+    writer = start_writer(args)
     if writer is None or key_B2 is None:
         return  # the keys are where the writer is
     for row in missing_B.nonzero().flatten().tolist():

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from megatron_remit.artifacts import unwritable, write_whole
 from megatron_remit.data.checked import CheckedGPTDataset
-from megatron_remit.data.fixed_rows import FixedRowsDataset
+from megatron_remit.data.datasets import FixedRowsDataset
 from megatron_remit.errors import UserError
 from megatron_remit.score_store.files import DamagedFile
 from megatron_remit.score_store.keys import row_key

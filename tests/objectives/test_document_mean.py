@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_remit.objectives.math.documents import document_ids, document_mean
-from megatron_remit.objectives.math.weights import remit_weights
+from megatron_remit.objectives.math.weights import document_ids, document_mean, remit_weights
 from tests.ranks import run_ranks
 
 END = 9

@@ -2,7 +2,7 @@
 
 import torch
 
-from megatron_remit.objectives.math.permutation import permute_weights
+from megatron_remit.objectives.math.weights import permute_weights
 
 WEIGHTS = torch.rand(4, 64, generator=torch.Generator().manual_seed(1)) + 0.5
 MASK = (torch.rand(4, 64, generator=torch.Generator().manual_seed(2)) > 0.3).float()

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from megatron_remit.analysis.page import machine, versions
 from megatron_remit.analysis.scalars import smooth
-from megatron_remit.analysis.versions import machine, versions
 from megatron_remit.artifacts import write_whole
 from megatron_remit.errors import UserError
 from report.figures import clip_threshold

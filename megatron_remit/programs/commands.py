@@ -1,0 +1,149 @@
+"""The commands whose command lines are their own: import, export, preprocess, plan and compare.
+
+What does the work is imported in each command, after its command line is parsed: --help and a usage error need not wait
+for torch, transformers and Megatron. The commands that take Megatron's flags have a module each.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def import_command() -> None:
+    """Parse the command line and import a model. Raises UserError as ``import_hf``."""
+    parser = argparse.ArgumentParser(
+        description="Convert a Hugging Face model folder into a Megatron checkpoint: %(prog)s --hf DIR --out DIR."
+    )
+    parser.add_argument("--hf", type=Path, required=True, help="folder with config.json and safetensors files")
+    parser.add_argument("--out", type=Path, required=True, help="new folder, to be passed to --load")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out if it holds a checkpoint")
+    options = parser.parse_args()
+    from megatron_remit.convert.hf_to_megatron import import_hf
+
+    import_hf(options.hf, options.out, overwrite=options.overwrite)
+    print(f"imported {options.hf} to {options.out}")
+
+
+def export_command() -> None:
+    """Parse the command line and export a checkpoint. Raises UserError as ``export_hf``."""
+    parser = argparse.ArgumentParser(
+        description="Convert a Megatron checkpoint, imported or trained, into a Hugging Face model folder."
+    )
+    parser.add_argument("--megatron", type=Path, required=True, help="checkpoint folder (what --save or --load names)")
+    parser.add_argument("--iteration", type=int, help="which iteration (default: the latest)")
+    parser.add_argument("--hf-template", type=Path, required=True, help="folder with config.json and tokenizer files")
+    parser.add_argument("--out", type=Path, required=True, help="new Hugging Face folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out if it holds a checkpoint")
+    parser.add_argument("--shard-bytes", type=int, default=5_000_000_000, help="largest safetensors file, bytes")
+    options = parser.parse_args()
+    from megatron_remit.convert.megatron_to_hf import export_hf
+
+    export_hf(
+        options.megatron,
+        options.hf_template,
+        options.out,
+        iteration=options.iteration,
+        overwrite=options.overwrite,
+        shard_bytes=options.shard_bytes,
+    )
+    print(f"exported {options.megatron} to {options.out}")
+
+
+def preprocess_command() -> None:
+    """Parse the command line, write the corpus and print its counts. Raises UserError as ``preprocess``."""
+    parser = argparse.ArgumentParser(description="Tokenize JSONL text into Megatron's .bin/.idx corpus.")
+    parser.add_argument("--input", type=Path, nargs="+", required=True, metavar="FILE", help=".jsonl or .jsonl.gz")
+    parser.add_argument("--output-prefix", type=Path, required=True, help="PREFIX of the .bin, .idx and .json written")
+    parser.add_argument(
+        "--tokenizer-type", choices=("HuggingFaceTokenizer", "SentencePieceTokenizer"), default="HuggingFaceTokenizer"
+    )
+    parser.add_argument("--tokenizer-model", type=Path, required=True, help="Hugging Face folder or SentencePiece file")
+    parser.add_argument("--json-key", default="text", help="key of a line's text")
+    parser.add_argument("--workers", type=int, default=1, help="processes that tokenize")
+    parser.add_argument(
+        "--append-eod",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="end each document with the end-of-sequence token",
+    )
+    options = parser.parse_args()
+    from megatron_remit.data.preprocess import preprocess
+
+    counts = preprocess(
+        options.input,
+        options.output_prefix,
+        options.tokenizer_type,
+        options.tokenizer_model,
+        options.json_key,
+        options.workers,
+        options.append_eod,
+    )
+    print(
+        f"{options.output_prefix}: {counts.documents} documents, {counts.tokens} tokens from {counts.bytes} bytes "
+        f"in {counts.seconds:.1f} s, {counts.bytes / 1e6 / counts.seconds:.2f} MB/s"
+    )
+
+
+def plan_command() -> None:
+    """Parse the command line and print the plan. Raises UserError as ``plan_run``."""
+    parser = argparse.ArgumentParser(
+        description="Check the settings of a run and print its length and its memory per GPU, without a GPU."
+    )
+    parser.add_argument("--base-hf", type=Path, required=True, help="Hugging Face folder of the model to train")
+    parser.add_argument("--reference-hf", type=Path, help="Hugging Face folder of the RL model")
+    parser.add_argument("--gpus", type=int, required=True, help="GPUs of the run, over all nodes")
+    parser.add_argument("training", nargs="+", metavar="-- FLAG", help="flags of the training program")
+    options = parser.parse_args()
+    from megatron_remit.launch.plan import plan_run
+
+    print(plan_run(options.base_hf, options.reference_hf, options.gpus, options.training))
+
+
+def compare_command() -> None:
+    """Parse the command line and make the comparison. Raises UserError as ``compare``."""
+    parser = argparse.ArgumentParser(
+        description="Compare models on the same text, and runs by their logs: an HTML page, and a PNG and CSV of every "
+        "figure."
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for compare.html and figures")
+    parser.add_argument(
+        "--model", action="append", default=[], metavar="NAME=DIR", help="a Hugging Face folder; repeat for each model"
+    )
+    parser.add_argument("--text", type=Path, nargs="+", default=[], metavar="FILE", help=".jsonl or .jsonl.gz")
+    parser.add_argument("--json-key", default="text", help="key of a line's text (default: text)")
+    parser.add_argument("--teacher", metavar="NAME", help="the model from which each other's KL divergence is taken")
+    parser.add_argument(
+        "--heatmap",
+        action="append",
+        default=[],
+        metavar="A:B",
+        help="colour tokens white to red by how much surer A is than B (RL:base); may be repeated",
+    )
+    parser.add_argument(
+        "--contrast",
+        action="append",
+        default=[],
+        metavar="A:B",
+        help="red where A is surer, blue where B is (RL:SFT); may be repeated",
+    )
+    parser.add_argument("--max-tokens", type=int, default=1_000_000, help="tokens of text to read (default: 1000000)")
+    parser.add_argument("--seq-length", type=int, default=1024, help="tokens a model sees at once (default: 1024)")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="dtype of the weights (default: as they were saved)",
+    )
+    parser.add_argument(
+        "--run", action="append", default=[], metavar="NAME=DIR", help="a run's TensorBoard folder; repeat for each run"
+    )
+    parser.add_argument(
+        "--accuracy",
+        action="append",
+        default=[],
+        metavar="FILE or NAME=FILE.json",
+        help="CSV with columns run,tokens,seconds,accuracy, or a run's JSON of evaluate_run.py; repeat",
+    )
+    options = parser.parse_args()
+    from megatron_remit.analysis.build import Request, compare
+
+    compare(Request(**vars(options)))
