@@ -126,10 +126,7 @@ def _describe_steps(args: argparse.Namespace, corpora: dict[str, int], microbatc
 
 
 def _describe_memory(args: argparse.Namespace, memory: Memory) -> list[str]:
-    lines = [
-        ("weights, gradients, optimizer", memory.weights_and_optimizer),
-        ("activations", memory.activations),
-    ]
+    lines = [("weights, gradients, optimizer", memory.weights_and_optimizer), ("activations", memory.activations)]
     if args.objective != "ntp":
         lines += [("reference: weights", memory.reference_weights), ("reference: logits", memory.scoring)]
     return [

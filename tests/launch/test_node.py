@@ -27,22 +27,19 @@ time.sleep(1.5)
 """
 
 
+def launcher_of(folder, workers):
+    """The launcher's command line for ``workers`` processes of worker.py in ``folder``."""
+    meeting = ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    launcher = [sys.executable, "-m", "megatron_remit.launch.node", "--nnodes=1", f"--nproc-per-node={workers}"]
+    return [*launcher, *meeting, str(folder / "worker.py")]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "moment"), [(signal.SIGUSR1, "started"), (signal.SIGTERM, "ready")])
 def test_workers_are_asked_once_and_waited_for(number, moment, tmp_path):
     (tmp_path / "worker.py").write_text(WORKER)
     launcher = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "megatron_remit.launch.node",
-            "--nnodes=1",
-            "--nproc-per-node=2",
-            "--master-addr=127.0.0.1",
-            f"--master-port={free_port()}",
-            str(tmp_path / "worker.py"),
-            str(tmp_path),
-        ],
+        [*launcher_of(tmp_path, 2), str(tmp_path)],
         cwd=ROOT,
         env=dict(os.environ, OMP_NUM_THREADS="1", SLURM_NODEID="0"),
         start_new_session=True,
@@ -64,20 +61,5 @@ def test_workers_are_asked_once_and_waited_for(number, moment, tmp_path):
 @pytest.mark.slow
 def test_a_failed_worker_fails_the_launcher(tmp_path):
     (tmp_path / "worker.py").write_text("raise SystemExit(3)")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "megatron_remit.launch.node",
-            "--nnodes=1",
-            "--nproc-per-node=1",
-            "--master-addr=127.0.0.1",
-            f"--master-port={free_port()}",
-            str(tmp_path / "worker.py"),
-        ],
-        cwd=ROOT,
-        timeout=240,
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run(launcher_of(tmp_path, 1), cwd=ROOT, timeout=240, capture_output=True, text=True)
     assert done.returncode == 1 and "exitcode  : 3" in done.stderr

@@ -25,22 +25,10 @@ OLMO_1B = {
     "num_key_value_heads": 16,
     "max_position_embeddings": 4096,
 }
-PAPER = [
-    "--objective",
-    "remit",
-    "--seq-length",
-    "4096",
-    "--micro-batch-size",
-    "4",
-    "--reference-micro-batch-size",
-    "8",
-    "--global-batch-size",
-    "512",
-    "--train-iters",
-    "23842",
-    "--use-distributed-optimizer",
-    "--bf16",
-]
+PAPER = (
+    "--objective remit --seq-length 4096 --micro-batch-size 4 --reference-micro-batch-size 8 --global-batch-size 512 "
+    "--train-iters 23842 --use-distributed-optimizer --bf16"
+).split()
 
 
 @pytest.fixture(scope="module")

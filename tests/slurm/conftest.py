@@ -27,18 +27,8 @@ def inputs(tmp_path_factory):
         for _ in range(2000):
             text = " ".join("".join(draw.choices("abcdefgh", k=draw.randint(1, 6))) for _ in range(draw.randint(5, 40)))
             lines.write(json.dumps({"text": text}) + "\n")
-    done = run_command(
-        [
-            "python",
-            ROOT / "tools/preprocess_corpus.py",
-            "--input",
-            folder / "corpus.jsonl",
-            "--output-prefix",
-            folder / "corpus",
-            "--tokenizer-model",
-            folder / "base",
-        ]
-    )
+    flags = ["--output-prefix", folder / "corpus", "--tokenizer-model", folder / "base"]
+    done = run_command(["python", ROOT / "tools/preprocess_corpus.py", "--input", folder / "corpus.jsonl", *flags])
     assert done.returncode == 0, done.output
     return Inputs(folder / "base", folder / "rl", folder / "corpus")
 

@@ -84,31 +84,15 @@ class Cluster:
     folder: Path
 
     def environment(self, name, **overrides):
-        settings = (
-            TINY
-            | {
-                "BASE_HF": self.inputs.base,
-                "RL_HF": self.inputs.rl,
-                "CORPUS": self.inputs.corpus,
-                "RUN_DIR": self.folder / name,
-                "PYTHON": sys.executable,
-            }
-            | overrides
-        )
+        paths = {"BASE_HF": self.inputs.base, "RL_HF": self.inputs.rl, "CORPUS": self.inputs.corpus}
+        settings = TINY | paths | {"RUN_DIR": self.folder / name, "PYTHON": sys.executable} | overrides
         kept = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
         return kept | {key: str(value) for key, value in settings.items() if value is not None}
 
     def submit(self, name, *flags, **overrides):
         log = self.folder / f"{name}.log"
-        number = slurm(
-            "sbatch",
-            "--parsable",
-            "--nodes=1",
-            f"--output={log}",
-            *flags,
-            SCRIPT,
-            env=self.environment(name, **overrides),
-        )
+        command = ["sbatch", "--parsable", "--nodes=1", f"--output={log}", *flags, SCRIPT]
+        number = slurm(*command, env=self.environment(name, **overrides))
         return Job(number, self.folder / name, log)
 
 

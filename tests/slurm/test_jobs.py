@@ -1,8 +1,8 @@
 """examples/remit_olmo1b.sh on a real Slurm: from Hugging Face to Hugging Face, preempted or not, on one node or two.
 
-Three jobs serve most tests. Two start at once on a node each: one runs through, the other is preempted twice, once as
-``--signal=B:USR1@...`` does it before the time limit (the batch script alone gets the signal) and once as preemption
-with a grace time does it (the tasks alone get SIGTERM). The third trains on both nodes.
+Three jobs serve most tests. Two start at once, each on its own node: one runs through, the other is preempted twice,
+once as ``--signal=B:USR1@...`` does it before the time limit (the batch script alone gets the signal) and once as
+preemption with a grace time does it (the tasks alone get SIGTERM). The third trains on both nodes.
 """
 
 import re
@@ -39,7 +39,7 @@ def jobs(slurm_cluster):
 
 
 def _steps(job):
-    """The last step that the log tells of."""
+    """The last step in the log."""
     lines = [line for line in job.text().splitlines() if " iteration " in line and "consumed samples" in line]
     return int(lines[-1].split(" iteration ")[1].split("/")[0]) if lines else 0
 

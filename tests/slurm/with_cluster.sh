@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run a command beside a real Slurm of two virtual nodes on this machine, without systemd:
+# Run a command next to a real Slurm of two virtual nodes on this machine, without systemd:
 #
 #   tests/slurm/with_cluster.sh COMMAND...
 #
@@ -48,7 +48,7 @@ stop() {
   for _ in {1..20}; do [[ -n $(squeue --noheader 2> /dev/null) ]] || break; sleep 0.5; done
   kill "${started[@]}" 2> /dev/null || true
   for _ in {1..20}; do [[ -n $(jobs -pr) ]] || break; sleep 0.25; done
-  # shellcheck disable=SC2046 # one word a process
+  # shellcheck disable=SC2046 # one word per process
   kill -KILL "${started[@]}" $(ours) 2> /dev/null || true
   if ((status)); then
     for log in "$home"/*.log; do echo "--- $(basename "$log")"; tail -n 15 "$log"; done >&2
@@ -107,7 +107,7 @@ NodeName=n1 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$port_1 CPUs=2 G
 NodeName=n2 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$port_2 CPUs=2 Gres=gpu:8
 PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 CONF
-# The scripts ask for 8 GPUs a node. Slurm only counts the devices, so /dev/null under eight names will do.
+# The scripts ask for 8 GPUs per node. Slurm only counts the devices, so /dev/null under eight names will do.
 for i in {0..7}; do ln -s /dev/null "$home/gpu$i"; done
 echo "Name=gpu File=$home/gpu[0-7]" > "$home/gres.conf"
 export SLURM_CONF=$home/slurm.conf
