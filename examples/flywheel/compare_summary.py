@@ -229,7 +229,7 @@ weights in the last 30 steps: 0 would be NTP.
 
 {table}
 
-The models that the runs start from and lean on:
+The models that the runs start from, and their references:
 
 | model | two-step, % | three-step, % |
 |---|---|---|
@@ -243,7 +243,7 @@ Mean of the two kinds.
 
 ![accuracy against tokens]({picture})
 
-Lines are means over the seeds from the base on, bands their whole range.
+Lines are means over the seeds, starting at the base; bands are their whole range.
 
 ## Compared seed by seed
 
@@ -254,21 +254,20 @@ tokens in the same order (MiniPLM and the longer NTP run: other tokens).
 
 ## What the methods do to each kind of token
 
-The first rows of the corpus under two policies: the base, where the arms start, and the model of NTP mid-training on
-more tokens than theirs. NLL and delta to the RL reference in nats, the mean ReMiT weight, the share that RHO-1 keeps.
+The table shows the first rows of the corpus under two policies: the base, where the arms start, and the model after NTP
+mid-training on more tokens than theirs. NLL and delta to the RL reference are in nats; then come the mean ReMiT weight
+and the share of tokens that RHO-1 trains on.
 
 {kinds}
 
 ## What may be concluded, and what not
 
-- A gain that has one sign in every seed is more than the chance of the data's order, and says nothing beyond that:
-  there is one base and one RL reference. With three seeds one sign in all of them comes about by chance in one of
-  four cases.
+- A gain that has one sign in every seed speaks against chance in the order of the data, and against nothing else: there
+  is one base and one RL reference. With three seeds, all three have one sign by chance in one of four cases.
 - Learning is a sudden jump at this size, and a method that moves the jump earlier looks much better at a fixed number
   of tokens. The curves, and the arm with the compute of ReMiT, say how much earlier.
-- What RL adds is the difference between ReMiT with the RL reference and with the model before RL, not that to NTP:
-  weights from any better model of the same text help. Permuted weights keep the histogram of the weights and lose
-  their place.
+- What RL adds is the difference between ReMiT with the RL reference and ReMiT with the model before RL, not the
+  difference to NTP. Permuted weights have the same histogram as ReMiT's, but on other tokens.
 - Nothing here says what any of the methods gains on a model of 1B parameters.
 
 ## Conditions

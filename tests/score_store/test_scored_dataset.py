@@ -7,16 +7,15 @@ import pytest
 import torch
 
 from megatron_remit import cpu
+from megatron_remit.errors import UserError
+from megatron_remit.score_store.keys import row_key
+from megatron_remit.score_store.reader import ScoreStore
+from megatron_remit.score_store.shard import PATTERN
+from megatron_remit.score_store.writer import StoreWriter
+from megatron_remit.scoring.dataset import ScoredDataset
+from tests.score_store.synthetic import JOB, LENGTH, make_store, nll
 
 cpu.install()
-
-from megatron_remit.errors import UserError  # noqa: E402
-from megatron_remit.score_store.keys import row_key  # noqa: E402
-from megatron_remit.score_store.reader import ScoreStore  # noqa: E402
-from megatron_remit.score_store.shard import PATTERN  # noqa: E402
-from megatron_remit.score_store.writer import StoreWriter  # noqa: E402
-from megatron_remit.scoring.dataset import ScoredDataset  # noqa: E402
-from tests.score_store.synthetic import JOB, LENGTH, make_store, nll  # noqa: E402
 
 
 @pytest.fixture
