@@ -3,7 +3,7 @@
 import torch
 from megatron.core.utils import get_batch_on_this_cp_rank
 
-from megatron_remit.objectives.math.selection import keep_in_global_batch, keep_in_microbatch
+from megatron_remit.objectives.math.selection import select_in_global_batch, select_in_microbatch
 from megatron_remit.objectives.math.weights import permute_weights
 from megatron_remit.parallel import own_part, whole_batch, whole_sequence
 from tests.ranks import run_ranks
@@ -25,8 +25,8 @@ def _split_values_give_the_choice_of_whole_ones(rank):
     assert torch.equal(whole_batch(excess[:, rank], group), excess)
 
     for scope in ("sequence", "microbatch"):
-        whole = keep_in_microbatch(one, one_mask, 0.6, scope)
-        part = keep_in_microbatch(one[:, columns], one_mask[:, columns], 0.6, scope, group)
+        whole = select_in_microbatch(one, one_mask, 0.6, scope)
+        part = select_in_microbatch(one[:, columns], one_mask[:, columns], 0.6, scope, group)
         assert torch.equal(part, whole[:, columns])
 
     samples, weights = torch.tensor([5, 6]), torch.rand(2, 8, generator=generator)
@@ -35,10 +35,12 @@ def _split_values_give_the_choice_of_whole_ones(rank):
     assert torch.equal(part, whole[:, columns])
 
     # One rank reads the same twelve sequences as six microbatches.
-    alone = keep_in_global_batch(excess.view(6, 2, 8), mask.view(6, 2, 8), 0.6).view(3, 2, 2, 8)
-    dealt = keep_in_global_batch(excess[:, rank], mask[:, rank], 0.6, dp_group=group)
+    alone = select_in_global_batch(excess.view(6, 2, 8), mask.view(6, 2, 8), 0.6).view(3, 2, 2, 8)
+    dealt = select_in_global_batch(excess[:, rank], mask[:, rank], 0.6, dp_group=group)
     assert torch.equal(dealt, alone[:, rank])
-    split = keep_in_global_batch(excess.view(6, 2, 8)[..., columns], mask.view(6, 2, 8)[..., columns], 0.6, None, group)
+    split = select_in_global_batch(
+        excess.view(6, 2, 8)[..., columns], mask.view(6, 2, 8)[..., columns], 0.6, None, group
+    )
     assert torch.equal(split, alone.view(6, 2, 8)[..., columns])
 
 

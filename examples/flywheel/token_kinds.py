@@ -20,7 +20,7 @@ from torch import Tensor
 from megatron_remit.analysis.inputs import Texts
 from megatron_remit.analysis.models import load_model, load_tokenizer, start_token, tokenize
 from megatron_remit.analysis.score import token_logprobs
-from megatron_remit.objectives.math.selection import keep_in_microbatch
+from megatron_remit.objectives.math.selection import select_in_microbatch
 from megatron_remit.objectives.math.weights import remit_weights
 
 POLICIES = ("base", "mid")
@@ -76,7 +76,7 @@ def summarise(
     """Means over the tokens of each kind; the NLLs are nats."""
     ones_BS = torch.ones_like(policy_BS)
     weights = remit_weights(policy_BS, reference_BS, ones_BS, epsilon)
-    kept_BS = keep_in_microbatch(weights.delta_BS, ones_BS, ratio, "sequence")
+    kept_BS = select_in_microbatch(weights.delta_BS, ones_BS, ratio, "sequence")
     flat = [name for row in kind for name in row]
     found = []
     for name in sorted(set(flat)):
