@@ -127,12 +127,16 @@ class Job:
         """Run ``command`` on ``nodes`` nodes; its exit status as a shell gives it, 128 + n after signal n."""
         before = self._announcements
         # The locks are handed on: a step that outlives a killed batch script still keeps other jobs away.
-        self._child = subprocess.Popen(
-            slurm.step(command, nodes, self.settings.container),
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **self.settings.environment},
-            pass_fds=self._locks,
-        )
+        try:
+            self._child = subprocess.Popen(
+                slurm.step(command, nodes, self.settings.container),
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **self.settings.environment},
+                pass_fds=self._locks,
+            )
+        except OSError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 127  # as a shell says that there is no such command
         if self._announcements > before:
             self._pass_on()  # it came before the child was there to get it
         status = self._child.wait()

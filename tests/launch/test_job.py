@@ -6,6 +6,7 @@ tests/slurm has the same on a real Slurm, with a model that trains.
 import fcntl
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,6 +157,17 @@ def test_a_command_that_fails_ends_the_job(failure, message, slurm):
     status, output = slurm.run(**failure)
     assert status == 2 and f"error: {message.format(slurm.folder)}" in output
     assert "requeue" not in " ".join(slurm.commands())
+
+
+def test_a_job_without_srun_says_so(slurm):
+    (slurm.folder / "bin/srun").unlink()
+    for name in ("bash", "dirname"):
+        (slurm.folder / "bin" / name).symlink_to(shutil.which(name))
+    status, output = slurm.run(PATH=slurm.folder / "bin")
+    assert status == 2 and output.splitlines() == [
+        "error: [Errno 2] No such file or directory: 'srun'",
+        "error: these settings cannot be run (status 127)",
+    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
