@@ -1,4 +1,4 @@
-"""The ranks that share a sequence or a batch, and values of the whole from the parts that they hold.
+"""Values of a whole sequence, or of a whole global batch, from the parts that ranks hold. Pure torch.
 
 A choice between tokens (which to keep, which to exchange) must see all of them, in one order, to be the same in every
 parallel layout. The order is that of the data: sample by sample, position by position.
@@ -8,22 +8,8 @@ context-parallel size), M microbatches of a step, D data-parallel ranks.
 """
 
 import torch
-from megatron.core import mpu
 from torch import Tensor
 from torch.distributed import ProcessGroup
-
-
-def context_parallel_group() -> ProcessGroup | None:
-    """The ranks that hold the other parts of this rank's sequences; None where sequences are whole."""
-    group = mpu.get_context_parallel_group(check_initialized=False)
-    return group if group is not None and group.size() > 1 else None
-
-
-def agree_on_maximum(values: Tensor) -> None:
-    """The maximum over the ranks that run one model replica on one batch, in place."""
-    torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, group=mpu.get_model_parallel_group())
-    if mpu.get_context_parallel_world_size() > 1:
-        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, group=mpu.get_context_parallel_group())
 
 
 def whole_sequence(part_BS: Tensor, cp_group: ProcessGroup | None) -> Tensor:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from megatron.core import mpu
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.nn import Module
 
 from megatron_remit.data.batch import Batch
@@ -97,6 +99,12 @@ class Objective(abc.ABC):
 
     def finish_report(self, report: dict[str, Tensor]) -> None:
         """Turn a step's reported means, reduced over microbatches and ranks, into what is logged. Works in place."""
+
+
+def context_parallel_group() -> ProcessGroup | None:
+    """The ranks that hold the other parts of this rank's sequences; None where sequences are whole."""
+    group = mpu.get_context_parallel_group(check_initialized=False)
+    return group if group is not None and group.size() > 1 else None
 
 
 def mean(total: Tensor, num_tokens: Tensor) -> Tensor:

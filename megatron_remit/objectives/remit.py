@@ -14,9 +14,8 @@ from torch import Tensor
 
 from megatron_remit.data.batch import Batch
 from megatron_remit.errors import UserError
-from megatron_remit.objectives.base import LossResult, Objective, mean
+from megatron_remit.objectives.base import LossResult, Objective, context_parallel_group, mean
 from megatron_remit.objectives.math.weights import Centering, document_ids, permute_weights, remit_weights
-from megatron_remit.parallel import context_parallel_group
 
 
 class Remit(Objective):

@@ -14,9 +14,8 @@ from megatron.core import mpu
 from torch import Tensor
 
 from megatron_remit.data.batch import Batch
-from megatron_remit.objectives.base import LossResult, Objective, Step, mean, number_in
+from megatron_remit.objectives.base import LossResult, Objective, Step, context_parallel_group, mean, number_in
 from megatron_remit.objectives.math.selection import Scope, select_in_global_batch, select_in_microbatch
-from megatron_remit.parallel import context_parallel_group
 
 
 class Rho1(Objective):

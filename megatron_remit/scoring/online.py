@@ -6,10 +6,11 @@ Shape suffixes: B sequences of a reference microbatch, S sequence positions on t
 import argparse
 
 import torch
+from megatron.core import mpu
 from torch import Tensor
 
 from megatron_remit.data.batch import Batch
-from megatron_remit.parallel import agree_on_maximum, context_parallel_group, whole_sequence
+from megatron_remit.parallel import whole_sequence
 from megatron_remit.scoring.session import start_writer
 
 
@@ -34,6 +35,13 @@ def missing_groups(groups: list[Batch], args: argparse.Namespace) -> list[int]:
     return wanted
 
 
+def agree_on_maximum(values: Tensor) -> None:
+    """The maximum over the ranks that run one model replica on one batch, in place."""
+    torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, group=mpu.get_model_parallel_group())
+    if mpu.get_context_parallel_world_size() > 1:
+        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, group=mpu.get_context_parallel_group())
+
+
 def filled(groups: list[Batch], wanted: list[int], scored: list[Tensor], args: argparse.Namespace) -> list[Tensor]:
     """The NLLs [B, S] of every group on the last stage, nats: from the store, and where it lacks a row from ``scored``,
     the reference's NLLs of the groups ``wanted``. Elsewhere nothing.
@@ -52,7 +60,7 @@ def filled(groups: list[Batch], wanted: list[int], scored: list[Tensor], args: a
 
 
 def _write(key_B2: Tensor | None, missing_B: Tensor, nll_BS: Tensor, args: argparse.Namespace) -> None:
-    whole_BS = whole_sequence(nll_BS, context_parallel_group())
+    whole_BS = whole_sequence(nll_BS, mpu.get_context_parallel_group())
     writer = start_writer(args)
     if writer is None or key_B2 is None:
         return  # the keys are where the writer is

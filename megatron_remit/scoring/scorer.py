@@ -23,11 +23,12 @@ from torch.utils.data import Dataset, default_collate
 from megatron_remit.data.batch import get_batch
 from megatron_remit.data.datasets import reads_data
 from megatron_remit.nll import Vocabulary, nll_output
-from megatron_remit.parallel import agree_on_maximum, whole_sequence
+from megatron_remit.parallel import whole_sequence
 from megatron_remit.score_store.keys import Key, row_key
 from megatron_remit.score_store.reader import ScoreStore
 from megatron_remit.score_store.writer import StoreWriter
 from megatron_remit.scoring.ahead import score_microbatches
+from megatron_remit.scoring.online import agree_on_maximum
 from megatron_remit.scoring.session import start_writer
 
 _MESSAGE_SECONDS = 10.0
