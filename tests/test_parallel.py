@@ -1,7 +1,6 @@
 """What is chosen among the tokens of a sequence or batch is the same when ranks hold parts of it."""
 
 import torch
-from megatron.core.utils import get_batch_on_this_cp_rank
 
 from megatron_remit.objectives.math.selection import select_in_global_batch, select_in_microbatch
 from megatron_remit.objectives.math.weights import permute_weights
@@ -49,6 +48,9 @@ def test_ranks_that_hold_parts_choose_as_one_that_holds_all():
 
 
 def _parts_of_megatrons_cut_come_together(rank, size):
+    # Imported late: every spawned rank imports this file, and only this test's need Megatron.
+    from megatron.core.utils import get_batch_on_this_cp_rank
+
     whole = torch.arange(2 * 8 * size, dtype=torch.float32).reshape(2, -1)
     group = torch.distributed.group.WORLD
     part = get_batch_on_this_cp_rank({"nll": whole.clone()}, is_hybrid_cp=False, cp_group=group)["nll"]
