@@ -8,8 +8,8 @@ from pathlib import Path
 
 from megatron_remit import cpu
 from megatron_remit.errors import UserError
-from megatron_remit.objectives import OBJECTIVES, objective_class
 from megatron_remit.objectives.base import Objective
+from megatron_remit.objectives.registry import OBJECTIVES, objective_class
 from megatron_remit.scoring.arguments import add_score_store_arguments, check_score_store, scores_ahead
 
 

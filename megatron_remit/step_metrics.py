@@ -9,7 +9,7 @@ import torch
 from megatron.training import get_args, print_rank_last
 from torch import Tensor
 
-from megatron_remit.objectives import current_objective
+from megatron_remit.objectives.registry import current_objective
 from megatron_remit.scoring.ahead import clock
 
 

@@ -9,7 +9,7 @@ import os
 from megatron.training import get_args, training
 
 from megatron_remit import patches
-from megatron_remit.objectives import current_objective
+from megatron_remit.objectives.registry import current_objective
 from megatron_remit.programs import train
 
 RHO1 = {"objective": "rho1", "rho1_keep_ratio": 0.6}

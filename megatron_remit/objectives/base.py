@@ -1,8 +1,8 @@
 """What the training program asks of an objective, and what each objective may leave as it is.
 
 An objective is one file: its flags, the check of them, the batch columns that it needs, its loss and its figures. It is
-made once per run from the parsed arguments (:func:`megatron_remit.objectives.current_objective`), so a loss reads no
-global state. docs/new-objective.md goes through a new one.
+made once per run from the parsed arguments (``registry.current_objective``), so a loss reads no global state.
+docs/new-objective.md goes through a new one.
 
 Shape suffixes: B sequences of a microbatch, S sequence positions on this rank, W positions of the whole sequence.
 """

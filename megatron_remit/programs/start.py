@@ -16,7 +16,7 @@ from megatron_remit.arguments import add_remit_arguments, check_arguments
 from megatron_remit.data.checked import check_corpora
 from megatron_remit.data.tokenizer import megatron_fingerprint
 from megatron_remit.errors import UserError
-from megatron_remit.objectives import objective_class
+from megatron_remit.objectives.registry import objective_class
 
 
 def parse_arguments(

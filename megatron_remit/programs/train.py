@@ -21,8 +21,8 @@ from torch.nn import Module
 from megatron_remit import patches
 from megatron_remit.data.batch import Batch, get_batch
 from megatron_remit.nll import run_model
-from megatron_remit.objectives import current_objective, evaluation_objective, objective_class
 from megatron_remit.objectives.base import LossResult, Objective
+from megatron_remit.objectives.registry import current_objective, evaluation_objective, objective_class
 from megatron_remit.programs.start import check, parse_arguments
 from megatron_remit.reference.checkpoint import reference_arguments
 from megatron_remit.reference.model import build_reference

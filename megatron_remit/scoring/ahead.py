@@ -27,8 +27,8 @@ from torch.nn import Module
 
 from megatron_remit.data.batch import Batch, get_batch, regroup, set_column
 from megatron_remit.nll import Output, Vocabulary, nll_output, run_model
-from megatron_remit.objectives import current_objective
 from megatron_remit.objectives.base import Objective, Step
+from megatron_remit.objectives.registry import current_objective
 from megatron_remit.scoring.online import filled, missing_groups
 
 Schedule = Callable[..., Any]

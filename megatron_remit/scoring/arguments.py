@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_remit.errors import UserError
-from megatron_remit.objectives import objective_class
+from megatron_remit.objectives.registry import objective_class
 from megatron_remit.score_store.writer import SHARD_SECONDS
 
 
