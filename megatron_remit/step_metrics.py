@@ -38,9 +38,9 @@ def with_step_metrics(train_step: Callable[..., tuple]) -> Callable[..., tuple]:
 
 def _add(losses: dict[str, Tensor], seconds: float) -> None:
     options = get_args()
-    like = losses["lm loss"]
     objective = current_objective()
     objective.finish_report(losses)
+    like = next(iter(losses.values()))
     if objective.needs_reference:
         losses["reference share"] = torch.full_like(like, clock.reference_seconds() / seconds)
     tokens = options.global_batch_size * options.seq_length

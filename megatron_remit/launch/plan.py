@@ -14,6 +14,7 @@ from megatron_remit.data.manifest import check_manifest, corpus_prefixes
 from megatron_remit.data.tokenizer import folder_fingerprint
 from megatron_remit.errors import UserError
 from megatron_remit.launch.memory import Memory, estimate
+from megatron_remit.objectives.registry import objective_class
 
 _GIB = 2**30
 
@@ -31,7 +32,7 @@ def plan_run(base_hf: Path, reference_hf: Path | None, gpus: int, training: list
     _set_layout(policy, gpus)
     microbatches = _microbatches(policy)
     # A reference of another family has none of the policy's shape arguments: copied before they are set.
-    reference = None if policy.objective == "ntp" else copy.copy(policy)
+    reference = copy.copy(policy) if objective_class(policy.objective).needs_reference else None
     _set_shape(policy, base_hf)
     if reference is not None:
         if reference_hf is None:
@@ -53,7 +54,7 @@ def plan_run(base_hf: Path, reference_hf: Path | None, gpus: int, training: list
 
 def _arguments(training: list[str]) -> argparse.Namespace:
     cpu.install()
-    parser = add_remit_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)))
+    parser = add_remit_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)), training)
     args = parser.parse_args(training)
     if args.reference_micro_batch_size is None:
         args.reference_micro_batch_size = args.micro_batch_size
@@ -127,11 +128,12 @@ def _describe_steps(args: argparse.Namespace, corpora: dict[str, int], microbatc
 
 def _describe_memory(args: argparse.Namespace, memory: Memory) -> list[str]:
     lines = [("weights, gradients, optimizer", memory.weights_and_optimizer), ("activations", memory.activations)]
-    if args.objective != "ntp":
+    with_reference = objective_class(args.objective).needs_reference
+    if with_reference:
         lines += [("reference: weights", memory.reference_weights), ("reference: logits", memory.scoring)]
     return [
         "memory  of the fullest GPU in GiB, an estimate for bf16 without buffers of NCCL and fragmentation:",
         *(f"        {name:<30}{size / _GIB:8.2f}" for name, size in lines),
         f"        {'peak':<30}{memory.peak / _GIB:8.2f}"
-        + ("   (activations and reference logits take turns)" if args.objective != "ntp" else ""),
+        + ("   (activations and reference logits take turns)" if with_reference else ""),
     ]

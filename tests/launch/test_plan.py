@@ -69,6 +69,20 @@ def test_weights_are_those_of_the_hugging_face_model(folder):
     assert gib(text, "weights, gradients, optimizer") == pytest.approx((6 + 12 / 32) * parameters / 2**30, rel=5e-3)
 
 
+def test_an_objective_of_ones_own_brings_its_flags(folder, tmp_path, monkeypatch):
+    (tmp_path / "alone.py").write_text(
+        "from megatron_remit.objectives.ntp import NextToken\n"
+        "class Alone(NextToken):\n"
+        "    name = 'alone'\n"
+        "    @classmethod\n"
+        "    def add_arguments(cls, group):\n"
+        "        group.add_argument('--alone-strength', type=float)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    text = plan(folder, "--objective", "alone:Alone", "--alone-strength", "0.5")
+    assert "50B tokens" in text and "reference" not in text.replace(str(folder), "")
+
+
 @pytest.mark.parametrize("architecture", ["SmolLM3ForCausalLM", "YoutuForCausalLM"])
 def test_weights_of_the_other_families(architecture, folder, tmp_path):
     """transformers' default configs, which have 3.08B and 1.96B parameters."""
