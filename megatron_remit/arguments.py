@@ -5,12 +5,45 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron_remit import cpu
 from megatron_remit.errors import UserError
 from megatron_remit.objectives.base import Objective
 from megatron_remit.objectives.registry import OBJECTIVES, objective_class
 from megatron_remit.scoring.arguments import add_score_store_arguments, check_score_store, scores_ahead
+
+_EXAMPLES = """next-token prediction, ReMiT with a reference that scores online, and ReMiT from a score store:
+  --load DIR --use-checkpoint-args ...
+  --load DIR --use-checkpoint-args ... --objective remit --reference-load RL_DIR
+  --load DIR --use-checkpoint-args ... --objective remit --score-store STORE
+"""
+
+
+class _HelpOfGroup(argparse.Action):
+    """``--help-remit``: the flags of the ReMiT group alone, with their defaults, out of Megatron's 800."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, group: Any) -> None:
+        help_text = "Show these flags alone, with their defaults, and end."
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help_text)
+        self._group = group
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> None:
+        formatter = _HelpWithDefaults(prog=parser.prog)
+        formatter.start_section(self._group.title)
+        formatter.add_arguments(self._group._group_actions)
+        formatter.end_section()
+        formatter.add_text(_EXAMPLES)
+        print(formatter.format_help())
+        parser.exit()
+
+
+class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows every default that is a value, and keeps the lines of the examples."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says = "default" in (action.help or "").lower()
+        return action.help if says or action.default in (None, False) else super()._get_help_string(action)
 
 
 def add_remit_arguments(
@@ -22,6 +55,7 @@ def add_remit_arguments(
     flags of that objective join the others.
     """
     group = parser.add_argument_group("ReMiT")
+    parser.add_argument("--help-remit", action=_HelpOfGroup, group=group)
     group.add_argument(
         "--objective",
         type=_objective,

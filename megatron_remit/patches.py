@@ -1,5 +1,6 @@
 """Every change to Megatron 0.19.2 is made here, each with its reason."""
 
+import argparse
 import functools
 import importlib.util
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from megatron.core.datasets import utils as dataset_utils
 from megatron.core.optimizer import distrib_optimizer
-from megatron.training import checkpointing, training
+from megatron.training import arguments, checkpointing, training
 from megatron.training.vocab_utils import calculate_padded_vocab_size
 from torch.nn import Module
 
@@ -29,11 +30,34 @@ def apply() -> None:
         dataset_utils.compile_helpers = lambda: None
     if not cpu.has_cuda():
         training.initialize_megatron = functools.partial(training.initialize_megatron, allow_no_cuda=True)
+    arguments.add_megatron_arguments = _with_readable_help(arguments.add_megatron_arguments)
     checkpointing.load_args_from_checkpoint = _load_args(checkpointing.load_args_from_checkpoint)
     training.train_step = step_metrics.with_step_metrics(training.train_step)
     training.training_log = step_metrics.with_negative_means(training.training_log)
     if not distrib_optimizer.HAVE_APEX_OR_TE:
         _resume_torch_adam(distrib_optimizer.DistributedOptimizer)
+
+
+class _Formatter(argparse.HelpFormatter):
+    """A help text that is no valid %-format is shown as it is written."""
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        try:
+            return super()._expand_help(action)
+        except (ValueError, TypeError, KeyError):
+            return action.help or ""
+
+
+def _with_readable_help(original: Any) -> Any:
+    """Let ``--help`` be printed: one of Megatron's texts has a bare %, at which argparse fails (Python 3.14 already
+    when the flag is added)."""
+
+    @functools.wraps(original)
+    def call(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        parser.formatter_class = _Formatter
+        return original(parser)
+
+    return call
 
 
 def score_ahead_with(reference: list[Module]) -> None:
