@@ -1,28 +1,38 @@
-"""Run a function on several gloo ranks, or the training program under torchrun."""
+"""Run a function on several gloo ranks, or the training program, its tools and other programs, as a user would."""
 
+import atexit
 import os
+import pickle
 import socket
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
+from multiprocessing import Pipe
 from pathlib import Path
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.zygote import Job
+
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def environment():
+    """That of this process, with one thread and without a GPU or the network."""
+    return dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
 
 
 def run_ranks(world_size, function, *args):
     """Call ``function(rank, *args)`` in ``world_size`` processes of one gloo group; any failure fails the caller."""
-    torch.multiprocessing.spawn(_rank, (world_size, free_port(), function, args), nprocs=world_size)
+    call = pickle.dumps((_rank, (world_size, free_port(), function, args)))
+    run = run_job(world_size, call=call, path=tuple(sys.path))
+    assert run.returncode == 0, run.failure()
 
 
 def _rank(rank, world_size, port, function, args):
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-    os.environ.update(WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size))
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
     )
@@ -59,21 +69,15 @@ class Run:
         return self.scalars[name]
 
 
-def pretrain(ranks, *flags, cwd=None, check=True, timeout=420, module="megatron_remit.pretrain"):
-    """``torchrun -m megatron_remit.pretrain`` with ``ranks`` processes of one thread each."""
-    command = [
-        "python",
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={ranks}",
-        "-m",
-        module,
-        *map(str, flags),
-    ]
+def pretrain(ranks, *flags, cwd=None, check=True, timeout=420, module="megatron_remit.pretrain", torchrun=False):
+    """``-m megatron_remit.pretrain`` with ``ranks`` processes of one thread each, under torchrun itself if asked."""
     with tempfile.TemporaryDirectory() as logs:
-        command += ["--tensorboard-dir", logs, "--tensorboard-log-interval", "1"]
-        run = run_command(command, cwd=cwd, timeout=timeout)
+        flags = [*map(str, flags), "--tensorboard-dir", logs, "--tensorboard-log-interval", "1"]
+        if torchrun:
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+            run = run_command(["python", *launcher, "-m", module, *flags], cwd=cwd, timeout=timeout)
+        else:
+            run = run_job(ranks, module=module, command_line=flags, cwd=cwd, timeout=timeout)
         events = EventAccumulator(logs)
         events.Reload()
         run.scalars = {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
@@ -84,15 +88,58 @@ def pretrain(ranks, *flags, cwd=None, check=True, timeout=420, module="megatron_
 
 def run_command(command, cwd=None, timeout=420):
     """Run a program with one thread, its standard output and error in one text."""
-    environment = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
+    python, *words = map(str, command)
+    if python == "python" and Path(words[0]).parent == ROOT / "tools":
+        return run_job(0, script=words[0], command_line=words[1:], cwd=cwd, timeout=timeout)
+    if python == "python" and words[0] == "-m" and words[1].startswith("tests."):
+        return run_job(0, module=words[1], command_line=words[2:], cwd=cwd, timeout=timeout)
     words = [sys.executable if part == "python" else str(part) for part in command]
     done = subprocess.run(
         words,
         cwd=cwd or ROOT,
-        env=environment,
+        env=environment(),
         timeout=timeout,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     return Run(done.returncode, done.stdout)
+
+
+class _Zygote:
+    """The process of tests/zygote.py, started when it is first needed and ended with this one."""
+
+    def __init__(self):
+        self._process = self._connection = None
+
+    def run(self, job, timeout):
+        if self._process is None:
+            self._connection, theirs = Pipe()
+            command = [sys.executable, "-m", "tests.zygote", str(theirs.fileno())]
+            self._process = subprocess.Popen(command, cwd=ROOT, env=environment(), pass_fds=[theirs.fileno()])
+            theirs.close()
+            atexit.register(self.stop)
+        self._connection.send(job)
+        if self._connection.poll(timeout):
+            return self._connection.recv()
+        self.stop()
+        raise subprocess.TimeoutExpired(job.module or job.script or "the ranks", timeout)
+
+    def stop(self):
+        """Its ranks end with it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._connection.close()
+            self._process = None
+
+
+_zygote = _Zygote()
+
+
+def run_job(ranks, *, cwd=None, timeout=420, **what):
+    """Run ``ranks`` copies of a module, script or function (see :class:`tests.zygote.Job`)."""
+    with tempfile.NamedTemporaryFile(suffix=".log") as output:
+        job = Job(ranks, output.name, free_port(), str(cwd or ROOT), environment(), **what)
+        code = _zygote.run(job, timeout)
+        return Run(code, Path(output.name).read_text(errors="replace"))

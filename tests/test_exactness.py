@@ -26,7 +26,7 @@ def assert_same_bits(found, expected):
 def megatron_run(material, tmp_path_factory):
     folder = tmp_path_factory.mktemp("megatron")
     flags = material.flags(save=folder, save_interval=3, **ADAM)
-    return pretrain(1, *flags, module="tests.megatron_ntp"), final_weights(folder)
+    return pretrain(1, *flags, module="tests.megatron_ntp", torchrun=True), final_weights(folder)
 
 
 @pytest.mark.slow

@@ -8,26 +8,15 @@ import numpy
 
 from megatron_remit.score_store.maintain import verify
 from megatron_remit.score_store.reader import ScoreStore
-from tests.ranks import ROOT, free_port, run_command
+from tests.ranks import ROOT, free_port, run_job
 
 SCORER = ROOT / "tools/score_corpus.py"
 
 
 def score(ranks, store, *flags, program=(SCORER,)):
-    """``torchrun tools/score_corpus.py``."""
-    run = run_command(
-        [
-            "python",
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={ranks}",
-            *program,
-            *flags,
-            "--score-store",
-            store,
-        ]
-    )
+    """``tools/score_corpus.py`` on so many ranks."""
+    script, *words = map(str, (*program, *flags, "--score-store", store))
+    run = run_job(ranks, script=script, command_line=words)
     assert run.returncode == 0, run.failure()
     return run
 

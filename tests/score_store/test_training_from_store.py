@@ -132,7 +132,7 @@ def test_ranks_hear_from_a_writer_that_passes_over_known_rows(material, exact_st
         2,
         folder,
         *material.remit(row_seed=3, score_dtype="float32", tensor_model_parallel_size=2),
-        program=("-m", "tests.score_store.impatient_scorer"),
+        program=(ROOT / "tests/score_store/impatient_scorer.py",),
     )
     assert "scored 12, found 12 of 24 rows" in run.output
     assert_same_rows(rows_of(folder), whole, 2e-5)
