@@ -1,4 +1,4 @@
-"""Errors that the user of a command can fix."""
+"""Errors that the user of a command can fix, and notes that need no fix."""
 
 import sys
 from collections.abc import Callable
@@ -6,6 +6,11 @@ from collections.abc import Callable
 
 class UserError(RuntimeError):
     """Bad input. The message names the file or flag, what was found, what was expected and what to do."""
+
+
+def note(message: str) -> None:
+    """Tell the user in one line what was decided for them; the work goes on."""
+    print(f"note: {message}", file=sys.stderr)
 
 
 def cli(main: Callable[[], None]) -> None:

@@ -5,8 +5,10 @@ from typing import Any
 
 import transformers
 from huggingface_hub.errors import StrictDataclassError
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from megatron_remit.convert import llama, olmo2, qwen3, smollm3, youtu
+from megatron_remit.convert.hf_folder import check_model_folder
 from megatron_remit.convert.hf_io import read_json
 from megatron_remit.convert.rules import Config, Family
 from megatron_remit.errors import UserError
@@ -14,7 +16,7 @@ from megatron_remit.errors import UserError
 FAMILIES = {module.FAMILY.architecture: module.FAMILY for module in (llama, olmo2, qwen3, smollm3, youtu)}
 
 # Config fields that no family represents, with the only value that all of them can read.
-_NEEDED = {"partial_rotary_factor": 1.0, "quantization_config": None}
+_NEEDED = {"partial_rotary_factor": 1.0, "transformers_weights": None}
 
 
 def read_config(folder: Path) -> tuple[Family, dict[str, Any]]:
@@ -27,16 +29,64 @@ def read_config(folder: Path) -> tuple[Family, dict[str, Any]]:
         UserError: config.json is missing or is not of a known architecture, or has a setting that the family cannot
             represent; the message names the field.
     """
+    check_model_folder(folder)
     where = folder / "config.json"
     raw = read_json(where)
-    architectures = raw.get("architectures") or []
-    known = [FAMILIES[name] for name in architectures if name in FAMILIES]
-    if not known:
-        raise UserError(f"{where}: architectures is {architectures}; this program knows {', '.join(sorted(FAMILIES))}")
-    family = known[0]
+    family = _family(raw, where)
     config = _completed(family, raw, where)
     _check(family, config, where)
     return family, config
+
+
+def family_fields(family: Family, folder: Path) -> dict[str, Any]:
+    """Fields that say what the model is, as far as the folder's config.json does not: they travel with the model."""
+    raw = read_json(folder / "config.json")
+    fields: dict[str, Any] = {}
+    if family.architecture not in _architectures(raw):
+        fields["architectures"] = [family.architecture]
+    if "model_type" not in raw:
+        fields["model_type"] = getattr(transformers, family.architecture).config_class.model_type
+    return fields
+
+
+def _architectures(raw: Config) -> list[str]:
+    found = raw.get("architectures") or []
+    return [str(name) for name in found] if isinstance(found, list) else [str(found)]
+
+
+def _family(raw: Config, where: Path) -> Family:
+    """The family of the class that transformers' AutoModelForCausalLM takes, which goes by ``model_type``."""
+    if "text_config" in raw or "vision_config" in raw:
+        raise UserError(
+            f"{where}: it has a text_config or vision_config, so the model is multimodal; save its language model alone"
+        )
+    if quantized := raw.get("quantization_config"):
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise UserError(
+            f"{where}: quantization_config says that the weights are quantized ({method}); give the model before it "
+            "was quantized"
+        )
+    named = _architectures(raw)
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(raw.get("model_type")))
+    if architecture in FAMILIES and (not named or not _other_names(architecture).isdisjoint(named)):
+        return FAMILIES[architecture]
+    known = next((name for name in named if name in FAMILIES), None)
+    if known is None:
+        raise UserError(
+            f"{where}: architectures is {named} and model_type {raw.get('model_type')!r}; this program knows "
+            f"{', '.join(sorted(FAMILIES))}"
+        )
+    if architecture not in (None, known):
+        raise UserError(
+            f"{where}: architectures is {named}, but transformers reads model_type {raw['model_type']!r} as "
+            f"{architecture}; correct the one that is wrong"
+        )
+    return FAMILIES[known]
+
+
+def _other_names(architecture: str) -> set[str]:
+    """What training tools write for an architecture: the class that FSDP2 or torch.compile makes, or its base model."""
+    return {f"FSDP{architecture}", "OptimizedModule", architecture.replace("ForCausalLM", "Model")}
 
 
 def _completed(family: Family, raw: Config, where: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 OUT/latest_checkpointed_iteration.txt   "release": weights without optimizer state
 OUT/release/                            torch_dist shards, with the model's shape as Megatron arguments
+OUT/remit_conversion.json               the files of the import, for --overwrite
 OUT/hf/                                 config, tokenizer and chat template, for --tokenizer-model and for the export
 """
 
@@ -11,11 +12,13 @@ from typing import Any
 
 import torch
 
-from megatron_remit.artifacts import check_output, whole_folder
-from megatron_remit.convert.families import read_config
-from megatron_remit.convert.hf_io import HfTensors, copy_side_files
+from megatron_remit.convert.families import family_fields, read_config
+from megatron_remit.convert.hf_side_files import copy_side_files, has_tokenizer, side_files
+from megatron_remit.convert.hf_tensors import HfTensors
+from megatron_remit.convert.output import check_output, converted_folder
 from megatron_remit.convert.release_writer import ReleaseWriter
 from megatron_remit.convert.rules import Config, Dims, Family, Rule, in_layer_order
+from megatron_remit.errors import note
 from megatron_remit.model_arguments import neutral
 
 # Megatron's default. A run at a larger TP pads to a multiple of TP x this, and its loader fills the rest with zeros.
@@ -23,35 +26,56 @@ VOCABULARY_MULTIPLE = 128
 HF_FOLDER = "hf"
 
 
-def import_hf(hf: Path, out: Path, overwrite: bool = False) -> None:
+def import_hf(hf: Path, out: Path, overwrite: bool = False, dtype: str | None = None) -> None:
     """Convert the model in folder ``hf`` and write it to the new folder ``out``.
 
-    Every tensor keeps its dtype and its bits; rows that pad the vocabulary are zero. One tensor at a time is in memory.
+    Every tensor keeps its dtype and its bits, unless ``dtype`` ("bf16", "fp16", "fp32") converts them; rows that pad
+    the vocabulary are zero. One tensor at a time is in memory. What is read otherwise than it is named is noted on
+    stderr.
 
     Raises:
         UserError: before anything is written, for an unknown architecture, an unsupported config field, a missing,
-            unexpected or wrongly shaped tensor, a damaged file, or an ``out`` that exists (unless ``overwrite``).
+            unexpected or wrongly shaped tensor, several dtypes, a damaged file, a file that is a link out of the
+            folder, or an ``out`` that overlaps ``hf`` or exists (unless ``overwrite``). While it writes, for a tensor
+            with NaN or infinity; no folder remains.
     """
     family, config = read_config(hf)
-    check_output(out, overwrite)
+    check_output(out, overwrite, "import", {"--hf": hf})
+    files = side_files(hf)
     arguments = family.arguments(config)
     dims = padded_dims(family, config)
     layers = arguments["num_layers"]
-    tensors = HfTensors(hf)
+    tensors = HfTensors(hf, dtype)
     rules = in_layer_order(family.rules_for(config), layers)
     expected: dict[str, tuple[int, ...]] = {}
     for rule, layer in rules:
         expected |= rule.hf_shapes(dims, layer or 0)
-    dtype = tensors.check(expected)
+    stored = tensors.check(expected, tied=config["tie_word_embeddings"])
+    _note_what_differs(hf, config, stored, dtype)
 
-    writer = ReleaseWriter(layers, dtype)
+    writer = ReleaseWriter(layers, stored)
     for rule, layer in rules:
         writer.add(rule.megatron, rule.megatron_shape(dims), layer, partial(_joined, tensors, rule, dims, layer))
     for module, layered in family.extra_state.items():
         writer.add_empty_extra_state(module, layered)
-    with whole_folder(out, overwrite) as folder:
-        writer.write(folder, arguments | _bookkeeping(family, config, dtype))
-        copy_side_files(hf, folder / HF_FOLDER)
+    with converted_folder(out, "import") as folder:
+        writer.write(folder, arguments | _bookkeeping(family, config, stored))
+        copy_side_files(hf, files, folder / HF_FOLDER, family_fields(family, hf))
+
+
+def _note_what_differs(hf: Path, config: Config, stored: torch.dtype, asked: str | None) -> None:
+    """Say where the import is not what transformers' defaults would read, or what a run will ask for."""
+    named = getattr(torch, str(config.get("dtype")).removeprefix("torch."), None)
+    if asked is None and isinstance(named, torch.dtype) and torch.promote_types(named, stored) != named:
+        note(
+            f"{hf}: the weights are {stored} and stay so, though config.json says {named}, to which transformers "
+            "rounds them; --dtype rounds them here"
+        )
+    if not has_tokenizer(hf):
+        note(
+            f"{hf} holds no tokenizer (tokenizer.json, tokenizer.model or vocab.json): a run needs one from elsewhere, "
+            "and cannot compare it with the other model's; copy the files of the model's tokenizer into the folder"
+        )
 
 
 def _joined(tensors: HfTensors, rule: Rule, dims: Dims, layer: int | None) -> torch.Tensor:

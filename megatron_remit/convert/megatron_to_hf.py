@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from megatron_remit.artifacts import check_output, whole_folder
-from megatron_remit.convert.families import read_config
-from megatron_remit.convert.hf_io import DEFAULT_SHARD_BYTES, copy_side_files, read_json, write_json, write_tensors
+from megatron_remit.convert.families import family_fields, read_config
+from megatron_remit.convert.hf_io import DEFAULT_SHARD_BYTES, check_shard_bytes, read_json, write_tensors
+from megatron_remit.convert.hf_side_files import CONFIG, copy_side_files, side_files
 from megatron_remit.convert.megatron_io import CheckpointReader
+from megatron_remit.convert.output import check_output, converted_folder
 from megatron_remit.convert.rules import Dims, Rule, in_layer_order
 from megatron_remit.errors import UserError
 from megatron_remit.model_arguments import MODEL_ARGUMENTS, has_effect
@@ -30,11 +31,14 @@ def export_hf(
     vocabulary rows are dropped and optimizer state is not read.
 
     Raises:
-        UserError: the checkpoint is missing, truncated, or of another model than the template. No folder remains.
+        UserError: the checkpoint is missing, truncated, or of another model than the template; ``out`` overlaps one of
+            the two, or exists (unless ``overwrite``). No folder remains.
     """
+    check_shard_bytes(shard_bytes)
     family, config = read_config(hf_template)
-    check_output(out, overwrite)
+    files = side_files(hf_template)
     reader = CheckpointReader(megatron, iteration)
+    check_output(out, overwrite, "export", {"--megatron": megatron, "--hf-template": hf_template})
     arguments = family.arguments(config)
     _check_same_model(reader, arguments, hf_template)
     rules = family.rules_for(config)
@@ -45,10 +49,10 @@ def export_hf(
             f"{reader.path}: {rules[0].megatron} has {dims['padded']} rows, fewer than vocab_size {dims['V']} of "
             f"{hf_template / 'config.json'}: train with a vocabulary of that size"
         )
-    with whole_folder(out, overwrite) as folder:
+    fields = family_fields(family, hf_template) | _dtype_fields(read_json(hf_template / CONFIG), dtype)
+    with converted_folder(out, "export") as folder:
         write_tensors(folder, _hf_tensors(reader, rules, dims, arguments["num_layers"]), shard_bytes)
-        copy_side_files(hf_template, folder)
-        write_json(folder / "config.json", _with_dtype(read_json(hf_template / "config.json"), dtype))
+        copy_side_files(hf_template, files, folder, fields)
 
 
 def _hf_tensors(
@@ -81,7 +85,7 @@ def _check_same_model(reader: CheckpointReader, arguments: dict[str, Any], hf_te
             )
 
 
-def _with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """The template's config with the dtype of the stored weights, under the name that it used."""
-    field = "torch_dtype" if "torch_dtype" in config else "dtype"
-    return config | {field: str(dtype).removeprefix("torch.")}
+def _dtype_fields(config: dict[str, Any], dtype: torch.dtype) -> dict[str, str]:
+    """The dtype of the stored weights, under each name that the template's config uses for it."""
+    names = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]
+    return dict.fromkeys(names, str(dtype).removeprefix("torch."))

@@ -15,11 +15,16 @@ def import_command() -> None:
     )
     parser.add_argument("--hf", type=Path, required=True, help="folder with config.json and safetensors files")
     parser.add_argument("--out", type=Path, required=True, help="new folder, to be passed to --load")
-    parser.add_argument("--overwrite", action="store_true", help="replace --out if it holds a checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out if an import wrote it")
+    parser.add_argument(
+        "--dtype",
+        choices=("bf16", "fp16", "fp32"),
+        help="convert the weights, for folders of several dtypes (default: as they are stored)",
+    )
     options = parser.parse_args()
     from megatron_remit.convert.hf_to_megatron import import_hf
 
-    import_hf(options.hf, options.out, overwrite=options.overwrite)
+    import_hf(options.hf, options.out, overwrite=options.overwrite, dtype=options.dtype)
     print(f"imported {options.hf} to {options.out}")
 
 
@@ -32,8 +37,10 @@ def export_command() -> None:
     parser.add_argument("--iteration", type=int, help="which iteration (default: the latest)")
     parser.add_argument("--hf-template", type=Path, required=True, help="folder with config.json and tokenizer files")
     parser.add_argument("--out", type=Path, required=True, help="new Hugging Face folder")
-    parser.add_argument("--overwrite", action="store_true", help="replace --out if it holds a checkpoint")
-    parser.add_argument("--shard-bytes", type=int, default=5_000_000_000, help="largest safetensors file, bytes")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out if an export wrote it")
+    parser.add_argument(
+        "--shard-bytes", type=int, default=1_000_000_000, help="largest safetensors file, bytes (default: 1000000000)"
+    )
     options = parser.parse_args()
     from megatron_remit.convert.megatron_to_hf import export_hf
 
