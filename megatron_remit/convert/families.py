@@ -67,7 +67,7 @@ def _family(raw: Config, where: Path) -> Family:
             "was quantized"
         )
     named = _architectures(raw)
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(raw.get("model_type")))
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(raw.get("model_type")), "")
     if architecture in FAMILIES and (not named or not _other_names(architecture).isdisjoint(named)):
         return FAMILIES[architecture]
     known = next((name for name in named if name in FAMILIES), None)
@@ -76,7 +76,7 @@ def _family(raw: Config, where: Path) -> Family:
             f"{where}: architectures is {named} and model_type {raw.get('model_type')!r}; this program knows "
             f"{', '.join(sorted(FAMILIES))}"
         )
-    if architecture not in (None, known):
+    if architecture not in ("", known):
         raise UserError(
             f"{where}: architectures is {named}, but transformers reads model_type {raw['model_type']!r} as "
             f"{architecture}; correct the one that is wrong"

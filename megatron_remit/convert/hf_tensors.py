@@ -145,7 +145,7 @@ class HfTensors:
         with _reader(one.path) as first, _reader(other.path) as second:
             slices = first.get_slice(one.name), second.get_slice(other.name)
             for start in range(0, one.shape[0], rows):
-                parts = [part[start : start + rows] for part in slices]
+                parts = [part[start : min(start + rows, one.shape[0])] for part in slices]
                 common = self._target or torch.promote_types(parts[0].dtype, parts[1].dtype)
                 if not torch.equal(parts[0].to(common), parts[1].to(common)):
                     return False
@@ -153,20 +153,19 @@ class HfTensors:
 
     def _one_dtype(self) -> torch.dtype:
         counts = Counter(stored.dtype for stored in self._found.values())
-        for name, stored in self._found.items():
-            if stored.dtype not in (_STORED if self._target is None else _CONVERTIBLE) and len(counts) == 1:
-                raise UserError(
-                    f"{self._folder}: tensors of dtype {stored.dtype}; save the model in one of {sorted(_STORED)}"
-                )
-            if stored.dtype not in _CONVERTIBLE:
-                raise UserError(f"{stored.path}: tensor {name} has dtype {stored.dtype}, which cannot be converted")
+        readable = _STORED.keys() if self._target is None else _CONVERTIBLE
+        if len(counts) == 1 and counts.keys() <= readable:
+            return self._target or _STORED[next(iter(counts))]
+        first = {stored.dtype: name for name, stored in reversed(self._found.items())}
+        if len(counts) == 1 or not counts.keys() <= _CONVERTIBLE:
+            name, dtype = next((first[dtype], dtype) for dtype in counts if dtype not in readable)
+            raise UserError(
+                f"{self._folder}: tensors of dtype {dtype}, such as {name}; save the model in one of {sorted(_STORED)}"
+            )
         if self._target is not None:
             return self._target
-        if len(counts) > 1:
-            first = {dtype: next(n for n, found in self._found.items() if found.dtype == dtype) for dtype in counts}
-            listed = ", ".join(f"{dtype} ({count}, such as {first[dtype]})" for dtype, count in sorted(counts.items()))
-            raise UserError(f"{self._folder}: several dtypes: {listed}; choose one with --dtype {', '.join(DTYPES)}")
-        return _STORED[next(iter(counts))]
+        listed = ", ".join(f"{dtype} ({count}, such as {first[dtype]})" for dtype, count in sorted(counts.items()))
+        raise UserError(f"{self._folder}: several dtypes: {listed}; choose one with --dtype {', '.join(DTYPES)}")
 
     def get(self, name: str) -> torch.Tensor:
         """The tensor ``name``, in the dtype in which it is stored or the one asked for.

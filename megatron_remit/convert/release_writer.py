@@ -30,6 +30,7 @@ from torch.futures import Future
 from tqdm import tqdm
 
 from megatron_remit.convert.megatron_io import RELEASE, TRACKER
+from megatron_remit.errors import UserError
 
 # How Megatron's loader lays out its request: the values that a training run of 0.19.2 stores.
 _CONTENT_METADATA = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
@@ -66,14 +67,23 @@ class ReleaseWriter:
             self._add_object(ShardedObject(f"{module}._extra_state", None, (count,), (layer,)))
 
     def write(self, folder: Path, arguments: dict[str, Any]) -> None:
-        """Write ``FOLDER/release`` with ``arguments`` as its Namespace, then the tracker file that names it."""
+        """Write ``FOLDER/release`` with ``arguments`` as its Namespace, then the tracker file that names it.
+
+        Raises UserError as the tensors' ``make``.
+        """
         release = folder / RELEASE
         release.mkdir(parents=True)
         common = {"args": Namespace(**arguments), "checkpoint_version": 3.0, "iteration": 0}
         common["content_metadata"] = dict(_CONTENT_METADATA)
         self._add_object(ShardedObject("common_state", common, (1,), (0,)))
         planner = _LazyPlanner(self._items, self._make, self._objects)
-        dcp.save({}, storage_writer=_OneByOneWriter(str(release)), planner=planner, no_dist=True)
+        try:
+            dcp.save({}, storage_writer=_OneByOneWriter(str(release)), planner=planner, no_dist=True)
+        except dcp.api.CheckpointException as error:
+            (cause, _), *_ = error.failures.values()
+            if isinstance(cause, UserError):  # of a tensor that could not be made
+                raise cause from None
+            raise
         save_config(CheckpointingConfig("torch_dist", 1), str(release))
         (folder / TRACKER).write_text(RELEASE, encoding="utf-8")
 
