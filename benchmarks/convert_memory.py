@@ -1,11 +1,11 @@
-"""Peak host memory of import and export, with the sizes that it should depend on.
+"""Peak host memory of import and export, with the sizes that it should depend on, and their time.
 
     python -m benchmarks.convert_memory --layers 24 --hidden 768 --vocabulary 32000
 
 Makes a random bf16 Llama of that shape in a temporary folder, converts it there and back, and prints one line of JSON.
 Each repeat is a new process, as a user's conversion is. A peak is the largest resident memory (VmHWM) that Linux saw
 during the conversion, minus what was resident at its start: the libraries, warmed up by a conversion of a tiny model.
-All sizes are in bytes.
+All sizes are in bytes, times in seconds.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import re
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -28,6 +29,8 @@ from megatron_remit.convert.hf_to_megatron import import_hf
 from megatron_remit.convert.llama import FAMILY
 from megatron_remit.convert.megatron_to_hf import export_hf
 from megatron_remit.convert.rules import in_layer_order
+
+WAYS = ("import", "export")
 
 
 def write_model(folder: Path, layers: int, hidden: int, vocabulary: int, shard_bytes: int) -> list[int]:
@@ -53,14 +56,16 @@ def write_model(folder: Path, layers: int, hidden: int, vocabulary: int, shard_b
     return [2 * torch.Size(shape).numel() for shape in shapes.values()]
 
 
-def peak_of(work: Callable[[], None]) -> int:
-    """Bytes that ``work`` adds to the resident memory at its peak."""
+def peak_of(work: Callable[[], None]) -> tuple[int, float]:
+    """Bytes that ``work`` adds to the resident memory at its peak, and its seconds."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory that the process holds would hide what it uses again
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now
     before = _status("VmHWM")
+    start = time.perf_counter()
     work()
-    return _status("VmHWM") - before
+    seconds = time.perf_counter() - start
+    return _status("VmHWM") - before, seconds
 
 
 def _status(field: str) -> int:
@@ -68,8 +73,8 @@ def _status(field: str) -> int:
     return int(found.group(1)) * 1024
 
 
-def peaks(folder: Path, shard_bytes: int) -> tuple[int, int]:
-    """Peaks of importing and of exporting the model in ``folder/hf``, in bytes."""
+def peaks(folder: Path, shard_bytes: int) -> list[tuple[int, float]]:
+    """Peak in bytes and seconds of importing and of exporting the model in ``folder/hf``."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         work = Path(name)
         write_model(work / "warm", 1, 256, 256, shard_bytes)
@@ -77,7 +82,7 @@ def peaks(folder: Path, shard_bytes: int) -> tuple[int, int]:
         export_hf(work / "warm_megatron", work / "warm", work / "warm_back")
         imported = peak_of(lambda: import_hf(folder / "hf", work / "megatron"))
         exported = peak_of(lambda: export_hf(work / "megatron", folder / "hf", work / "back", shard_bytes=shard_bytes))
-    return imported, exported
+    return [imported, exported]
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -90,8 +95,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "model": sum(sizes),
         "largest_tensor": max(sizes),
         "shard": options.shard_bytes,
-        "import": [pair[0] for pair in found],
-        "export": [pair[1] for pair in found],
+        **{way: [pair[number][0] for pair in found] for number, way in enumerate(WAYS)},
+        **{f"{way}_seconds": [pair[number][1] for pair in found] for number, way in enumerate(WAYS)},
     }
 
 
@@ -109,9 +114,13 @@ def main() -> None:
         figures = measure(options, Path(folder))
     print(json.dumps(figures))
     if options.csv:
-        spread = {name: percentiles(f"{name}_peak", figures.pop(name), 0) for name in ("import", "export")}
+        spread: dict[str, Any] = {}
+        for way in WAYS:
+            spread |= percentiles(f"{way}_peak", figures.pop(way), 0)
+        for way in WAYS:
+            spread |= percentiles(f"{way}_seconds", figures.pop(f"{way}_seconds"), 1)
         row = {name: getattr(options, name) for name in ("layers", "hidden", "vocabulary", "repeats")}
-        write_csv(options.csv, [row | figures | spread["import"] | spread["export"] | found])
+        write_csv(options.csv, [row | figures | spread | found])
 
 
 if __name__ == "__main__":

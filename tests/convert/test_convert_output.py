@@ -1,4 +1,4 @@
-"""What a conversion writes: apart from what it reads, in place of nothing but its own earlier output, with its flags."""
+"""What a conversion writes: apart from what it reads, in place of nothing but its own earlier output; its flags."""
 
 import shutil
 import struct
