@@ -56,7 +56,7 @@ def _architectures(raw: Config) -> list[str]:
 
 def _family(raw: Config, where: Path) -> Family:
     """The family of the class that transformers' AutoModelForCausalLM takes, which goes by ``model_type``."""
-    if "text_config" in raw or "vision_config" in raw:
+    if raw.get("text_config") or raw.get("vision_config"):
         raise UserError(
             f"{where}: it has a text_config or vision_config, so the model is multimodal; save its language model alone"
         )
@@ -64,7 +64,7 @@ def _family(raw: Config, where: Path) -> Family:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
         raise UserError(
             f"{where}: quantization_config says that the weights are quantized ({method}); give the model before it "
-            "was quantized"
+            "was quantized, or remove the field if its weights are plain"
         )
     named = _architectures(raw)
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(raw.get("model_type")), "")

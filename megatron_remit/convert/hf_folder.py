@@ -57,7 +57,7 @@ def what_is_there(folder: Path) -> str:
         found_here = sorted(path for pattern in patterns for path in folder.glob(pattern))
         if found_here:
             return explain(found_here[0])
-    models = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    models = sorted({path.parent.name for name in ("config.json", ADAPTER) for path in folder.glob(f"*/{name}")})
     if models:
         return f"there are model folders in it: {', '.join(models)}; give one of them"
     return "expected a Hugging Face model folder with config.json and model.safetensors"
@@ -149,6 +149,8 @@ def _fsdp(found: Path) -> str:
 
 
 def _pickled(file: Path) -> str:
+    if file.is_dir():  # DeepSpeed's merger takes the name for a folder
+        return _deepspeed(file)
     return f"{file.name} holds pickled weights, which are not read here; {resave(file.parent)}"
 
 
@@ -181,10 +183,10 @@ def _megatron(tracker: Path) -> str:
 _KINDS = (
     ((ADAPTER,), lambda file: _adapter(file.parent)),
     (("latest_checkpointed_iteration.txt",), _megatron),
+    (("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"), _pickled),
     (("model_world_size_*_rank_*.pt", "*/model_world_size_*_rank_*.pt", "*/actor/model_world_size_*_rank_*.pt"), _verl),
     (("zero_to_fp32.py", "global_step[0-9]*"), _deepspeed),
     (("pytorch_model_fsdp_*", "*.distcp"), _fsdp),
-    (("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"), _pickled),
     (("*.gguf",), _gguf),
     (("model-*-of-*.safetensors",), _shard),
     (("consolidated*", "original/consolidated*"), _metas),

@@ -5,6 +5,7 @@ are read here are transformers' own, and `auto_map`, which names the code, would
 look for it.
 """
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +41,7 @@ def side_files(folder: Path) -> list[Path]:
 
     Raises:
         UserError: one of them is a symbolic link that leads out of the folder. The links of the Hugging Face cache,
-            from `snapshots/REVISION` to `blobs`, are files of the folder.
+            from `snapshots/REVISION` to `blobs`, are files of the folder. Or a config is not a JSON object.
     """
     found = {path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file() or path.is_symlink()}
     for name in _FOLDERS:
@@ -48,12 +49,16 @@ def side_files(folder: Path) -> list[Path]:
     files = sorted(path for path in found if not path.name.endswith((".py", ".index.json")))
     homes = _homes(folder)
     for path in files:
-        target = path.resolve()
+        target = Path(os.path.realpath(path))
         if not any(target.is_relative_to(home) for home in homes):
             raise UserError(
                 f"{path} leads out of the folder, to {target}; put a copy of the file in the place of the link"
             )
-    return [path.relative_to(folder) for path in files if path.is_file()]
+    found_files = [path.relative_to(folder) for path in files if path.is_file()]
+    for name in _WITH_CODE:
+        if Path(name) in found_files:
+            read_json(folder / name)
+    return found_files
 
 
 def _homes(folder: Path) -> list[Path]:

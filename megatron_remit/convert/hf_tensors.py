@@ -131,9 +131,9 @@ class HfTensors:
             note(f"{head.path}: {head.name} is left out; tie_word_embeddings is true and it equals {embedding.name}")
         else:
             raise UserError(
-                f"{head.path}: {head.name} differs from {embedding.name}, but tie_word_embeddings is true in "
-                "config.json (or by its class's default): set it to false if the model was trained untied, or remove "
-                f"{head.name}"
+                f"{head.path}: {head.name} {list(head.shape)} differs from {embedding.name} {list(embedding.shape)}, "
+                "but tie_word_embeddings is true in config.json (or by its class's default): set it to false if the "
+                f"model was trained untied, or remove {head.name}"
             )
         del self._found[LM_HEAD]
 

@@ -44,14 +44,14 @@ def _check_apart(out: Path, flag: str, folder: Path) -> None:
     for path, folders, files in os.walk(folder):
         for name in (*folders, *files):
             link = Path(path, name)
-            if link.is_symlink() and _holds(out, link.resolve()):
+            if link.is_symlink() and _holds(out, Path(os.path.realpath(link))):
                 raise UserError(f"--out {out} holds the target of the link {link}: choose another --out")
 
 
 def _holds(outer: Path, inner: Path) -> bool:
     """Whether ``inner`` is ``outer`` or lies in it; links and other names of the same folder do not hide it."""
-    whole = inner.resolve()
-    if whole.is_relative_to(outer.resolve()):
+    whole = Path(os.path.realpath(inner))
+    if whole.is_relative_to(os.path.realpath(outer)):
         return True
     return outer.exists() and any(place.exists() and place.samefile(outer) for place in (whole, *whole.parents))
 
@@ -90,7 +90,7 @@ def converted_folder(out: Path, command: str) -> Iterator[Path]:
     What was at ``out`` is removed when the new folder stands there, and put back if that fails. ``check_output`` says
     whether it may be.
     """
-    place = out.resolve()  # of a link to a folder, the folder is replaced
+    place = Path(os.path.realpath(out))  # of a link to a folder, the folder is replaced
     temporary = place.with_name(f"{place.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     with unwritable(f"{out} cannot be made", "choose another --out"):

@@ -16,6 +16,7 @@ from tests.rl_folders.edit import (
     as_dtype,
     both,
     config,
+    renamed,
     sharded,
     tensors,
     write,
@@ -99,7 +100,7 @@ def _set(name: str, value: float):
 REFUSED = {
     "tied_with_another_head": Refused(
         tensors(lambda found: found | {HEAD: found[EMBEDDING] + 1}),
-        "lm_head.weight differs from model.embed_tokens.weight, but tie_word_embeddings is true",
+        "lm_head.weight .* differs from model.embed_tokens.weight .*, but tie_word_embeddings is true",
         "tied",
     ),
     "tied_by_the_class_default_with_another_head": Refused(
@@ -198,6 +199,21 @@ REFUSED = {
     "tensor_in_two_shards": Refused(_in_two_shards, "embed_tokens.weight is also in model-0000"),
     "tensor_under_two_names": Refused(
         tensors(lambda found: found | {"norm.weight": found["model.norm.weight"]}), "are both there for the tensor mod"
+    ),
+    "prefix_on_some_tensors_only": Refused(
+        renamed(lambda name: name if "norm" in name else f"module.{name}"),
+        "model.embed_tokens.weight .* is missing, though module.model.embed_tokens.weight is there",
+    ),
+    "broken_tokenizer_config": Refused(
+        lambda folder: write(folder / "tokenizer_config.json", "{"), "tokenizer_config.json: not valid JSON"
+    ),
+    "link_to_itself": Refused(
+        lambda folder: (folder / "tokenizer.model").symlink_to("tokenizer.model") or (folder / SINGLE).unlink(),
+        "neither model.safetensors",
+    ),
+    "folder_of_deepspeed_named_as_a_file": Refused(
+        both(without_weights("zero_to_fp32.py"), lambda folder: (folder / "pytorch_model.bin").mkdir()),
+        "DeepSpeed checkpoint.*--safe_serialization",
     ),
     "distributed_shards_of_transformers": Refused(
         lambda folder: write(folder / "shard-00000-model-00001-of-00001.safetensors"), "in place of model.safetensors"
