@@ -1,7 +1,8 @@
 """The weights of a Hugging Face folder: checked as a whole by their names, shapes and dtypes, read one at a time."""
 
+import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -16,8 +17,8 @@ from megatron_remit.errors import UserError, note
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_CONVERTIBLE = {*_STORED, "F64"}
-_ROWS_BYTES = 64_000_000  # how much of each of two tied tensors is compared at a time
+_CONVERTIBLE = _STORED | {"F64": torch.float64}
+_BLOCK = 16_000_000  # values of each of two tied tensors that are compared at a time
 
 
 @dataclass(frozen=True)
@@ -138,26 +139,23 @@ class HfTensors:
         del self._found[LM_HEAD]
 
     def _equal(self, one: _Stored, other: _Stored) -> bool:
-        """Whether two tensors have the same values, read in blocks of rows."""
-        if one.shape != other.shape or not {one.dtype, other.dtype} <= _CONVERTIBLE:
+        """Whether two tensors have the same values, read block by block."""
+        if one.shape != other.shape or not {one.dtype, other.dtype} <= _CONVERTIBLE.keys():
             return False
-        rows = max(1, _ROWS_BYTES // max(1, 8 * torch.Size(one.shape[1:]).numel()))
-        with _reader(one.path) as first, _reader(other.path) as second:
-            slices = first.get_slice(one.name), second.get_slice(other.name)
-            for start in range(0, one.shape[0], rows):
-                parts = [part[start : min(start + rows, one.shape[0])] for part in slices]
-                common = self._target or torch.promote_types(parts[0].dtype, parts[1].dtype)
-                if not torch.equal(parts[0].to(common), parts[1].to(common)):
-                    return False
+        blocks = zip(_blocks(one), _blocks(other), strict=True)
+        for first, second in blocks:
+            common = self._target or torch.promote_types(first.dtype, second.dtype)
+            if not torch.equal(first.to(common), second.to(common)):
+                return False
         return True
 
     def _one_dtype(self) -> torch.dtype:
         counts = Counter(stored.dtype for stored in self._found.values())
-        readable = _STORED.keys() if self._target is None else _CONVERTIBLE
+        readable = _STORED.keys() if self._target is None else _CONVERTIBLE.keys()
         if len(counts) == 1 and counts.keys() <= readable:
             return self._target or _STORED[next(iter(counts))]
         first = {stored.dtype: name for name, stored in reversed(self._found.items())}
-        if len(counts) == 1 or not counts.keys() <= _CONVERTIBLE:
+        if len(counts) == 1 or not counts.keys() <= _CONVERTIBLE.keys():
             name, dtype = next((first[dtype], dtype) for dtype in counts if dtype not in readable)
             raise UserError(
                 f"{self._folder}: tensors of dtype {dtype}, such as {name}; save the model in one of {sorted(_STORED)}"
@@ -193,6 +191,19 @@ class HfTensors:
 
 def _reader(path: Path) -> Any:
     return safe_open(str(path), framework="pt", backend="pread")
+
+
+def _blocks(stored: _Stored) -> Iterator[torch.Tensor]:
+    """The values of a tensor in order, ``_BLOCK`` at a time: safetensors would read the whole tensor for each part."""
+    with stored.path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        begin, end = json.loads(file.read(start - 8))[stored.name]["data_offsets"]
+        file.seek(start + begin)
+        dtype = _CONVERTIBLE[stored.dtype]
+        while begin < end:
+            block = bytearray(file.read(min(end - begin, _BLOCK * dtype.itemsize)))
+            begin += len(block)
+            yield torch.frombuffer(block, dtype=dtype)
 
 
 def _finite(tensor: torch.Tensor) -> bool:
