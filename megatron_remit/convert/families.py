@@ -72,8 +72,10 @@ def _family(raw: Config, where: Path) -> Family:
         return FAMILIES[architecture]
     known = next((name for name in named if name in FAMILIES), None)
     if known is None:
+        scores = any(name.endswith(("Classification", "RewardModel")) for name in named)
         raise UserError(
-            f"{where}: architectures is {named} and model_type {raw.get('model_type')!r}; this program knows "
+            f"{where}: architectures is {named} and model_type {raw.get('model_type')!r}"
+            f"{', a model that scores texts and predicts no tokens' if scores else ''}; this program knows "
             f"{', '.join(sorted(FAMILIES))}"
         )
     if architecture not in ("", known):

@@ -27,7 +27,8 @@ def check_model_folder(folder: Path) -> None:
     """
     adapters = [name for name in _ADAPTER_WEIGHTS if (folder / name).is_file()]
     if (folder / ADAPTER).is_file() and adapters:
-        raise UserError(f"{folder / ADAPTER}: {_adapter(folder)}")
+        merged = "; if the weights next to it hold it already, remove it" if (folder / "config.json").is_file() else ""
+        raise UserError(f"{folder / ADAPTER}: {_adapter(folder)}{merged}")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder / 'config.json'}: no such file; {what_is_there(folder)}")
     if (folder / ADAPTER).is_file():

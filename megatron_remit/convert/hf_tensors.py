@@ -72,12 +72,12 @@ class HfTensors:
 
     def _add(self, path: Path) -> None:
         if not path.is_file():
-            raise UserError(f"{path}: no such file, though {INDEX} names it")
+            raise UserError(f"{path}: no such file, though {INDEX} names it; copy it again")
         try:
             with safe_open(str(path), framework="pt") as file:
                 for name in file.keys():
                     if name in self._found:
-                        raise UserError(f"{path}: tensor {name} is also in {self._found[name].path.name}")
+                        raise UserError(f"{path}: tensor {name} is also in {self._found[name].path.name}; remove one")
                     part = file.get_slice(name)
                     self._found[name] = _Stored(path, name, tuple(part.get_shape()), part.get_dtype())
         except SafetensorError as error:
@@ -104,7 +104,9 @@ class HfTensors:
                 raise UserError(f"{self._folder}: tensor {name} {list(shape)} is missing{self._reason(name)}")
             stored = self._found[name]
             if stored.shape != shape:
-                empty = "; DeepSpeed's ZeRO stage 3 leaves such tensors: merge its checkpoint" * (0 in stored.shape)
+                empty = "; DeepSpeed's ZeRO stage 3 leaves such tensors: merge its checkpoint with zero_to_fp32.py" * (
+                    0 in stored.shape
+                )
                 raise UserError(
                     f"{stored.path}: tensor {stored.name} has shape {list(stored.shape)}, expected {list(shape)}{empty}"
                 )
@@ -163,7 +165,7 @@ class HfTensors:
         if self._target is not None:
             return self._target
         listed = ", ".join(f"{dtype} ({count}, such as {first[dtype]})" for dtype, count in sorted(counts.items()))
-        raise UserError(f"{self._folder}: several dtypes: {listed}; choose one with --dtype {', '.join(DTYPES)}")
+        raise UserError(f"{self._folder}: several dtypes: {listed}; choose one with --dtype {' or '.join(DTYPES)}")
 
     def get(self, name: str) -> torch.Tensor:
         """The tensor ``name``, in the dtype in which it is stored or the one asked for.

@@ -112,7 +112,9 @@ REFUSED = {
         tensors(lambda found: found.pop(HEAD) is None), "lm_head.weight .* is missing.*tie_word_embeddings"
     ),
     "lora_adapter": Refused(lambda folder: with_adapter(folder, whole=False), f"a LoRA adapter .* of .*base.*{MERGE}"),
-    "lora_adapter_next_to_the_model": Refused(lambda folder: with_adapter(folder, whole=True), MERGE),
+    "lora_adapter_next_to_the_model": Refused(
+        lambda folder: with_adapter(folder, whole=True), f"{MERGE}.*if the weights next to it hold it already"
+    ),
     "lora_not_merged": Refused(_not_merged, f"q_proj.base_layer.weight belongs to a LoRA model.*{MERGE}"),
     "value_head_of_ppo": Refused(with_value_head, f"v_head.summary.bias is a value head.*{RESAVE}"),
     "reward_model": Refused(
@@ -121,7 +123,8 @@ REFUSED = {
         "tied",
     ),
     "architecture_of_a_reward_model": Refused(
-        config(architectures=["LlamaForSequenceClassification"]), "LlamaForSequenceClassification.*this program knows"
+        config(architectures=["LlamaForSequenceClassification"]),
+        "LlamaForSequenceClassification.*scores texts.*this program knows",
     ),
     "model_type_of_another_class": Refused(
         config(model_type="smollm3"), "LlamaForCausalLM.*'smollm3' as SmolLM3ForCausalLM"
@@ -138,7 +141,7 @@ REFUSED = {
     "float8_with_the_flag": Refused(as_dtype(torch.float8_e4m3fn), "tensors of dtype F8_E4M3", flag="bf16"),
     "bf16_with_fp32_norms": Refused(
         both(as_dtype(torch.bfloat16), as_dtype(torch.float32, "norm")),
-        r"several dtypes: BF16 \(9, such as .*\), F32 \(3, such as .*norm.*--dtype fp32, bf16, fp16",
+        r"several dtypes: BF16 \(9, such as .*\), F32 \(3, such as .*norm.*--dtype fp32 or bf16 or fp16",
     ),
     "values_beyond_fp16": Refused(_set(EMBEDDING, 1e6), "embed_tokens.weight has values beyond --dtype's", flag="fp16"),
     "nan": Refused(_set("model.norm.weight", float("nan")), "model.norm.weight holds NaN or infinity in 2 of 32"),
