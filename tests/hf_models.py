@@ -10,8 +10,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaForCausalLM,
     Olmo2ForCausalLM,
+    Olmo3ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2ForCausalLM,
     Qwen3ForCausalLM,
     SmolLM3ForCausalLM,
     YoutuForCausalLM,
@@ -71,6 +73,38 @@ SHAPES: dict[str, tuple[type[PreTrainedModel], dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    # OLMo-3-32B, its window and YaRN's original length shorter than the tests' sequences.
+    "olmo3": (
+        Olmo3ForCausalLM,
+        {
+            "hidden_size": 80,
+            "intermediate_size": 432,
+            "num_attention_heads": 10,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-6,
+            "sliding_window": 8,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
+                "full_attention": {
+                    "rope_type": "yarn",
+                    "rope_theta": 5000.0,
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 16,
+                },
+            },
+        },
+    ),
+    # Qwen2.5-0.5B
+    "qwen2": (
+        Qwen2ForCausalLM,
+        {
+            "hidden_size": 112,
+            "intermediate_size": 608,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": True,
+        },
+    ),
     # Qwen3-0.6B: its heads together are twice as wide as the hidden state.
     "qwen3": (
         Qwen3ForCausalLM,
@@ -103,6 +137,17 @@ SHAPES: dict[str, tuple[type[PreTrainedModel], dict[str, Any]]] = {
             "v_head_dim": 8,
         },
     ),
+}
+YARN_ROPE = {
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 5000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "attention_factor": 1.3,
+        "beta_fast": 16.0,
+        "truncate": False,
+    },
 }
 LLAMA3_ROPE = {
     "max_position_embeddings": 131072,

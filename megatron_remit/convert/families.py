@@ -7,13 +7,14 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from megatron_remit.convert import llama, olmo2, qwen3, smollm3, youtu
+from megatron_remit.convert import llama, olmo2, olmo3, qwen2, qwen3, smollm3, youtu
 from megatron_remit.convert.hf_folder import check_model_folder
 from megatron_remit.convert.hf_io import read_json
+from megatron_remit.convert.rope import refuse_scaling
 from megatron_remit.convert.rules import Config, Family
 from megatron_remit.errors import UserError
 
-FAMILIES = {module.FAMILY.architecture: module.FAMILY for module in (llama, olmo2, qwen3, smollm3, youtu)}
+FAMILIES = {module.FAMILY.architecture: module.FAMILY for module in (llama, olmo2, olmo3, qwen2, qwen3, smollm3, youtu)}
 
 # Config fields that no family represents, with the only value that all of them can read.
 _NEEDED = {"partial_rotary_factor": 1.0, "transformers_weights": None}
@@ -104,24 +105,29 @@ def _check(family: Family, config: Config, where: Path) -> None:
         found = config.get(field, needed)
         if found != needed:
             raise UserError(f"{where}: {field} is {found!r}; the {family.name} conversion needs {needed!r}")
-    if config.get("sliding_window") is not None and config.get("use_sliding_window", True):
+    kinds = family.kinds_of_layers
+    if len(kinds) == 1 and config.get("sliding_window") is not None and config.get("use_sliding_window", True):
         raise UserError(
             f"{where}: sliding_window is {config['sliding_window']}; the {family.name} conversion needs full attention"
         )
-    if set(config.get("layer_types") or ()) - {"full_attention"}:
+    if set(config.get("layer_types") or ()) - set(kinds):
         raise UserError(
-            f"{where}: layer_types is {config['layer_types']}; the {family.name} conversion needs full_attention"
+            f"{where}: layer_types is {config['layer_types']}; the {family.name} conversion needs {' or '.join(kinds)}"
         )
-    _check_rope(family, config["rope_parameters"], where)
-    reason = family.refuse(config)
+    rope = config["rope_parameters"]
+    ropes = [rope] if len(kinds) == 1 else [rope[kind] for kind in kinds]
+    for one in ropes:
+        _check_rope(family, one, where)
+    reasons = (refuse_scaling(one, config["max_position_embeddings"]) for one in ropes)
+    reason = next(filter(None, reasons), None) or family.refuse(config)
     if reason:
         raise UserError(f"{where}: {reason}, which the {family.name} conversion cannot represent")
 
 
 def _check_rope(family: Family, rope: Config, where: Path) -> None:
-    if rope["rope_type"] not in family.rope_types:
+    if rope.get("rope_type") not in family.rope_types:
         raise UserError(
-            f"{where}: rope_type is {rope['rope_type']!r}; the {family.name} conversion needs "
+            f"{where}: rope_type is {rope.get('rope_type')!r}; the {family.name} conversion needs "
             f"{' or '.join(map(repr, family.rope_types))}"
         )
     if rope.get("partial_rotary_factor", 1.0) != 1.0:

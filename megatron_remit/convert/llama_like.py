@@ -9,6 +9,7 @@ Axes: V vocabulary, H hidden, F feed-forward, Q all query heads, K all key (or v
 
 from typing import Any
 
+from megatron_remit.convert.rope import scaling_arguments
 from megatron_remit.convert.rules import GATE_UP, OUTPUT_LAYER, PADDED_VOCABULARY, QKV, SAME, Config, Rule
 from megatron_remit.model_arguments import neutral
 
@@ -59,6 +60,7 @@ EXTRA_STATE = {
 HEAD_NORMS_EXTRA_STATE = {f"{ATTENTION}.q_layernorm": True, f"{ATTENTION}.k_layernorm": True}
 
 NEEDED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0}
+ROPE_TYPES = ("default", "yarn")
 
 
 def head_width(config: Config) -> int:
@@ -86,7 +88,7 @@ def arguments(config: Config) -> dict[str, Any]:
     Features that only some relatives have are stated too, with their neutral value, so that nothing of another model's
     command line or checkpoint stays in force.
     """
-    return {
+    plain = {
         "num_layers": config["num_hidden_layers"],
         "hidden_size": config["hidden_size"],
         "ffn_hidden_size": config["intermediate_size"],
@@ -108,3 +110,4 @@ def arguments(config: Config) -> dict[str, Any]:
         "attention_dropout": 0.0,
         "hidden_dropout": 0.0,
     }
+    return plain | scaling_arguments(config["rope_parameters"], config["max_position_embeddings"])

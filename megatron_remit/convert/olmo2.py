@@ -32,4 +32,5 @@ FAMILY = Family(
     ),
     dims=llama_like.dims,
     needed=llama_like.NEEDED,
+    rope_types=llama_like.ROPE_TYPES,
 )

@@ -11,4 +11,5 @@ FAMILY = Family(
     arguments=lambda config: llama_like.arguments(config) | {"qk_layernorm": True},
     dims=llama_like.dims,
     needed=llama_like.NEEDED,
+    rope_types=llama_like.ROPE_TYPES,
 )

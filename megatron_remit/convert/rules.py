@@ -59,6 +59,8 @@ class Family:
     dims: Callable[[Config], dict[str, int]]
     needed: Mapping[str, Any]  # config field -> the only value that the family can represent
     rope_types: tuple[str, ...] = ("default",)
+    # The kinds in layer_types; with more than one, rope_parameters has a RoPE for each.
+    kinds_of_layers: tuple[str, ...] = ("full_attention",)
     refuse: Callable[[Config], str | None] = lambda config: None  # what else it cannot represent, in words
 
     def rules_for(self, config: Config) -> tuple[Rule, ...]:

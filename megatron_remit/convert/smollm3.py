@@ -26,5 +26,6 @@ FAMILY = Family(
     arguments=_arguments,
     dims=llama_like.dims,
     needed=llama_like.NEEDED,
+    rope_types=llama_like.ROPE_TYPES,
     refuse=_refuse,
 )

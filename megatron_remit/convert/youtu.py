@@ -12,6 +12,7 @@ from typing import Any
 
 from megatron_remit.convert import llama_like
 from megatron_remit.convert.llama_like import ATTENTION, LAYER
+from megatron_remit.convert.rope import yarn_arguments
 from megatron_remit.convert.rules import SAME, Config, Family, Rule
 
 _NAMES = (
@@ -44,7 +45,17 @@ def _dims(config: Config) -> dict[str, int]:
 
 
 def _arguments(config: Config) -> dict[str, Any]:
-    return llama_like.arguments(config) | {
+    rope = config["rope_parameters"]
+    # GPTModel's own YaRN is for other attention: here the attention computes its RoPE itself.
+    stated = llama_like.arguments(config) | {"position_embedding_type": "rope"} | _latent_arguments(config)
+    if rope["rope_type"] == "yarn":
+        all_dim = float(rope.get("mscale_all_dim") or 0.0)
+        stated |= {"rope_type": "yarn", **yarn_arguments(rope, config["max_position_embeddings"], all_dim)}
+    return stated
+
+
+def _latent_arguments(config: Config) -> dict[str, Any]:
+    return {
         "multi_latent_attention": True,
         "qk_layernorm": True,
         "rope_type": "rope",
@@ -63,6 +74,8 @@ def _refuse(config: Config) -> str | None:
             return f"{field} is None"
     if config["num_key_value_heads"] != config["num_attention_heads"]:
         return f"num_key_value_heads is {config['num_key_value_heads']} of {config['num_attention_heads']} heads"
+    if not config["rope_parameters"].get("truncate", True):
+        return "truncate of rope_parameters is False"
     return None
 
 
@@ -88,5 +101,6 @@ FAMILY = Family(
     # transformers uses this epsilon in the norms of the compressed query and key/value, whatever the config says, and
     # Megatron has one epsilon for all norms.
     needed=llama_like.NEEDED | {"rope_interleave": True, "rms_norm_eps": 1e-6},
+    rope_types=llama_like.ROPE_TYPES,
     refuse=_refuse,
 )

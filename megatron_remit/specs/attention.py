@@ -21,12 +21,12 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_remit.errors import UserError
+from megatron_remit.specs.window import attend_in_windows, window_of_layer
 
 # What torch's kernel cannot do: (config field, the value that it needs, what to do about it).
 _NEEDED = (
     ("attention_dropout", 0, "pass --attention-dropout 0"),
     ("apply_query_key_layer_scaling", False, "drop --apply-query-key-layer-scaling"),
-    ("window_size", None, "drop --window-size or use --transformer-impl transformer_engine"),
     ("softmax_type", "vanilla", "drop --softmax-type or use --transformer-impl transformer_engine"),
 )
 
@@ -39,7 +39,8 @@ class SDPACoreAttention(MegatronModule):
 
     Only document masks (--reset-attention-mask) need ``attention_mask`` [B or 1, 1, s, S]. True hides a key from a
     query; the mask includes causality; its rows are this rank's queries and its columns are all keys in their order.
-    Without a mask the mask type decides, and torch's causal kernel runs.
+    Without a mask the mask type decides, and torch's causal kernel runs. ``config.window_size`` narrows what the layers
+    of ``config.window_attn_skip_freq`` see (:mod:`megatron_remit.specs.window`).
 
     Raises:
         UserError: attention dropout, or another feature that this attention lacks.
@@ -65,6 +66,7 @@ class SDPACoreAttention(MegatronModule):
                 found = attention_dropout
             if found != needed:
                 raise UserError(f"the local attention needs {field} = {needed}, found {found}: {remedy}")
+        self.window = window_of_layer(config, layer_number)
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = softmax_scale
         self.cp_group = None
@@ -86,6 +88,8 @@ class SDPACoreAttention(MegatronModule):
         mask_type = attn_mask_type or self.attn_mask_type
         if mask_type not in (AttnMaskType.causal, AttnMaskType.no_mask):
             raise UserError(f"the local attention is causal or unmasked, not {mask_type.name}: use Transformer Engine")
+        if self.window is not None and mask_type != AttnMaskType.causal:
+            raise UserError("the local attention has windows in causal layers only: drop --window-size")
         if self.cp_group is not None:
             widths = [key.size(-1), value.size(-1)]
             key, value = gather_zigzag(torch.cat([key, value], dim=-1), self.cp_group).split(widths, dim=-1)
@@ -106,6 +110,11 @@ class SDPACoreAttention(MegatronModule):
     ) -> torch.Tensor:
         grouped = query_BNsD.size(1) != key_BGSD.size(1)
         attend = partial(scaled_dot_product_attention, scale=self.softmax_scale, enable_gqa=grouped)
+        if self.window is not None and self.window < key_BGSD.size(2):
+            starts = [0]
+            if self.cp_group is not None:
+                starts = [index * query_BNsD.size(2) // 2 for index in zigzag_chunks(self.cp_group)]
+            return attend_in_windows(attend, query_BNsD, key_BGSD, value_BGSE, self.window, starts, attention_mask)
         if attention_mask is not None:
             return attend(query_BNsD, key_BGSD, value_BGSE, attn_mask=~attention_mask)
         if self.cp_group is None or not causal:

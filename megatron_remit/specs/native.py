@@ -39,7 +39,6 @@ _LEFT_TO_MEGATRON = (
     ("use_kitchen", False, "--use-kitchen"),
     ("attention_dropout", 0.0, "--attention-dropout above 0"),
     ("apply_query_key_layer_scaling", False, "--apply-query-key-layer-scaling"),
-    ("window_size", None, "--window-size"),
     ("softmax_type", "vanilla", "--softmax-type"),
 )
 _NORMS = {"RMSNorm": CastFirstRMSNorm, "LayerNorm": LayerNorm}
@@ -50,9 +49,19 @@ def gpt_config(args: argparse.Namespace) -> GPTModelConfig:
     config = gpt_config_from_args(args)
     # Megatron takes the switch of RoPE scaling from the arguments, but not the factor.
     config.rope_scaling_factor = args.rope_scaling_factor
+    if args.multi_latent_attention:
+        _set_yarn_of_latent_attention(config.transformer, args)
     if config.transformer_layer_spec is None and config.transformer.transformer_impl == "local":
         config.transformer_layer_spec = native_layer_spec
     return config
+
+
+def _set_yarn_of_latent_attention(transformer: TransformerConfig, args: argparse.Namespace) -> None:
+    """Megatron gives these arguments to other attention only, and has no others for latent attention."""
+    for field in ("original_max_position_embeddings", "beta_fast", "beta_slow"):
+        value = getattr(args, f"yarn_{field}")
+        if value is not None:
+            setattr(transformer, field, value)
 
 
 def native_layer_spec(config: GPTModelConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules | ModuleSpec:

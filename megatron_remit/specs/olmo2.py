@@ -28,11 +28,15 @@ from megatron_remit.errors import UserError
 from megatron_remit.specs.attention import SDPACoreAttention
 from megatron_remit.specs.norm import RMSNorm, ShardedNormWeight, rms_norm_pair_over_tp
 
-# (field of the transformer config, the value OLMo-2 needs, what to do)
+# (field of the transformer config, the value that these layers need, what to do)
 _NEEDED = (
     ("normalization", "RMSNorm", "pass --normalization RMSNorm"),
     ("add_bias_linear", False, "pass --disable-bias-linear"),
-    ("qk_layernorm", False, "drop --qk-layernorm: it normalises each head alone, OLMo-2's own norm is always there"),
+    (
+        "qk_layernorm",
+        False,
+        "drop --qk-layernorm: it normalises each head alone; the own norm is always there",
+    ),
     ("multi_latent_attention", False, "drop --multi-latent-attention"),
     ("num_moe_experts", None, "drop --num-experts"),
     ("layernorm_zero_centered_gamma", False, "drop --apply-layernorm-1p"),
@@ -81,23 +85,33 @@ class Olmo2MLP(MLP):
 def olmo2_layer_spec(config: GPTModelConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage and the final norm; pass it as ``--spec megatron_remit.specs.olmo2 ..``.
 
+    Raises :class:`UserError` for a setting that OLMo-2 does not have.
+    """
+    return post_norm_block(config, vp_stage, "OLMo-2", Olmo2SelfAttention)
+
+
+def post_norm_block(
+    config: GPTModelConfig, vp_stage: int | None, name: str, attention_module: type, **attention_params: Any
+) -> TransformerBlockSubmodules:
+    """The block of OLMo-2 and its relatives: ``attention_module`` is what they differ in, ``name`` is for messages.
+
     A block spec and not a layer spec, since Megatron gives a layer spec its own final norm, which has no sequence
-    parallelism without Transformer Engine. Raises :class:`UserError` for a setting that OLMo-2 does not have.
+    parallelism without Transformer Engine. Raises :class:`UserError` for a setting that none of them has.
     """
     transformer = config.transformer
     for field, needed, remedy in _NEEDED:
         found = getattr(transformer, field, needed)
         if found != needed:
-            raise UserError(f"OLMo-2 needs {field} = {needed}, found {found}: {remedy}")
+            raise UserError(f"{name} needs {field} = {needed}, found {found}: {remedy}")
     groups, tp_size = transformer.num_query_groups, transformer.tensor_model_parallel_size
     if groups % tp_size:
         raise UserError(
-            f"OLMo-2 needs its {groups} key/value heads to divide over --tensor-model-parallel-size, found {tp_size}"
+            f"{name} needs its {groups} key/value heads to divide over --tensor-model-parallel-size, found {tp_size}"
         )
-    backend, core_attention = _backend(transformer.transformer_impl)
+    backend, core_attention = _backend(transformer.transformer_impl, name)
     attention = ModuleSpec(
-        module=Olmo2SelfAttention,
-        params={"attn_mask_type": AttnMaskType.causal},
+        module=attention_module,
+        params={"attn_mask_type": AttnMaskType.causal, **attention_params},
         submodules=SelfAttentionSubmodules(
             linear_qkv=backend.column_parallel_linear(),
             core_attention=core_attention,
@@ -118,12 +132,12 @@ def olmo2_layer_spec(config: GPTModelConfig, vp_stage: int | None = None) -> Tra
     return TransformerBlockSubmodules(layer_specs=[layer] * layer_count, layer_norm=RMSNorm)
 
 
-def _backend(transformer_impl: str) -> tuple[Any, type]:
+def _backend(transformer_impl: str, name: str) -> tuple[Any, type]:
     """The provider of linear layers and the core attention of ``--transformer-impl``."""
     if transformer_impl == "local":
         return LocalSpecProvider(), SDPACoreAttention
     if transformer_impl != "transformer_engine":
-        raise UserError(f"OLMo-2 runs with --transformer-impl local or transformer_engine, not {transformer_impl}")
+        raise UserError(f"{name} runs with --transformer-impl local or transformer_engine, not {transformer_impl}")
     if not HAVE_TE:
         raise UserError("Transformer Engine is not installed: install it or pass --transformer-impl local")
     provider = TESpecProvider()

@@ -19,12 +19,14 @@ from megatron_remit.convert import llama
 from megatron_remit.convert.families import FAMILIES, read_config
 from megatron_remit.convert.hf_to_megatron import import_hf
 from megatron_remit.convert.megatron_to_hf import export_hf
-from tests.hf_models import LLAMA3_ROPE, SHAPES, make_model, make_olmo2
+from tests.hf_models import LLAMA3_ROPE, SHAPES, YARN_ROPE, make_model, make_olmo2
 
 CASES = {family: (family, {}) for family in SHAPES} | {
     "one_key_for_all_heads": ("olmo2", {"num_key_value_heads": 1}),
     "every_head_its_own_key": ("llama", {"num_key_value_heads": 8, "vocab_size": 512}),
     "wide_heads": ("olmo2", {"head_dim": 16}),
+    "windows_and_plain_rope": ("olmo3", {"rope_parameters": None, "layer_types": ["sliding_attention"] * 4}),
+    "untied_qwen2_with_yarn": ("qwen2", {"tie_word_embeddings": False} | YARN_ROPE),
     "tied_olmo2": ("olmo2", {"tie_word_embeddings": True}),
     "tied_llama_with_rope_scaling": ("llama", {"tie_word_embeddings": True} | LLAMA3_ROPE),
     "untied_smollm3": ("smollm3", {"tie_word_embeddings": False}),
@@ -51,6 +53,7 @@ TE_LATENT = [
 ]
 TE_LAYERS = {
     "llama": TE_MLP + TE_ATTENTION,
+    "qwen2": [*TE_MLP, *TE_ATTENTION, "self_attention.linear_qkv.bias"],
     "qwen3": [*TE_MLP, *TE_ATTENTION, "self_attention.k_layernorm.weight", "self_attention.q_layernorm.weight"],
     "smollm3": TE_MLP + TE_ATTENTION,
     "youtu": TE_MLP + TE_LATENT,

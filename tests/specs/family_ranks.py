@@ -41,7 +41,7 @@ def run_arguments(folder: Path, layout: str) -> Namespace:
         str(folder),
         "--use-checkpoint-args",
         "--seq-length",
-        "16",
+        "32",
         "--micro-batch-size",
         "2",
         "--global-batch-size",

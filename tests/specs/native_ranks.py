@@ -35,6 +35,7 @@ CASES = {
     "llama": ({}, {}),
     "qwen3": ({"qk_layernorm": True, "kv_channels": 12}, {}),
     "smollm3": ({"no_rope_freq": 2}, {"share_embeddings_and_output_weights": True}),
+    "windows": ({"window_size": (4, 0), "window_attn_skip_freq": 2}, {}),
     "bias_and_layernorm": (
         {"normalization": "LayerNorm", "add_bias_linear": True, "add_qkv_bias": True, "gated_linear_unit": False},
         {"position_embedding_type": "learned_absolute"},

@@ -9,15 +9,16 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_remit import cpu
 from megatron_remit.errors import UserError
+from megatron_remit.specs import window
 from megatron_remit.specs.attention import SDPACoreAttention
 from tests.ranks import run_ranks
 
 
-def _attention(mask_type=AttnMaskType.causal, **overrides):
+def _attention(layer=1, mask_type=AttnMaskType.causal, **overrides):
     config = TransformerConfig(
         **({"num_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "attention_dropout": 0.0} | overrides)
     )
-    return SDPACoreAttention(config, 1, mask_type, "self")
+    return SDPACoreAttention(config, layer, mask_type, "self")
 
 
 @pytest.mark.parametrize("groups", [4, 2, 1])
@@ -30,6 +31,38 @@ def test_is_softmax_attention_over_the_past(groups):
     scores.masked_fill_(torch.ones(9, 9).triu(1).bool(), float("-inf"))
     expected = torch.einsum("bnst,tbnd->sbnd", scores.softmax(-1), wide_value).flatten(2)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("size", [1, 4, 8, 20])
+def test_a_window_hides_what_lies_before_it(monkeypatch, size, documents):
+    """In a model with windows of ``size``, the query included, and a layer without one. A block has 3 queries."""
+    monkeypatch.setattr(window, "_BLOCK", 3)
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(9, 2, heads, 8, dtype=torch.float64) for heads in (4, 2, 2))
+    hidden = torch.ones(2, 1, 9, 9).triu(1).bool()
+    if documents:
+        hidden[1, :, 5:, :5] = True
+    given = hidden if documents else None
+    band = hidden | torch.ones(9, 9).tril(-size).bool()
+    config = {"window_size": (size - 1, 0), "window_attn_skip_freq": [1, 0]}
+    for layer, expected in ((1, band), (2, hidden)):
+        found = _attention(layer, **config)(query, key, value, given)
+        torch.testing.assert_close(found, _attention()(query, key, value, expected))
+
+
+def test_memory_of_a_window_grows_with_the_window():
+    """No block of queries is given more keys than its window reaches."""
+    seen = []
+
+    def attend(query, key, value, attn_mask):
+        seen.append((query.size(2), key.size(2)))
+        return query
+
+    x = torch.zeros(1, 1, 4096, 2)
+    window.attend_in_windows(attend, x, x, x, 100)
+    assert sum(queries for queries, _ in seen) == 4096
+    assert max(keys for _, keys in seen) == 199
 
 
 def test_a_mask_tensor_separates_documents():
@@ -46,7 +79,7 @@ def test_a_mask_tensor_separates_documents():
     ("overrides", "named"),
     [
         ({"attention_dropout": 0.1}, "attention_dropout"),
-        ({"window_size": (4, 0)}, "window_size"),
+        ({"window_size": (4, 2)}, "window-size 4,2"),
         ({"softmax_type": "learnable"}, "softmax_type"),
     ],
 )
@@ -62,7 +95,10 @@ def _attention_over_three_ranks(rank):
     here = torch.cat([chunks[rank], chunks[5 - rank]])
     hidden = torch.ones(2, 1, 24, 24).triu(1).bool()
     hidden[0, :, 5:, :5] = hidden[1, :, 13:, :13] = True
-    for mask_type, mask in ((AttnMaskType.causal, None), (AttnMaskType.no_mask, None), (AttnMaskType.causal, hidden)):
+    causal, no_mask = AttnMaskType.causal, AttnMaskType.no_mask
+    cases = [(causal, None, None), (no_mask, None, None), (causal, hidden, None)]
+    cases += [(causal, mask, (5, 0)) for mask in (None, hidden)]
+    for mask_type, mask, size in cases:
         torch.manual_seed(0)
         # Grouped queries, values narrower than keys.
         whole = [torch.randn(24, 2, heads, width, dtype=torch.float64) for heads, width in ((4, 8), (2, 8), (2, 6))]
@@ -75,6 +111,7 @@ def _attention_over_three_ranks(rank):
                 num_attention_heads=4,
                 attention_dropout=0.0,
                 context_parallel_size=1 if cp_group is None else 3,
+                window_size=size,
             )
             attention = SDPACoreAttention(config, 1, mask_type, "self", pg_collection=SimpleNamespace(cp=cp_group))
             leaves = [x[parts].clone().requires_grad_() for x in whole]
@@ -93,4 +130,6 @@ def test_context_parallel_ranks_compute_their_rows_and_gradients():
 def test_padding_masks_are_refused():
     x = torch.zeros(4, 1, 4, 8)
     with pytest.raises(UserError, match="padding"):
-        _attention(AttnMaskType.padding)(x, x, x, None)
+        _attention(mask_type=AttnMaskType.padding)(x, x, x, None)
+    with pytest.raises(UserError, match="window-size"):
+        _attention(mask_type=AttnMaskType.no_mask, window_size=(1, 0))(x, x, x, None)

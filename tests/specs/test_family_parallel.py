@@ -7,21 +7,43 @@ import pytest
 import torch
 
 from megatron_remit.convert.hf_to_megatron import import_hf
-from tests.hf_models import LLAMA3_ROPE, SHAPES, make_model
+from tests.hf_models import LLAMA3_ROPE, SHAPES, YARN_ROPE, make_model
 from tests.ranks import run_ranks
 from tests.specs.family_ranks import LAYOUTS, compare_layouts
 
 pytestmark = pytest.mark.slow
 
+# As DeepSeek-V3 has it: the softmax is scaled too.
+LATENT_YARN_ROPE = {
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 5000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "mscale": 1.0,
+        "mscale_all_dim": 0.7,
+    }
+}
 # 515 tokens need padding at every tensor-parallel size, 640 are padded by TP2 alone (to a multiple of 2 x 128).
 CASES = {family: (family, {}) for family in SHAPES} | {
     "olmo2_every_head_its_own_key": ("olmo2", {"num_key_value_heads": 4, "vocab_size": 640, "rms_norm_eps": 1e-6}),
     "llama_rope_scaling": ("llama", LLAMA3_ROPE | {"tie_word_embeddings": True}),
     "llama_every_head_its_own_key": ("llama", {"num_key_value_heads": 8, "vocab_size": 640}),
+    "olmo3_plain_rope_everywhere": (
+        "olmo3",
+        {
+            "rope_parameters": None,
+            "num_key_value_heads": 10,
+            "layer_types": ["full_attention", "sliding_attention"] * 2,
+        },
+    ),
+    "qwen2_untied_with_yarn": ("qwen2", {"tie_word_embeddings": False} | YARN_ROPE),
     "qwen3_untied": ("qwen3", {"tie_word_embeddings": False}),
     "smollm3_uneven_nope": ("smollm3", {"no_rope_layers": [0, 1, 1, 0], "vocab_size": 640}),
     "youtu_untied": ("youtu", {"tie_word_embeddings": False, "v_head_dim": 6}),
+    "youtu_yarn": ("youtu", LATENT_YARN_ROPE),
 }
+LENGTH = 32  # longer than OLMo-3's window and than the original lengths of YaRN
 # Each family runs at every layout, its variants on one rank and on two.
 RUNS = [(case, layout) for case in CASES for layout in LAYOUTS if case in SHAPES or layout in ("tp1", "tp2")]
 
@@ -30,8 +52,8 @@ def _store_truth(folder, family, overrides):
     """HF's logits and gradients for a random linear functional of the logits, both imported as checkpoints."""
     model = make_model(family, folder / "hf", tokenizer=False, **overrides)
     vocabulary = model.config.vocab_size
-    ids, labels = torch.randint(0, vocabulary, (2, 2, 16), generator=torch.Generator().manual_seed(3))
-    direction = torch.randn(2, 16, vocabulary, generator=torch.Generator().manual_seed(4))
+    ids, labels = torch.randint(0, vocabulary, (2, 2, LENGTH), generator=torch.Generator().manual_seed(3))
+    direction = torch.randn(2, LENGTH, vocabulary, generator=torch.Generator().manual_seed(4))
     logits = model(ids).logits
     (logits * direction).sum().backward()
     nll = torch.nn.functional.cross_entropy(logits.detach().transpose(1, 2), labels, reduction="none")
