@@ -16,10 +16,13 @@ from megatron_remit.launch.slurm import Container
 from megatron_remit.launch.variables import VARIABLES, Host, Values, is_weight
 
 # The paper's values per model (section 5.1 and appendix D); the microbatches are ours. A step of GLOBAL_BATCH_SIZE
-# sequences has 2M tokens for OLMo-2 and SmolLM3, 64M for Youtu-LLM (M is 2^20).
+# sequences has 2M tokens for OLMo-2 and SmolLM3, 64M for Youtu-LLM (M is 2^20). The paper has no OLMo-3: its values are
+# those of Ai2's own mid-training (OLMo-core, src/scripts/train/OLMo3/OLMo3-7B-midtraining.py), which decays linearly.
 RECIPES = {
     "olmo1b": {"SEQ_LENGTH": "4096", "GLOBAL_BATCH_SIZE": "512", "LR": "3e-4"}
     | {"MICRO_BATCH_SIZE": "4", "REFERENCE_MICRO_BATCH_SIZE": "8"},
+    "olmo3_7b": {"SEQ_LENGTH": "8192", "GLOBAL_BATCH_SIZE": "256", "LR": "2.0712352850360292e-4"}
+    | {"TOKENS": "100000000000", "TP": "2", "MICRO_BATCH_SIZE": "1", "REFERENCE_MICRO_BATCH_SIZE": "2"},
     "smollm3_3b": {"SEQ_LENGTH": "8192", "GLOBAL_BATCH_SIZE": "256", "LR": "2e-4"}
     | {"MICRO_BATCH_SIZE": "1", "REFERENCE_MICRO_BATCH_SIZE": "2"},
     "youtu_llm_2b": {"SEQ_LENGTH": "8192", "GLOBAL_BATCH_SIZE": "8192", "LR": "2e-4"}

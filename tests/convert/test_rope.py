@@ -9,6 +9,8 @@ from tests.convert.published_configs import PUBLISHED, Published
 from tests.convert.rope_ranks import compare
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 65536
 # What RoPE depends on; a model with a twin in all of this is not tried again.
 FIELDS = (

@@ -13,11 +13,13 @@ from tests.slurm.jobs import TINY
 
 # What runs on the host of the first node, outside a container.
 HOST_MODULES = ("__init__", "commands", "job", "settings", "slurm", "variables")
-# The paper, section 5.1 and appendix D: learning rate, sequence length, tokens a step; 50B tokens, cosine to 1e-7.
-PAPER = {
-    "remit_olmo1b.sh": ("3e-4", 4096, 2 * 2**20),
-    "remit_smollm3_3b.sh": ("2e-4", 8192, 2 * 2**20),
-    "remit_youtu_llm_2b.sh": ("2e-4", 8192, 64 * 2**20),
+# The paper, section 5.1 and appendix D: learning rate, sequence length, tokens a step, tokens in all; cosine to 1e-7.
+# OLMo-3: Ai2's mid-training, src/scripts/train/OLMo3/OLMo3-7B-midtraining.py of OLMo-core.
+SETTINGS = {
+    "remit_olmo1b.sh": ("3e-4", 4096, 2 * 2**20, 50_000_000_000),
+    "remit_smollm3_3b.sh": ("2e-4", 8192, 2 * 2**20, 50_000_000_000),
+    "remit_youtu_llm_2b.sh": ("2e-4", 8192, 64 * 2**20, 50_000_000_000),
+    "remit_olmo3_7b.sh": ("2.0712352850360292e-4", 8192, 2**21, 100_000_000_000),
 }
 
 
@@ -51,12 +53,12 @@ def settings(folder, **variables):
     } | variables
 
 
-@pytest.mark.parametrize("script", PAPER)
-def test_the_printed_command_has_the_papers_settings(script, folder):
-    rate, length, tokens = PAPER[script]
+@pytest.mark.parametrize("script", SETTINGS)
+def test_the_printed_command_has_the_published_settings(script, folder):
+    rate, length, tokens, in_all = SETTINGS[script]
     status, text = run(script, "--dry-run", **settings(folder, CONTAINER_IMAGE="image.sqsh"))
     assert status == 0 and text.startswith("srun "), text
-    steps = -(-50_000_000_000 // tokens)
+    steps = -(-in_all // tokens)
     for flags in (
         f"--lr {rate}",
         "--min-lr 1e-7",
