@@ -21,12 +21,12 @@ from megatron_remit.launch.variables import VARIABLES, Host, Values, is_weight
 RECIPES = {
     "olmo1b": {"SEQ_LENGTH": "4096", "GLOBAL_BATCH_SIZE": "512", "LR": "3e-4"}
     | {"MICRO_BATCH_SIZE": "4", "REFERENCE_MICRO_BATCH_SIZE": "8"},
-    "olmo3_7b": {"SEQ_LENGTH": "8192", "GLOBAL_BATCH_SIZE": "256", "LR": "2.0712352850360292e-4"}
-    | {"TOKENS": "100000000000", "TP": "2", "MICRO_BATCH_SIZE": "1", "REFERENCE_MICRO_BATCH_SIZE": "2"},
     "smollm3_3b": {"SEQ_LENGTH": "8192", "GLOBAL_BATCH_SIZE": "256", "LR": "2e-4"}
     | {"MICRO_BATCH_SIZE": "1", "REFERENCE_MICRO_BATCH_SIZE": "2"},
     "youtu_llm_2b": {"SEQ_LENGTH": "8192", "GLOBAL_BATCH_SIZE": "8192", "LR": "2e-4"}
     | {"MICRO_BATCH_SIZE": "1", "REFERENCE_MICRO_BATCH_SIZE": "2"},
+    "olmo3_7b": {"SEQ_LENGTH": "8192", "GLOBAL_BATCH_SIZE": "256", "LR": "2.0712352850360292e-4"}
+    | {"TOKENS": "100000000000", "TP": "2", "MICRO_BATCH_SIZE": "1", "REFERENCE_MICRO_BATCH_SIZE": "2"},
 }
 
 
