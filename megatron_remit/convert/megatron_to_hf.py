@@ -16,6 +16,9 @@ from megatron_remit.convert.rules import Dims, Rule, in_layer_order
 from megatron_remit.errors import UserError
 from megatron_remit.model_arguments import MODEL_ARGUMENTS, has_effect
 
+# Arguments that are a list with an entry for each layer, or a number n: (the entry of most layers, of every n-th one).
+_EVERY_NTH = {"no_rope_freq": (0, 1), "window_attn_skip_freq": (1, 0)}
+
 
 def export_hf(
     megatron: Path,
@@ -76,8 +79,9 @@ def _check_same_model(reader: CheckpointReader, arguments: dict[str, Any], hf_te
             continue
         expected = arguments.get(row.name, row.neutral)
         found = getattr(reader.arguments, row.name, expected)
-        if row.name == "no_rope_freq" and isinstance(found, int):
-            found = ([0] * (found - 1) + [1]) * (arguments["num_layers"] // found)
+        if row.name in _EVERY_NTH and isinstance(found, int):
+            others, nth = _EVERY_NTH[row.name]
+            found = [others if layer % found else nth for layer in range(1, arguments["num_layers"] + 1)]
         if found != expected:
             raise UserError(
                 f"{reader.path}: trained with {row.name} = {found}, but {hf_template / 'config.json'} says "

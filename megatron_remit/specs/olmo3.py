@@ -17,6 +17,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.utils import is_layer_window_attention
 from megatron.training.models.gpt import GPTModelConfig
 
+from megatron_remit.errors import UserError
 from megatron_remit.specs.olmo2 import Olmo2SelfAttention, post_norm_block
 
 Rotary = Callable[[int], torch.Tensor]  # S -> the angles [s, 1, 1, D] of this rank's positions
@@ -49,6 +50,17 @@ def olmo3_layer_spec(config: GPTModelConfig, vp_stage: int | None = None) -> Tra
 
     Raises :class:`UserError` for a setting that OLMo-3 does not have.
     """
+    transformer = config.transformer
+    if (
+        transformer.transformer_impl == "transformer_engine"
+        and transformer.context_parallel_size > 1
+        and transformer.window_size is not None
+        and transformer.cp_comm_type in (None, "p2p")
+    ):
+        raise UserError(
+            "--context-parallel-size above 1 with --window-size: Transformer Engine has none where keys and values "
+            "travel from rank to rank (p2p); pass --cp-comm-type a2a or all_gather"
+        )
     plain_rotary = _plain_rotary(config) if config.position_embedding_type == "yarn" else None
     return post_norm_block(config, vp_stage, "OLMo-3", Olmo3SelfAttention, plain_rotary=plain_rotary)
 
