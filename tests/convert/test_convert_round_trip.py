@@ -15,10 +15,12 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, Olmo2ForC
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from megatron_remit.arguments import add_remit_arguments
-from megatron_remit.convert import llama
+from megatron_remit.convert import llama, megatron_to_hf
 from megatron_remit.convert.families import FAMILIES, read_config
 from megatron_remit.convert.hf_to_megatron import import_hf
+from megatron_remit.convert.megatron_io import CheckpointReader
 from megatron_remit.convert.megatron_to_hf import export_hf
+from megatron_remit.errors import UserError
 from tests.hf_models import LLAMA3_ROPE, SHAPES, YARN_ROPE, make_model, make_olmo2
 
 CASES = {family: (family, {}) for family in SHAPES} | {
@@ -160,6 +162,24 @@ def test_rope_layers_change_sign_between_the_two_worlds(tmp_path):
     import_hf(tmp_path / "hf", tmp_path / "megatron")
     stored = dist_checkpointing.load_common_state_dict(str(tmp_path / "megatron" / "release"))["args"]
     assert stored.no_rope_freq == [0, 1, 0, 0, 1]
+
+
+def test_a_number_of_layers_is_the_same_as_the_list_that_it_stands_for(tmp_path, monkeypatch):
+    """As a run has it that was given --window-attn-skip-freq 4."""
+    make_model("olmo3", tmp_path / "hf", tokenizer=False)
+    import_hf(tmp_path / "hf", tmp_path / "megatron")
+
+    def reader(*arguments):
+        found = CheckpointReader(*arguments)
+        found.arguments.window_attn_skip_freq = number
+        return found
+
+    monkeypatch.setattr(megatron_to_hf, "CheckpointReader", reader)
+    number = 4
+    export_hf(tmp_path / "megatron", tmp_path / "hf", tmp_path / "back")
+    number = 2
+    with pytest.raises(UserError, match=r"window_attn_skip_freq = \[1, 0, 1, 0\], .* \[1, 1, 1, 0\]"):
+        export_hf(tmp_path / "megatron", tmp_path / "hf", tmp_path / "other")
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])
