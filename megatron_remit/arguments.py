@@ -77,6 +77,12 @@ def add_remit_arguments(
         help="Sequences in a forward pass of the reference. It keeps no activations, so more fit than "
         "in a policy microbatch. Default: --micro-batch-size.",
     )
+    group.add_argument(
+        "--allow-reference-special-tokens",
+        action="store_true",
+        help="Accept a reference whose tokenizer has other added tokens (special, reserved, a chat template's) than "
+        "the policy's, even if the corpus holds them. Without the flag none of them may occur there.",
+    )
     for objective in (*OBJECTIVES.values(), *_own_objective(command_line)):
         objective.add_arguments(group)
     group.add_argument(
@@ -108,6 +114,8 @@ def _set_defaults(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(create_attention_mask_in_dataloader=False)
     # Known once the checkpoint's arguments and the tokenizer are read; stored in the run's own checkpoints.
     parser.set_defaults(remit_vocab_size=None, remit_tokenizer_fingerprint=None)
+    # How many of the policy's tokens the reference has too; known once its checkpoint's arguments are read.
+    parser.set_defaults(remit_common_vocab_size=None)
     if importlib.util.find_spec("transformer_engine") is None:
         parser.set_defaults(transformer_impl="local", apply_rope_fusion=False)
     # The extension that apex builds, by the name that Megatron imports: the output layer is Megatron's own, with
@@ -171,6 +179,22 @@ def check_arguments(args: argparse.Namespace) -> None:
     if chosen.needs_reference:
         _check_reference(args)
     chosen.check_arguments(args, chosen=True)
+
+
+def check_tokenizer(args: argparse.Namespace, tokenizer: Any, model: str) -> None:
+    """Refuse a tokenizer (Megatron's object) that does not fit the model or the objective.
+
+    ``args.remit_vocab_size`` is the number of embedding rows, ``model`` where they are.
+
+    Raises:
+        UserError: it has more tokens than the model has rows, or the objective cannot work with it.
+    """
+    if tokenizer.vocab_size > args.remit_vocab_size:
+        raise UserError(
+            f"--tokenizer-model {args.tokenizer_model} has {tokenizer.vocab_size} tokens, but {model} has "
+            f"{args.remit_vocab_size} embedding rows; use the tokenizer of that model"
+        )
+    objective_class(args.objective).check_tokenizer(args, tokenizer)
 
 
 def _check_reference(args: argparse.Namespace) -> None:

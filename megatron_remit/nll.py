@@ -28,14 +28,23 @@ class Vocabulary:
     """What the NLL is taken over, and how."""
 
     size: int
-    """The tokenizer's number of tokens, without the rows that padding adds for tensor parallelism."""
+    """The number of tokens, without the rows that padding adds for tensor parallelism; rows beyond it take no
+    probability."""
     cross_entropy_impl: str = "auto"
     """``--cross-entropy-impl``."""
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Vocabulary":
-        """That of the run with these arguments."""
+        """The policy's: every row of its own embedding, whatever the reference has, so that losses compare between
+        objectives and references."""
         return cls(args.remit_vocab_size, args.cross_entropy_impl)
+
+    @classmethod
+    def of_reference(cls, args: argparse.Namespace) -> "Vocabulary":
+        """The reference's: the rows that the policy has too. Its other rows are no tokens of this run (an embedding
+        that was resized to a multiple of 64 has some) and must not take probability from those that are."""
+        common = getattr(args, "remit_common_vocab_size", None)
+        return cls(args.remit_vocab_size if common is None else common, args.cross_entropy_impl)
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,17 @@ class CheckedGPTDataset(GPTDataset):
     def __getitem__(self, index: int | None) -> dict[str, Any]:
         """One sample: ``tokens``, ``labels`` [s] int64 and the masks (GPTDataset). Raises UserError on a bad token."""
         sample = super().__getitem__(index)
-        size = get_args().remit_vocab_size
+        args = get_args()
+        size, common = args.remit_vocab_size, getattr(args, "remit_common_vocab_size", None)
         largest = max(int(sample["tokens"].max()), int(sample["labels"].max()))
+        where = f"{self.dataset_path} (sample {index})"
         if largest >= size:
-            raise beyond_vocabulary(f"{self.dataset_path} (sample {index})", largest, size)
+            raise beyond_vocabulary(where, largest, size)
+        if common is not None and largest >= common:
+            raise UserError(
+                f"{where}: token id {largest} is beyond the {common} embedding rows of the reference; use a reference "
+                "with a row for each token, or write the corpus without that token"
+            )
         return sample
 
 
@@ -39,14 +46,15 @@ def check_corpora(args: Any, vocabulary_size: int) -> None:
     """
     if args.mock_data:
         return
-    prefixes = list(_prefixes(args))
-    if not prefixes:
+    found = list(prefixes(args))
+    if not found:
         raise UserError("--data-path (or --train-data-path, --data-args-path) is not set; give the prefix of a corpus")
-    for prefix in prefixes:
+    for prefix in found:
         _check_corpus(prefix, vocabulary_size)
 
 
-def _prefixes(args: Any) -> Iterable[str]:
+def prefixes(args: Any) -> Iterable[str]:
+    """The prefixes of all corpora that Megatron's data flags name, of every split."""
     blend, per_split = get_blend_and_blend_per_split(args)
     for one in [blend, *(per_split or [])]:
         if one is not None:

@@ -22,9 +22,14 @@ def fingerprint(vocabulary: dict[str, int]) -> str:
     return hashlib.sha256(json.dumps(pairs, ensure_ascii=True).encode()).hexdigest()
 
 
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether there is a Hugging Face tokenizer in ``folder``."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+
+
 def folder_fingerprint(folder: Path) -> str | None:
     """Fingerprint of the Hugging Face tokenizer in ``folder``; None when it holds no tokenizer."""
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not holds_tokenizer(folder):
         return None
     return fingerprint(AutoTokenizer.from_pretrained(folder).get_vocab())
 

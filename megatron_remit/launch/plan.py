@@ -11,10 +11,11 @@ from megatron_remit import cpu
 from megatron_remit.arguments import add_remit_arguments
 from megatron_remit.convert.families import read_config
 from megatron_remit.data.manifest import check_manifest, corpus_prefixes
-from megatron_remit.data.tokenizer import folder_fingerprint
 from megatron_remit.errors import UserError
 from megatron_remit.launch.memory import Memory, estimate
+from megatron_remit.launch.vocabulary import check_vocabulary
 from megatron_remit.objectives.registry import objective_class
+from megatron_remit.reference.fit import check_length
 
 _GIB = 2**30
 
@@ -40,13 +41,16 @@ def plan_run(base_hf: Path, reference_hf: Path | None, gpus: int, training: list
                 f"--objective {policy.objective} needs --reference-hf, the Hugging Face folder of the reference"
             )
         _set_shape(reference, reference_hf)
-        _check_same_tokenizer(base_hf, reference_hf)
+        # As in training: only the rows that the policy has are built.
+        reference.padded_vocab_size = policy.padded_vocab_size
     corpora = {prefix: check_manifest(prefix, base_hf) for prefix in corpus_prefixes(policy.data_path or [])}
     if not corpora and not policy.mock_data:
         raise UserError("--data-path is not set; give the prefix of a corpus")
+    notes = check_vocabulary(policy, base_hf, reference_hf if reference is not None else None)
     return "\n".join(
         [
             *_describe_steps(policy, corpora, microbatches),
+            *(f"note    {note}" for note in notes),
             *_describe_memory(policy, estimate(policy, reference, microbatches)),
         ]
     )
@@ -91,11 +95,7 @@ def _set_shape(args: argparse.Namespace, hf: Path) -> None:
     family, config = read_config(hf)
     for name, value in family.arguments(config).items():
         setattr(args, name, value)
-    if args.max_position_embeddings < args.seq_length:
-        raise UserError(
-            f"{hf / 'config.json'}: made for sequences of at most {args.max_position_embeddings} tokens, "
-            f"--seq-length is {args.seq_length}"
-        )
+    check_length(str(hf / "config.json"), args.max_position_embeddings, args.seq_length)
     args.padded_vocab_size = calculate_padded_vocab_size(
         config["vocab_size"], args.make_vocab_size_divisible_by, args.tensor_model_parallel_size, logging_enabled=False
     )
@@ -103,15 +103,6 @@ def _set_shape(args: argparse.Namespace, hf: Path) -> None:
     if per_stage is not None:
         stages = args.pipeline_model_parallel_size
         args.virtual_pipeline_model_parallel_size = args.num_layers // stages // per_stage
-
-
-def _check_same_tokenizer(base_hf: Path, reference_hf: Path) -> None:
-    base, reference = folder_fingerprint(base_hf), folder_fingerprint(reference_hf)
-    if base != reference:
-        raise UserError(
-            f"{reference_hf}: its tokenizer (fingerprint {(reference or 'none')[:12]}) is not that of {base_hf} "
-            f"({(base or 'none')[:12]}); use the RL model of the same tokenizer"
-        )
 
 
 def _describe_steps(args: argparse.Namespace, corpora: dict[str, int], microbatches: int) -> list[str]:

@@ -74,6 +74,7 @@ class Objective(abc.ABC):
     def __init__(self, args: argparse.Namespace, tokenizer: Any) -> None:
         """Take from the run's arguments, and from Megatron's tokenizer, what the loss will need."""
         self.vocabulary = Vocabulary.of(args)
+        self.reference_vocabulary = Vocabulary.of_reference(args)
 
     def batch_columns(self, labels_BW: Tensor) -> dict[str, Tensor]:
         """More columns [B, W] of a microbatch, by name, on ranks that compute a loss.
@@ -84,7 +85,7 @@ class Objective(abc.ABC):
 
     def reference_output(self) -> Output:
         """What the reference computes from its final hidden states, batch first; stored with each microbatch."""
-        return nll_output(self.vocabulary)
+        return nll_output(self.reference_vocabulary)
 
     def look_ahead(self, step: Step) -> None:
         """Called once per step on every rank, after the reference and before the policy: may add batch columns."""

@@ -4,6 +4,9 @@ The loss per token is ``alpha * T^2 * KL + (1 - alpha) * NLL``, with the KL dive
 at temperature T. T^2 keeps the size of the gradient as T grows (Hinton et al. 2015, "Distilling the Knowledge in a
 Neural Network"). At alpha 1 and T 1 it is equation 12 less the reference's entropy, with the same gradient.
 
+Both distributions of the divergence are taken over the token ids that both models have a row for. A row that only the
+policy has gets no gradient from the divergence; in the NLL it takes part as always.
+
 Shape suffixes: B sequences of a microbatch, S sequence positions on this rank (s: their part on a sequence-parallel
 rank), H the reference's hidden size, V vocabulary rows of this tensor-parallel rank, N = B * S tokens.
 """
@@ -37,6 +40,9 @@ class _Teacher:
     temperature: float
     sequence_parallel: bool
     vocabulary: Vocabulary
+    """The policy's, for the NLL."""
+    common: Vocabulary
+    """The rows that both models have: over these both distributions are taken for the divergence."""
 
 
 class Distillation(Objective):
@@ -98,7 +104,12 @@ class Distillation(Objective):
         if hidden_BsH is None or self._reference_head is None:
             return nll_output(self.vocabulary)  # a model chunk that does not end the model
         teacher = _Teacher(
-            hidden_BsH, *self._reference_head, self.temperature, self._sequence_parallel, self.vocabulary
+            hidden_BsH,
+            *self._reference_head,
+            self.temperature,
+            self._sequence_parallel,
+            self.vocabulary,
+            self.reference_vocabulary,
         )
         return Output(_nll_and_kl, teacher)
 
@@ -140,7 +151,7 @@ def _nll_and_kl(
         logits_SBV,
         hidden_sBH,
         context.weight_VH,
-        context.vocabulary.size,
+        context.common.size,
         context.temperature,
         mpu.get_tensor_model_parallel_group(),
         context.scale_logits,

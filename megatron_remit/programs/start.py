@@ -12,11 +12,9 @@ from megatron.training import get_tokenizer
 from megatron.training.arguments import parse_and_validate_args
 
 from megatron_remit import cpu, patches
-from megatron_remit.arguments import add_remit_arguments, check_arguments
+from megatron_remit.arguments import add_remit_arguments, check_arguments, check_tokenizer
 from megatron_remit.data.checked import check_corpora
 from megatron_remit.data.tokenizer import megatron_fingerprint
-from megatron_remit.errors import UserError
-from megatron_remit.objectives.registry import objective_class
 
 
 def parse_arguments(
@@ -62,10 +60,5 @@ def set_vocabulary(args: argparse.Namespace) -> None:
     tokenizer = get_tokenizer()
     if args.remit_vocab_size is None:
         args.remit_vocab_size = tokenizer.vocab_size
-    if tokenizer.vocab_size > args.remit_vocab_size:
-        raise UserError(
-            f"--tokenizer-model {args.tokenizer_model} has {tokenizer.vocab_size} tokens, but the checkpoint in "
-            f"--load {args.load} has {args.remit_vocab_size} embedding rows; use the tokenizer of that checkpoint"
-        )
-    objective_class(args.objective).check_tokenizer(args, tokenizer)
+    check_tokenizer(args, tokenizer, f"the checkpoint in --load {args.load}")
     args.remit_tokenizer_fingerprint = megatron_fingerprint(tokenizer)

@@ -10,9 +10,11 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.training import checkpointing
 
 from megatron_remit.convert.megatron_io import check_shards, iteration_folder
-from megatron_remit.data.tokenizer import folder_fingerprint
+from megatron_remit.data.checked import prefixes
+from megatron_remit.data.tokenizer import holds_tokenizer
 from megatron_remit.errors import UserError
 from megatron_remit.model_arguments import NEUTRAL
+from megatron_remit.reference.fit import Model, check_length, check_tokens, common_rows
 
 # The reference is not trained, so the policy's regularisation, recomputation and offloading do not apply to it. Its
 # microbatches and hidden size do not fit the communication buffers that are laid out for the policy.
@@ -60,7 +62,11 @@ def saved_arguments(folder: Path) -> argparse.Namespace:
 
 
 def reference_arguments(args: argparse.Namespace) -> argparse.Namespace:
-    """The run's arguments, but with the model that the reference's checkpoint states. ``args`` is not changed.
+    """The run's arguments, but with the model that the reference's checkpoint states.
+
+    In ``args`` only ``remit_common_vocab_size`` changes: it says over how many tokens the reference's probabilities are
+    taken. The embedding gets the policy's number of rows, whatever the checkpoint has: then each tensor-parallel rank
+    holds the same token ids of both models, and rows that the policy lacks are not read.
 
     Raises:
         UserError: the checkpoint is missing or not whole, or its vocabulary, tokenizer, sequence length or shape does
@@ -73,32 +79,47 @@ def reference_arguments(args: argparse.Namespace) -> argparse.Namespace:
     vars(own).update(NEUTRAL)
     own.load, own.ckpt_step = str(root), None
     checkpointing.load_args_from_checkpoint(own)
-    _check_fit(args, own, saved, root)
+    check_length(f"--reference-load {root}", own.max_position_embeddings, args.seq_length)
+    args.remit_common_vocab_size = _check_vocabulary(args, saved)
+    own.padded_vocab_size = args.padded_vocab_size
     _fit_to_layout(args, own, root)
     vars(own).update(_NOT_INHERITED)
     return own
 
 
-def _check_fit(args: argparse.Namespace, own: argparse.Namespace, saved: argparse.Namespace, root: Path) -> None:
-    size = getattr(saved, "remit_vocab_size", None) or getattr(saved, "vocab_size", None)
-    if size is not None and size != args.remit_vocab_size:
-        raise UserError(
-            f"--reference-load {root}: its vocabulary has {size} tokens, the policy's {args.remit_vocab_size}; "
-            "per-token losses can only be compared over one vocabulary: use the RL model of the same tokenizer"
-        )
-    fingerprint = getattr(saved, "remit_tokenizer_fingerprint", None) or folder_fingerprint(root / "hf")
-    if fingerprint and args.remit_tokenizer_fingerprint and fingerprint != args.remit_tokenizer_fingerprint:
-        raise UserError(
-            f"--reference-load {root}: its tokenizer (fingerprint {fingerprint[:12]}) is not the policy's "
-            f"({args.remit_tokenizer_fingerprint[:12]}), although both have {args.remit_vocab_size} tokens; "
-            "use the RL model of the same tokenizer"
-        )
-    length = own.max_position_embeddings
-    if length is not None and length < args.seq_length:
-        raise UserError(
-            f"--reference-load {root}: it was built for sequences of at most {length} tokens, "
-            f"--seq-length is {args.seq_length}; shorten the run's sequences or use a reference with a longer context"
-        )
+def _check_vocabulary(args: argparse.Namespace, saved: argparse.Namespace) -> int:
+    """The number of tokens that both models have, after a check that these are the same tokens."""
+    policy_folder = Path(args.tokenizer_model) if args.tokenizer_type == "HuggingFaceTokenizer" else None
+    policy = Model(
+        f"--tokenizer-model {args.tokenizer_model}",
+        args.remit_vocab_size,
+        policy_folder,
+        args.remit_tokenizer_fingerprint,
+    )
+    rows = getattr(saved, "remit_vocab_size", None) or getattr(saved, "vocab_size", None) or args.remit_vocab_size
+    reference = Model(
+        f"--reference-load {args.reference_load}",
+        rows,
+        _tokenizer_folder(args.reference_load, saved),
+        getattr(saved, "remit_tokenizer_fingerprint", None),
+    )
+    corpora: list[str] | None = None if args.mock_data else []
+    if corpora is not None and args.rank == 0:
+        # Reading a corpus through takes time: one rank does it, and its error ends all of them.
+        corpora = list(prefixes(args))
+    for note in check_tokens(policy, reference, corpora, args.allow_reference_special_tokens):
+        if args.rank == 0:
+            print(f"> {note}", flush=True)
+    return common_rows(policy.rows, rows)
+
+
+def _tokenizer_folder(root: Path, saved: argparse.Namespace) -> Path:
+    """Where the reference's tokenizer lies: next to an imported model, else where its own training took it from."""
+    imported = root / "hf"
+    trained_with = getattr(saved, "tokenizer_model", None)
+    if not holds_tokenizer(imported) and trained_with and holds_tokenizer(Path(trained_with)):
+        return Path(trained_with)
+    return imported
 
 
 def _fit_to_layout(args: argparse.Namespace, own: argparse.Namespace, root: Path) -> None:

@@ -100,7 +100,12 @@ def _score(reference: list[Module], dataset: Dataset | None, rows: list[int], co
         samples = _microbatches(dataset, rows, size) if dataset is not None and reads_data(stage) else None
         batches.append([get_batch(samples, size, stage) for _ in range(count)])
     return score_microbatches(
-        get_forward_backward_func(), reference, batches, nll_output(Vocabulary.of(args)), size, args.seq_length
+        get_forward_backward_func(),
+        reference,
+        batches,
+        nll_output(Vocabulary.of_reference(args)),
+        size,
+        args.seq_length,
     )
 
 
