@@ -23,9 +23,11 @@ class Identity:
     reference: str
     """Fingerprint of the reference checkpoint (:mod:`megatron_remit.reference.fingerprint`)."""
     tokenizer: str | None
-    """Fingerprint of the tokenizer; None for one without token strings (NullTokenizer)."""
+    """Fingerprint of the policy's tokenizer, which wrote the tokens; None for one without token strings
+    (NullTokenizer)."""
     vocabulary: int
-    """Tokens over which the softmax ran, without padding rows."""
+    """The policy's tokens, without padding rows. The softmax ran over those of them that the reference has a row for
+    too; how many rows it has belongs to its fingerprint."""
     sequence_length: int
     reset_attention_mask: bool
     """Whether attention stops at document borders."""
