@@ -5,11 +5,12 @@ import shutil
 
 import numpy
 import pytest
+import torch
 from megatron.training.arguments import add_megatron_arguments
 
 from megatron_remit import cpu, patches
 from megatron_remit.arguments import add_remit_arguments, check_arguments
-from megatron_remit.data.checked import check_corpora
+from megatron_remit.data.checked import check_corpora, check_sample
 from megatron_remit.data.tokenizer import folder_fingerprint
 from megatron_remit.errors import UserError
 from megatron_remit.model_arguments import NEUTRAL
@@ -202,7 +203,7 @@ def test_half_written_checkpoint(damage, remit, material, tmp_path):
         reference_arguments(remit)
 
 
-def test_reference_without_rows_for_all_tokens_of_the_corpus(remit):
+def test_a_reference_with_fewer_rows_than_the_policy(remit):
     remit.remit_vocab_size, remit.remit_tokenizer_fingerprint, remit.tokenizer_type = 516, None, "NullTokenizer"
     reference_arguments(remit)
     assert remit.remit_common_vocab_size == VOCABULARY
@@ -238,6 +239,17 @@ def test_corpora_that_cannot_be_trained_on(material, tmp_path):
     (tmp_path / "short.bin").write_bytes(whole[:-100])
     with pytest.raises(UserError, match=r"short.bin has \d+ bytes, its index expects \d+: the file is cut short"):
         check(tmp_path / "short")
+
+
+def test_a_sample_with_a_token_that_a_model_lacks():
+    """Of a corpus that is too large to be read before step 1."""
+    sample = {"tokens": torch.tensor([3, 515]), "labels": torch.tensor([515, 516])}
+    check_sample(sample, "corpus (sample 7)", 517, None)
+    check_sample(sample, "corpus (sample 7)", 600, 517)
+    with pytest.raises(UserError, match=r"corpus \(sample 7\): token id 516 is beyond the model's vocabulary of 516"):
+        check_sample(sample, "corpus (sample 7)", 516, None)
+    with pytest.raises(UserError, match=r"token id 516 is beyond the 515 embedding rows of the reference; use a"):
+        check_sample(sample, "corpus (sample 7)", 600, 515)
 
 
 def test_no_corpus_at_all(material):

@@ -25,17 +25,31 @@ class CheckedGPTDataset(GPTDataset):
         """One sample: ``tokens``, ``labels`` [s] int64 and the masks (GPTDataset). Raises UserError on a bad token."""
         sample = super().__getitem__(index)
         args = get_args()
-        size, common = args.remit_vocab_size, getattr(args, "remit_common_vocab_size", None)
-        largest = max(int(sample["tokens"].max()), int(sample["labels"].max()))
         where = f"{self.dataset_path} (sample {index})"
-        if largest >= size:
-            raise beyond_vocabulary(where, largest, size)
-        if common is not None and largest >= common:
-            raise UserError(
-                f"{where}: token id {largest} is beyond the {common} embedding rows of the reference; use a reference "
-                "with a row for each token, or write the corpus without that token"
-            )
+        check_sample(sample, where, args.remit_vocab_size, getattr(args, "remit_common_vocab_size", None))
         return sample
+
+
+def check_sample(sample: dict[str, Any], where: str, size: int, common: int | None) -> None:
+    """Refuse a sample with a token id that the policy or the reference has no embedding row for.
+
+    Args:
+        sample: ``tokens`` and ``labels``, int64.
+        where: the corpus and the sample's number, for the message.
+        size: the policy's rows.
+        common: the rows that the reference has too; None without a reference.
+
+    Raises:
+        UserError: names the id.
+    """
+    largest = max(int(sample["tokens"].max()), int(sample["labels"].max()))
+    if largest >= size:
+        raise beyond_vocabulary(where, largest, size)
+    if common is not None and largest >= common:
+        raise UserError(
+            f"{where}: token id {largest} is beyond the {common} embedding rows of the reference; use a reference with "
+            "a row for each token, or write the corpus without that token"
+        )
 
 
 def check_corpora(args: Any, vocabulary_size: int) -> None:

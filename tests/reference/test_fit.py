@@ -224,7 +224,7 @@ def test_mock_data_shows_nothing(folder, capsys):
 
 
 def test_the_plan_reads_the_corpus_and_the_base_as_training_does(folder):
-    """A token id beyond the base's rows, and a base whose tokenizer has more tokens than rows."""
+    """A token id beyond the base's rows; a base whose tokenizer has more tokens than rows, or pads with its end."""
     run = run_of(folder, "base", "base", ROWS)
     with pytest.raises(UserError, match=rf"corpus_{ROWS}.bin: token id {ROWS} is beyond the model's vocabulary of"):
         plan(folder, "base", "base", run)
@@ -236,6 +236,11 @@ def test_the_plan_reads_the_corpus_and_the_base_as_training_does(folder):
         UserError, match=r"--tokenizer-model \S*/short has 512 tokens, but \S*config.json has 500 embed"
     ):
         plan(folder, "short", "base", run_of(folder, "base", "base", 0))
+    tokenizer = json.loads((short / "tokenizer_config.json").read_text())
+    (short / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"pad_token": tokenizer["eos_token"]}))
+    (short / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"--remit-centering document: .*/short token 0 both ends a document and pads"):
+        plan(folder, "short", "base", run_of(folder, "base", "base", 0, "--remit-centering", "document"))
 
 
 def test_counts_are_kept_beside_the_corpus_until_it_is_written_anew(folder, tmp_path):

@@ -4,9 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast
-
-from tests.hf_models import EOS, PAD, make_tokenizer
+from tests.hf_models import make_tokenizer
 
 RESERVED = [f"<|reserved_{i}|>" for i in range(6)]
 TOKENS = 512
@@ -15,15 +13,16 @@ FIRST = TOKENS - len(RESERVED)
 
 
 def make_base(folder: Path) -> None:
-    """512 tokens: EOS, PAD, bytes and merges, and at the end six reserved ones that the model has rows for."""
-    backend = make_tokenizer(folder / "plain", FIRST).backend_tokenizer
-    shutil.rmtree(folder / "plain")
-    backend.add_special_tokens(RESERVED)
-    save(backend, folder)
-
-
-def save(backend, folder: Path) -> None:
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS, pad_token=PAD).save_pretrained(str(folder))
+    """512 tokens: EOS, PAD, bytes and merges, and at the end six reserved ones. As in Ai2's dolma2 tokenizer these
+    stand both in the model's vocabulary and among the added tokens."""
+    make_tokenizer(folder, FIRST)
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    like = content["added_tokens"][0]
+    for number, name in enumerate(RESERVED):
+        content["model"]["vocab"][name] = FIRST + number
+        content["added_tokens"].append(like | {"id": FIRST + number, "content": name})
+    path.write_text(json.dumps(content))
 
 
 def changed(base: Path, folder: Path, change) -> None:
@@ -37,8 +36,10 @@ def changed(base: Path, folder: Path, change) -> None:
 
 def renamed(content) -> None:
     """As Ai2's RL models have it: reserved tokens got names, at the same ids."""
+    vocabulary = content["model"]["vocab"]
     for number, name in ((1, "<|im_start|>"), (2, "<|im_end|>")):
-        content["added_tokens"][-len(RESERVED) + number]["content"] = name
+        content["added_tokens"][number - len(RESERVED)]["content"] = name
+        vocabulary[name] = vocabulary.pop(RESERVED[number])
 
 
 def with_appended(content) -> None:
@@ -49,7 +50,7 @@ def with_appended(content) -> None:
 
 def without_the_last(content) -> None:
     """The policy has a special token that this model lacks."""
-    content["added_tokens"].pop()
+    del content["model"]["vocab"][content["added_tokens"].pop()["content"]]
 
 
 def merges_swapped(content) -> None:
