@@ -30,9 +30,9 @@ class Model:
     token strings (NullTokenizer), which is compared with none."""
 
 
-def common_rows(policy_rows: int, reference_rows: int | None) -> int:
+def common_rows(policy_rows: int, reference_rows: int) -> int:
     """Over how many token ids, from 0 on, the reference's probabilities are taken: those that both models have."""
-    return policy_rows if reference_rows is None else min(policy_rows, reference_rows)
+    return min(policy_rows, reference_rows)
 
 
 def check_length(where: str, length: int | None, seq_length: int) -> None:
