@@ -112,6 +112,8 @@ def _set_defaults(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(eval_interval=1000)
     # A dense [s, s] mask is only needed for document masking; attention is causal without it.
     parser.set_defaults(create_attention_mask_in_dataloader=False)
+    # Experts: the router computes in fp32, at least what transformers does, and no token is gathered on every rank.
+    parser.set_defaults(moe_router_dtype="fp32", moe_token_dispatcher_type="alltoall")
     # Known once the checkpoint's arguments and the tokenizer are read; stored in the run's own checkpoints.
     parser.set_defaults(remit_vocab_size=None, remit_tokenizer_fingerprint=None)
     # How many of the policy's tokens the reference has too; known once its checkpoint's arguments are read.

@@ -55,6 +55,7 @@ def install() -> None:
         (torch.nn.Module, "cuda", lambda self, *args, **kwargs: self),
         (torch.Tensor, "type", _tensor_type(torch.Tensor.type)),
         (torch.distributed, "init_process_group", _without_device_id(torch.distributed.init_process_group)),
+        (torch.distributed, "all_to_all_single", _with_plain_sizes(torch.distributed.all_to_all_single)),
     ]
     functions = _cuda_functions()
     replacements += [(torch.cuda, name, value) for name, value in functions.items()]
@@ -154,6 +155,20 @@ def _without_device_id(init_process_group: Callable) -> Callable:
     def call(*args: Any, **kwargs: Any) -> Any:
         kwargs.pop("device_id", None)
         return init_process_group(*args, **kwargs)
+
+    return call
+
+
+def _with_plain_sizes(all_to_all_single: Callable) -> Callable:
+    """Megatron's dispatcher of tokens to experts counts on the GPU and copies the counts to numpy arrays. Here they are
+    tensors already, which torch does not take as sizes."""
+
+    @functools.wraps(all_to_all_single)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for name in ("output_split_sizes", "input_split_sizes"):
+            if isinstance(kwargs.get(name), torch.Tensor):
+                kwargs[name] = kwargs[name].tolist()
+        return all_to_all_single(*args, **kwargs)
 
     return call
 

@@ -11,10 +11,12 @@ from transformers import (
     LlamaForCausalLM,
     Olmo2ForCausalLM,
     Olmo3ForCausalLM,
+    OlmoeForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
+    Qwen3MoeForCausalLM,
     SmolLM3ForCausalLM,
     YoutuForCausalLM,
 )
@@ -115,6 +117,33 @@ SHAPES: dict[str, tuple[type[PreTrainedModel], dict[str, Any]]] = {
             "num_key_value_heads": 8,
             "head_dim": 8,
             "tie_word_embeddings": True,
+        },
+    ),
+    # Qwen3-30B-A3B: heads twice as wide as the hidden state together, experts of 3/8 of it.
+    "qwen3_moe": (
+        Qwen3MoeForCausalLM,
+        {
+            "hidden_size": 32,
+            "intermediate_size": 96,
+            "moe_intermediate_size": 12,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+        },
+    ),
+    # OLMoE-1B-7B: every head has a key of its own, experts of half the hidden state.
+    "olmoe": (
+        OlmoeForCausalLM,
+        {
+            "hidden_size": 32,
+            "intermediate_size": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
         },
     ),
     # SmolLM3-3B; every fourth layer is without RoPE by default.

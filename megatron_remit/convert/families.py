@@ -7,14 +7,15 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from megatron_remit.convert import llama, olmo2, olmo3, qwen2, qwen3, smollm3, youtu
+from megatron_remit.convert import llama, olmo2, olmo3, olmoe, qwen2, qwen3, qwen3_moe, smollm3, youtu
 from megatron_remit.convert.hf_folder import check_model_folder
 from megatron_remit.convert.hf_io import read_json
 from megatron_remit.convert.rope import refuse_scaling
 from megatron_remit.convert.rules import Config, Family
 from megatron_remit.errors import UserError
 
-FAMILIES = {module.FAMILY.architecture: module.FAMILY for module in (llama, olmo2, olmo3, qwen2, qwen3, smollm3, youtu)}
+_MODULES = (llama, olmo2, olmo3, olmoe, qwen2, qwen3, qwen3_moe, smollm3, youtu)
+FAMILIES = {module.FAMILY.architecture: module.FAMILY for module in _MODULES}
 
 # Config fields that no family represents, with the only value that all of them can read.
 _NEEDED = {"partial_rotary_factor": 1.0, "transformers_weights": None}

@@ -22,7 +22,7 @@ _BLOCK = 16_000_000  # values of each of two tied tensors that are compared at a
 
 
 @dataclass(frozen=True)
-class _Stored:
+class Stored:
     """Where a tensor is: its file, its name there, its shape, and its dtype as safetensors writes it."""
 
     path: Path
@@ -43,7 +43,7 @@ class HfTensors:
     def __init__(self, folder: Path, dtype: str | None = None) -> None:
         self._folder = folder
         self._target = None if dtype is None else DTYPES[dtype]
-        self._found: dict[str, _Stored] = {}
+        self._found: dict[str, Stored] = {}
         self._open: tuple[Path | None, Any] = (None, None)
         # transformers 5.23 looks in this order (modeling_utils._get_resolved_checkpoint_files).
         if (folder / SINGLE).is_file():
@@ -79,7 +79,7 @@ class HfTensors:
                     if name in self._found:
                         raise UserError(f"{path}: tensor {name} is also in {self._found[name].path.name}; remove one")
                     part = file.get_slice(name)
-                    self._found[name] = _Stored(path, name, tuple(part.get_shape()), part.get_dtype())
+                    self._found[name] = Stored(path, name, tuple(part.get_shape()), part.get_dtype())
         except SafetensorError as error:
             raise UserError(f"{path}: damaged or truncated safetensors file ({error}); copy it again") from None
 
@@ -140,7 +140,7 @@ class HfTensors:
             )
         del self._found[LM_HEAD]
 
-    def _equal(self, one: _Stored, other: _Stored) -> bool:
+    def _equal(self, one: Stored, other: Stored) -> bool:
         """Whether two tensors have the same values, read block by block."""
         if one.shape != other.shape or not {one.dtype, other.dtype} <= _CONVERTIBLE.keys():
             return False
@@ -174,9 +174,7 @@ class HfTensors:
             UserError: it holds NaN or infinity, or would after the conversion.
         """
         stored = self._found[name]
-        if self._open[0] != stored.path:
-            self._open = (stored.path, _reader(stored.path))
-        tensor: torch.Tensor = self._open[1].get_tensor(stored.name)
+        tensor = self._read(stored)
         if not _finite(tensor):
             bad = tensor.numel() - int(torch.isfinite(tensor).sum())
             raise UserError(
@@ -190,12 +188,14 @@ class HfTensors:
             raise UserError(f"{stored.path}: tensor {stored.name} has values beyond --dtype's range; use bf16 or fp32")
         return converted
 
+    def _read(self, stored: Stored) -> torch.Tensor:
+        if self._open[0] != stored.path:
+            self._open = (stored.path, safe_open(str(stored.path), framework="pt", backend="pread"))
+        tensor: torch.Tensor = self._open[1].get_tensor(stored.name)
+        return tensor
 
-def _reader(path: Path) -> Any:
-    return safe_open(str(path), framework="pt", backend="pread")
 
-
-def _blocks(stored: _Stored) -> Iterator[torch.Tensor]:
+def _blocks(stored: Stored) -> Iterator[torch.Tensor]:
     """The values of a tensor in order, ``_BLOCK`` at a time: safetensors would read the whole tensor for each part."""
     with stored.path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")

@@ -53,11 +53,13 @@ def import_hf(hf: Path, out: Path, overwrite: bool = False, dtype: str | None = 
     stored = tensors.check(expected, tied=config["tie_word_embeddings"])
     _note_what_differs(hf, config, stored, dtype)
 
-    writer = ReleaseWriter(layers, stored)
+    writer = ReleaseWriter(stored)
     for rule, layer in rules:
-        writer.add(rule.megatron, rule.megatron_shape(dims), layer, partial(_joined, tensors, rule, dims, layer))
-    for module, layered in family.extra_state.items():
-        writer.add_empty_extra_state(module, layered)
+        for expert in rule.expert_range(dims):
+            make = partial(_joined, tensors, rule, dims, rule.hf_names(layer, expert))
+            writer.add(rule.place(layer, expert, layers, dims), rule.megatron_shape(dims), make)
+    for place in family.extra_states(config, layers, dims):
+        writer.add_empty_extra_state(place)
     with converted_folder(out, "import") as folder:
         writer.write(folder, arguments | _bookkeeping(family, config, stored))
         copy_side_files(hf, files, folder / HF_FOLDER, family_fields(family, hf))
@@ -78,8 +80,8 @@ def _note_what_differs(hf: Path, config: Config, stored: torch.dtype, asked: str
         )
 
 
-def _joined(tensors: HfTensors, rule: Rule, dims: Dims, layer: int | None) -> torch.Tensor:
-    return rule.join.to_megatron([tensors.get(name.format(i=layer)) for name in rule.hf], dims)
+def _joined(tensors: HfTensors, rule: Rule, dims: Dims, names: list[str]) -> torch.Tensor:
+    return rule.join.to_megatron([tensors.get(name) for name in names], dims)
 
 
 def padded_dims(family: Family, config: Config) -> Dims:

@@ -1,7 +1,8 @@
 """Megatron torch_dist checkpoints: one process finds, checks and reads them without building the model.
 
 A layered tensor is stored with the layer as its first axis, as Megatron's own ``TransformerBlock.sharded_state_dict``
-describes it. Its shards are those of the run that wrote it; an import writes one per layer.
+describes it, and an expert's with the expert as its next one. Its shards are those of the run that wrote it; an import
+writes one per layer and expert.
 """
 
 from argparse import Namespace
@@ -14,6 +15,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from megatron_remit.convert.rules import Place
 from megatron_remit.errors import UserError
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -51,22 +53,20 @@ class CheckpointReader:
             raise UserError(f"{self.path}: tensor {name} is missing")
         return entry
 
-    def read(
-        self, name: str, shape: tuple[int, ...], layer: int | None = None, layers: int | None = None
-    ) -> torch.Tensor:
-        """Tensor ``name``, or its entry for ``layer`` of ``layers``: of ``shape``, in the dtype in which it is stored.
+    def read(self, place: Place, shape: tuple[int, ...]) -> torch.Tensor:
+        """The entry ``place`` of a tensor: of ``shape``, in the dtype in which it is stored.
 
         In addition to the result, one stored shard at a time is in memory.
 
         Raises:
             UserError: the tensor is missing, has another shape, or its bytes are damaged.
         """
-        whole = shape if layer is None else (layers, *shape)
+        name, whole = place.name, (*place.counts, *shape)
         found, dtype = self.stored(name)
         if found != whole:
             raise UserError(f"{self.path}: tensor {name} has shape {list(found)}, expected {list(whole)}")
-        offsets = (0,) * len(shape) if layer is None else (layer, *(0,) * len(shape))
-        tensor = torch.empty(shape if layer is None else (1, *shape), dtype=dtype)
+        offsets = (*place.index, *(0 for _ in shape))
+        tensor = torch.empty((*(1 for _ in place.index), *shape), dtype=dtype)
         chunk = ChunkStorageMetadata(torch.Size(offsets), tensor.shape)
         items = create_read_items_for_chunk_list(name, self._entry(name), [chunk])
         try:

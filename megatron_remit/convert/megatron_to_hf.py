@@ -61,12 +61,14 @@ def export_hf(
 def _hf_tensors(
     reader: CheckpointReader, rules: tuple[Rule, ...], dims: Dims, layers: int
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Hugging Face names and tensors in layer order. One layer's entry of one Megatron tensor is read at a time."""
+    """Hugging Face names and tensors in layer order. One layer's (and expert's) entry of a Megatron tensor is
+    read at a time."""
     for rule, layer in tqdm(in_layer_order(rules, layers), desc="splitting tensors", unit="tensor", disable=None):
-        stored = reader.read(rule.megatron, rule.megatron_shape(dims), layer, layers)
-        for name, part in zip(rule.hf, rule.join.to_hf(stored, dims), strict=True):
-            # A slice would keep the whole joined tensor in memory until its file is written.
-            yield name.format(i=layer), part.clone() if part.nbytes < stored.nbytes else part
+        for expert in rule.expert_range(dims):
+            stored = reader.read(rule.place(layer, expert, layers, dims), rule.megatron_shape(dims))
+            for name, part in zip(rule.hf_names(layer, expert), rule.join.to_hf(stored, dims), strict=True):
+                # A slice would keep the whole joined tensor in memory until its file is written.
+                yield name, part.clone() if part.nbytes < stored.nbytes else part
 
 
 def _check_same_model(reader: CheckpointReader, arguments: dict[str, Any], hf_template: Path) -> None:

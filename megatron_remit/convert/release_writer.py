@@ -30,6 +30,7 @@ from torch.futures import Future
 from tqdm import tqdm
 
 from megatron_remit.convert.megatron_io import RELEASE, TRACKER
+from megatron_remit.convert.rules import Place
 from megatron_remit.errors import UserError
 
 # How Megatron's loader lays out its request: the values that a training run of 0.19.2 stores.
@@ -42,29 +43,26 @@ Make = Callable[[], torch.Tensor]
 class ReleaseWriter:
     """Lists the tensors of a checkpoint without optimizer state, then writes them as ``FOLDER/release``."""
 
-    def __init__(self, num_layers: int, dtype: torch.dtype) -> None:
-        self._num_layers = num_layers
+    def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self._items: list[WriteItem] = []
         self._make: dict[MetadataIndex, Make] = {}
         self._objects: dict[MetadataIndex, Any] = {}
 
-    def add(self, name: str, shape: tuple[int, ...], layer: int | None, make: Make) -> None:
-        """Tensor ``name``, or its entry for ``layer``; ``make`` returns it, of ``shape``, when it is to be written."""
-        size, offsets, whole = shape, (0,) * len(shape), shape
-        if layer is not None:
-            size, offsets, whole = (1, *shape), (layer, *offsets), (self._num_layers, *shape)
-        index = MetadataIndex(name, torch.Size(offsets))
+    def add(self, place: Place, shape: tuple[int, ...], make: Make) -> None:
+        """The entry ``place`` of a tensor; ``make`` returns it, of ``shape``, when it is to be written."""
+        size, whole = (*(1 for _ in place.index), *shape), (*place.counts, *shape)
+        offsets = (*place.index, *(0 for _ in shape))
+        index = MetadataIndex(place.name, torch.Size(offsets))
         chunk = ChunkStorageMetadata(torch.Size(offsets), torch.Size(size))
         data = TensorWriteData(chunk, TensorProperties(dtype=self._dtype), torch.Size(whole))
         self._items.append(WriteItem(index, WriteItemType.SHARD, tensor_data=data))
         self._make[index] = lambda: make().reshape(size)
 
-    def add_empty_extra_state(self, module: str, layered: bool = True) -> None:
-        """Add the empty object that linear modules and Transformer Engine's look for: one per layer if ``layered``."""
-        count = self._num_layers if layered else 1
-        for layer in range(count):
-            self._add_object(ShardedObject(f"{module}._extra_state", None, (count,), (layer,)))
+    def add_empty_extra_state(self, place: Place) -> None:
+        """Add the empty object that linear modules and Transformer Engine's look for."""
+        name, counts, index = f"{place.name}._extra_state", place.counts or (1,), place.index or (0,)
+        self._add_object(ShardedObject(name, None, counts, index))
 
     def write(self, folder: Path, arguments: dict[str, Any]) -> None:
         """Write ``FOLDER/release`` with ``arguments`` as its Namespace, then the tracker file that names it.

@@ -1,15 +1,17 @@
 """The layers of Megatron's GPTModel in plain torch: those of ``--transformer-impl local`` without a ``--spec``.
 
-They serve Llama, Qwen3 (per-head QK norm), SmolLM3 (layers without RoPE), Youtu-LLM (dense multi-latent attention) and
-every model made of the same parts. Unlike Megatron's own local layers (``get_gpt_layer_local_spec``) they support
-sequence parallelism and multi-latent attention, and their attention holds no [S, S] matrix. Checkpoints carry the names
-of the Transformer Engine layers (``get_gpt_layer_with_transformer_engine_spec``), so that one checkpoint serves both.
+They serve Llama, Qwen3 (per-head QK norm; dense or with experts), SmolLM3 (layers without RoPE), Youtu-LLM (dense
+multi-latent attention) and every model made of the same parts. Unlike Megatron's own local layers
+(``get_gpt_layer_local_spec``) they support sequence parallelism and multi-latent attention, and their attention holds
+no [S, S] matrix. Checkpoints carry the names of the Transformer Engine layers
+(``get_gpt_layer_with_transformer_engine_spec``), so that one checkpoint serves both.
 """
 
 import argparse
 from functools import partial
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnBackend, AttnMaskType
@@ -19,7 +21,7 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import L2Norm
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from megatron.training import print_rank_0
@@ -28,12 +30,12 @@ from megatron.training.models.gpt import GPTModelConfig, default_layer_spec
 
 from megatron_remit.errors import UserError
 from megatron_remit.specs.attention import SDPACoreAttention
+from megatron_remit.specs.experts import expert_pattern, megatron_layer_spec, mixture, own_layers
 from megatron_remit.specs.latent import LatentSelfAttention, NormedColumnParallelLinear
 from megatron_remit.specs.norm import CastFirstRMSNorm, LayerNorm
 
 # Features that Megatron's own local layers have and these lack: (config field, the value without it, the flag).
 _LEFT_TO_MEGATRON = (
-    ("num_moe_experts", None, "--num-experts"),
     ("mtp_num_layers", None, "--mtp-num-layers"),
     ("experimental_attention_variant", None, "--experimental-attention-variant"),
     ("use_kitchen", False, "--use-kitchen"),
@@ -53,6 +55,8 @@ def gpt_config(args: argparse.Namespace) -> GPTModelConfig:
         _set_yarn_of_latent_attention(config.transformer, args)
     if config.transformer_layer_spec is None and config.transformer.transformer_impl == "local":
         config.transformer_layer_spec = native_layer_spec
+    elif config.transformer_layer_spec is None and config.transformer.num_moe_experts is not None:
+        config.transformer_layer_spec = megatron_layer_spec
     return config
 
 
@@ -79,23 +83,30 @@ def native_layer_spec(config: GPTModelConfig, vp_stage: int | None = None) -> Tr
         print_rank_0(f"> {feature}: layers are Megatron's own local ones")
         return default_layer_spec(config, vp_stage)
     _check(transformer)
-    norm = _NORMS[transformer.normalization]
-    latent = transformer.multi_latent_attention
-    mlp_parts = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-    layer = ModuleSpec(
+    pattern = expert_pattern(transformer)
+    kinds = {has_experts: _layer(transformer, has_experts) for has_experts in set(pattern)}
+    layers = [kinds[has_experts] for has_experts in pattern]
+    return TransformerBlockSubmodules(
+        layer_specs=own_layers(transformer, layers, vp_stage), layer_norm=_NORMS[transformer.normalization]
+    )
+
+
+def _layer(transformer: TransformerConfig, has_experts: bool) -> ModuleSpec:
+    norm, latent = _NORMS[transformer.normalization], transformer.multi_latent_attention
+    dense_parts = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    dense = partial(MLP.as_mlp_submodule, submodules=dense_parts)
+    return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=_latent_attention(transformer) if latent else _attention(transformer, norm),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=norm,
-            mlp=partial(MLP.as_mlp_submodule, submodules=mlp_parts),
+            mlp=mixture(transformer, LocalSpecProvider()) if has_experts else dense,
             mlp_bda=get_bias_dropout_add,
-            sharded_state_dict_keys_map=_names(latent),
+            sharded_state_dict_keys_map=_names(latent, has_experts),
         ),
     )
-    layer_count = get_num_layers_to_build(transformer, vp_stage)
-    return TransformerBlockSubmodules(layer_specs=[layer] * layer_count, layer_norm=norm)
 
 
 def left_to_megatron(config: GPTModelConfig) -> str | None:
@@ -181,10 +192,11 @@ def _latent_attention(transformer: TransformerConfig) -> ModuleSpec:
     )
 
 
-def _names(latent: bool) -> dict[str, str]:
+def _names(latent: bool, has_experts: bool) -> dict[str, str]:
     """Checkpoint names of the norms that Transformer Engine fuses into the projection that follows them.
 
-    In multi-latent attention two projections follow the input norm, so it stays a module of its own there too.
+    In multi-latent attention two projections follow the input norm, and a router follows the norm before experts, so
+    these stay modules of their own there too.
     """
-    names = {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
+    names = {} if has_experts else {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
     return names if latent else {"input_layernorm.": "self_attention.linear_qkv.layer_norm_", **names}

@@ -126,10 +126,11 @@ def rms_norm_pair_over_tp(
     query_norm: ShardedNormWeight,
     key_norm: ShardedNormWeight,
     eps: float,
+    cast_first: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """RMSNorm of query and key over their whole projection widths, of which this rank holds a part.
 
-    The two sums of squares travel in one all-reduce of [2, S, B, 1] fp32. Its gradient is an all-reduce too: the
+    ``cast_first``: cast before the weight is applied, as :class:`CastFirstRMSNorm` does. The two sums of squares travel in one all-reduce of [2, S, B, 1] fp32. Its gradient is an all-reduce too: the
     scale of every rank's entries depends on every rank's entries (HF ``Olmo2Attention.q_norm``).
     Returns tensors of the shapes and dtype given.
     """
@@ -144,8 +145,8 @@ def rms_norm_pair_over_tp(
         local_2SB1 = torch.stack([x.square().mean(-1, keepdim=True) for x in wide]) / tp_size
         summed_2SB1 = reduce_from_tensor_model_parallel_region(local_2SB1, tp_group)
         means = copy_to_tensor_model_parallel_region(summed_2SB1, tp_group).unbind(0)
-    query, key = (
-        (x * torch.rsqrt(mean + eps) * norm().float()).to(query_SBw.dtype)
-        for x, mean, norm in zip(wide, means, (query_norm, key_norm), strict=True)
-    )
-    return query, key
+    dtype = query_SBw.dtype
+    scaled = [x * torch.rsqrt(mean + eps) for x, mean in zip(wide, means, strict=True)]
+    if cast_first:
+        return scaled[0].to(dtype) * query_norm(), scaled[1].to(dtype) * key_norm()
+    return (scaled[0] * query_norm().float()).to(dtype), (scaled[1] * key_norm().float()).to(dtype)

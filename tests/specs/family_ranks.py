@@ -31,6 +31,7 @@ LAYOUTS = {
     "pp2": _PP2,
     "pp2_vpp2": (*_PP2, "--num-layers-per-virtual-pipeline-stage", "1"),
     "cp2": ("--context-parallel-size", "2"),
+    "ep2": ("--expert-model-parallel-size", "2"),
 }
 
 
@@ -66,6 +67,8 @@ def build(args: Namespace) -> list[torch.nn.Module]:
         args.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=vpp,
         context_parallel_size=args.context_parallel_size,
+        expert_model_parallel_size=args.expert_model_parallel_size,
+        expert_tensor_parallel_size=args.expert_tensor_parallel_size,
     )
     model_parallel_cuda_manual_seed(1, force_reset_rng=True)
     builder = GPTModelBuilder(gpt_config(args))
@@ -171,6 +174,9 @@ def _gradient_differences(
         torch.distributed.all_reduce(parameter.grad, group=parallel_state.get_context_parallel_group())
     model.ddp_config = SimpleNamespace(use_megatron_fsdp=False)
     _allreduce_non_tensor_model_parallel_grads([model], model.config)
+    for name, parameter in model.named_parameters():
+        if ".experts." in name:  # every rank reads the same sequences, and sends their tokens to this rank's experts
+            parameter.grad /= parallel_state.get_expert_model_parallel_world_size()
     expected = load([model], gradients)[0]
     return {
         name: ((parameter.grad - expected[name]).abs().max() / expected[name].abs().max()).item()
