@@ -83,6 +83,12 @@ def add_remit_arguments(
         help="Accept a reference whose tokenizer has other added tokens (special, reserved, a chat template's) than "
         "the policy's, even if the corpus holds them. Without the flag none of them may occur there.",
     )
+    group.add_argument(
+        "--reference-expert-model-parallel-size",
+        type=int,
+        metavar="N",
+        help="Ranks that share the experts of a reference that has some. Default: as many as share the policy's.",
+    )
     for objective in (*OBJECTIVES.values(), *_own_objective(command_line)):
         objective.add_arguments(group)
     group.add_argument(
@@ -173,6 +179,11 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
     if args.row_seed is not None and args.mock_data:
         raise UserError("--row-seed cuts a corpus into rows, and --mock-data has none; leave one of them out")
+    if args.num_experts is not None and args.tensor_model_parallel_size > 1 and not args.sequence_parallel:
+        raise UserError(
+            f"--tensor-model-parallel-size {args.tensor_model_parallel_size} with {args.num_experts} experts: Megatron "
+            "trains experts under tensor parallelism with --sequence-parallel only; pass it"
+        )
     chosen = objective_class(args.objective)
     for objective in OBJECTIVES.values():
         if objective is not chosen:

@@ -56,6 +56,7 @@ def install() -> None:
         (torch.Tensor, "type", _tensor_type(torch.Tensor.type)),
         (torch.distributed, "init_process_group", _without_device_id(torch.distributed.init_process_group)),
         (torch.distributed, "all_to_all_single", _with_plain_sizes(torch.distributed.all_to_all_single)),
+        (torch.distributed, "all_gather", _of_uneven_parts(torch.distributed.all_gather)),
     ]
     functions = _cuda_functions()
     replacements += [(torch.cuda, name, value) for name, value in functions.items()]
@@ -169,6 +170,21 @@ def _with_plain_sizes(all_to_all_single: Callable) -> Callable:
             if isinstance(kwargs.get(name), torch.Tensor):
                 kwargs[name] = kwargs[name].tolist()
         return all_to_all_single(*args, **kwargs)
+
+    return call
+
+
+def _of_uneven_parts(all_gather: Callable) -> Callable:
+    """NCCL gathers parts of different lengths, as experts have tokens; gloo does not, so each rank sends its own."""
+
+    @functools.wraps(all_gather)
+    def call(tensor_list: list[torch.Tensor], tensor: torch.Tensor, group: Any = None, async_op: bool = False) -> Any:
+        if len({part.shape for part in tensor_list}) <= 1:
+            return all_gather(tensor_list, tensor, group=group, async_op=async_op)
+        tensor_list[torch.distributed.get_rank(group)].copy_(tensor)
+        for rank, part in enumerate(tensor_list):
+            torch.distributed.broadcast(part, group=group, group_src=rank)
+        return None
 
     return call
 

@@ -85,7 +85,7 @@ def _load_args(original: Any) -> Any:
 
     @functools.wraps(original)
     def call(args: Any, *rest: Any, **kwargs: Any) -> Any:
-        given = args.padded_vocab_size
+        given, grouped_gemm = args.padded_vocab_size, args.moe_grouped_gemm
         if args.tokenizer_model is not None:
             args.use_tokenizer_model_from_checkpoint_args = False
         result = original(args, *rest, **kwargs)
@@ -93,6 +93,8 @@ def _load_args(original: Any) -> Any:
             return result
         saved = result[1]
         take_left_out(args, saved)
+        # Which kernels run the experts is the run's choice; Megatron would take it from the run that saved.
+        args.moe_grouped_gemm = args.moe_grouped_gemm or grouped_gemm
         if args.multi_latent_attention and args.rope_type == "rope":
             # Megatron fuses RoPE into this attention for YaRN only, refuses it here, and has it on by default.
             args.apply_rope_fusion = False

@@ -1,4 +1,4 @@
-"""What the families with experts have in common: the name table of such a layer, its Megatron arguments, what is refused.
+"""What the families with experts have in common: the name table of such a layer, its arguments, what is refused.
 
 Megatron's names are the same for experts that run one after the other (``SequentialMLP``, here without Transformer
 Engine) and for Transformer Engine's grouped GEMM (``TEGroupedMLP``): ``experts`` twice, then the linear layer, with

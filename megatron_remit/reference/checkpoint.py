@@ -26,7 +26,21 @@ _NOT_INHERITED = {
     "fine_grained_activation_offloading": False,
     "cpu_offloading": False,
     "cpu_offloading_num_layers": 0,
+    # Experts choose by their own scores alone, and drop no token: every token of the corpus is scored.
+    "moe_router_load_balancing_type": "none",
+    "moe_aux_loss_coeff": 0.0,
+    "moe_z_loss_coeff": None,
+    "moe_input_jitter_eps": None,
+    "moe_expert_capacity_factor": None,
+    "moe_pad_expert_input_to_capacity": False,
+    "moe_router_force_load_balancing": False,
+    "moe_router_force_biased": None,
+    "moe_enable_routing_replay": False,
+    "overlap_moe_expert_parallel_comm": False,
+    "delay_wgrad_compute": False,
 }
+# How experts were balanced decides how they are chosen, in a way that the tensors of the model alone do not show.
+_UNKNOWN_CHOICE = {"sinkhorn", "quantile_balancing"}
 
 
 def checkpoint_folder(root: Path) -> Path:
@@ -83,6 +97,7 @@ def reference_arguments(args: argparse.Namespace) -> argparse.Namespace:
     args.remit_common_vocab_size = _check_vocabulary(args, saved)
     own.padded_vocab_size = args.padded_vocab_size
     _fit_to_layout(args, own, root)
+    _fit_experts(args, own, saved, root)
     vars(own).update(_NOT_INHERITED)
     return own
 
@@ -143,3 +158,37 @@ def _fit_to_layout(args: argparse.Namespace, own: argparse.Namespace, root: Path
                 f"{layout} its {size} {part} do not divide over --tensor-model-parallel-size {tp_size}; change that or "
                 "use another reference"
             )
+
+
+def _fit_experts(args: argparse.Namespace, own: argparse.Namespace, saved: argparse.Namespace, root: Path) -> None:
+    """Choose how many ranks share the reference's experts; the policy's may be shared by another number of them."""
+    flag, given = "--reference-expert-model-parallel-size", args.reference_expert_model_parallel_size
+    own.expert_model_parallel_size = 1
+    if own.num_experts is None:
+        if given not in (None, 1):
+            raise UserError(f"{flag} {given}: the reference in --reference-load {root} has no experts; leave it out")
+        return
+    size = args.expert_model_parallel_size if given is None else given
+    tp_size = args.expert_tensor_parallel_size or args.tensor_model_parallel_size
+    layout = f"--reference-load {root}: its {own.num_experts} experts"
+    if size < 1 or own.num_experts % size:
+        raise UserError(f"{layout} do not divide over {size} ranks; give {flag} a divisor of their number")
+    ranks = size * tp_size * args.pipeline_model_parallel_size
+    if args.world_size % ranks:
+        raise UserError(
+            f"{layout} take {size} x {tp_size} x {args.pipeline_model_parallel_size} ranks (expert x expert tensor x "
+            f"pipeline parallelism), which do not divide the {args.world_size} of the run; change {flag}"
+        )
+    if own.moe_ffn_hidden_size % tp_size:
+        raise UserError(
+            f"{layout} have {own.moe_ffn_hidden_size} feed-forward units each, which do not divide over "
+            f"--expert-tensor-parallel-size {tp_size}; change that"
+        )
+    balancing = getattr(saved, "moe_router_load_balancing_type", None) or ()
+    unknown = _UNKNOWN_CHOICE.intersection([balancing] if isinstance(balancing, str) else balancing)
+    if unknown:
+        raise UserError(
+            f"{layout} were trained with --moe-router-load-balancing-type {unknown.pop()}, which this program does not "
+            "score with; use a reference that was trained with another one"
+        )
+    own.expert_model_parallel_size = size

@@ -9,13 +9,13 @@ import numpy
 import torch
 from megatron.core import dist_checkpointing, mpu, tensor_parallel
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.utils import unwrap_model
 from megatron.training import print_rank_0
 from torch.nn import Module
 
 from megatron_remit.errors import UserError
 from megatron_remit.reference.checkpoint import checkpoint_folder
+from megatron_remit.reference.groups import process_groups
 from megatron_remit.specs.native import gpt_config
 
 
@@ -35,7 +35,7 @@ def build_reference(reference_args: argparse.Namespace) -> list[Module]:
         config.transformer.timers = None
         builder = config.get_builder_cls()(config)
         chunks = builder.build_distributed_models(
-            pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
+            pg_collection=process_groups(reference_args),
             wrap_with_ddp=False,
             data_parallel_random_init=False,
         )

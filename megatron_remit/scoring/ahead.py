@@ -29,7 +29,7 @@ from megatron_remit.data.batch import Batch, get_batch, regroup, set_column
 from megatron_remit.nll import Output, Vocabulary, nll_output, run_model
 from megatron_remit.objectives.base import Objective, Step
 from megatron_remit.objectives.registry import current_objective
-from megatron_remit.scoring.online import filled, missing_groups
+from megatron_remit.scoring.online import filled, missing_groups, shares_experts
 
 Schedule = Callable[..., Any]
 """What Megatron's ``get_forward_backward_func`` returns. It gives losses by microbatch, or with
@@ -78,7 +78,7 @@ class ScoreAhead:
         if args.score_store is None:
             values = run_reference(groups, output, size, seq_length)
         else:
-            wanted = missing_groups(groups[-1], args)
+            wanted = missing_groups(groups[-1], args, shares_experts(self._reference))
             selected = [[chunk[number] for number in wanted] for chunk in groups]
             scored = run_reference(selected, output, size, seq_length) if wanted else []
             values = filled(groups[-1], wanted, scored, args)

@@ -95,11 +95,6 @@ def check_score_store(args: argparse.Namespace) -> None:
         raise UserError("--score-miss online scores with the reference: give --reference-load DIR")
     if args.score_store_write and args.score_miss != "online":
         raise UserError("--score-store-write stores what is scored online: give --score-miss online")
-    if args.score_miss == "online" and args.expert_model_parallel_size > 1:
-        raise UserError(
-            f"--score-miss online with --expert-model-parallel-size {args.expert_model_parallel_size}: experts are "
-            "shared by data-parallel ranks, which miss different rows; score ahead with tools/score_corpus.py"
-        )
     limit = args.distributed_timeout_minutes * 60
     if args.score_wait >= limit:
         raise UserError(

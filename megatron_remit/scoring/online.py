@@ -7,26 +7,34 @@ import argparse
 
 import torch
 from megatron.core import mpu
+from megatron.core.utils import get_model_config
 from torch import Tensor
+from torch.nn import Module
 
 from megatron_remit.data.batch import Batch
 from megatron_remit.parallel import whole_sequence
 from megatron_remit.scoring.session import start_writer
 
 
-def missing_groups(groups: list[Batch], args: argparse.Namespace) -> list[int]:
+def shares_experts(reference: list[Module]) -> bool:
+    """Whether data-parallel ranks may hold parts of one reference, so that all of them must run it at the same time."""
+    return bool(reference) and get_model_config(reference[0]).expert_model_parallel_size > 1
+
+
+def missing_groups(groups: list[Batch], args: argparse.Namespace, together: bool) -> list[int]:
     """Which reference microbatches hold a row that the store lacks; the same on every rank of a model replica.
 
     Only the last stage knows, and context-parallel ranks may differ while another job fills the store, so the ranks
-    agree on the union. Data-parallel ranks score different numbers of microbatches; the reference has no collective
-    over them. The interleaved schedule needs a multiple of the stages: others are scored again to fill up.
+    agree on the union. Data-parallel ranks score different numbers of microbatches, as the reference has no collective
+    over them; where they share its experts it has, and the union is over all of them (``together``). The interleaved
+    schedule needs a multiple of the stages: others are scored again to fill up.
     """
     flags = torch.zeros(len(groups), dtype=torch.int32, device=torch.cuda.current_device())
     for number, group in enumerate(groups):
         nll_BS = group.get("reference_nll")
         if nll_BS is not None:
             flags[number] = nll_BS.isnan().any()
-    agree_on_maximum(flags)
+    agree_on_maximum(flags, together)
     wanted = [number for number, flag in enumerate(flags.tolist()) if flag]
     if args.virtual_pipeline_model_parallel_size and wanted:
         stages = args.pipeline_model_parallel_size
@@ -35,8 +43,11 @@ def missing_groups(groups: list[Batch], args: argparse.Namespace) -> list[int]:
     return wanted
 
 
-def agree_on_maximum(values: Tensor) -> None:
-    """The maximum over the ranks that run one model replica on one batch, in place."""
+def agree_on_maximum(values: Tensor, together: bool = False) -> None:
+    """The maximum over the ranks that run one model replica on one batch, or over all ranks, in place."""
+    if together:
+        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
+        return
     torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, group=mpu.get_model_parallel_group())
     if mpu.get_context_parallel_world_size() > 1:
         torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, group=mpu.get_context_parallel_group())

@@ -28,12 +28,14 @@ from megatron_remit.score_store.keys import Key, row_key
 from megatron_remit.score_store.reader import ScoreStore
 from megatron_remit.score_store.writer import StoreWriter
 from megatron_remit.scoring.ahead import score_microbatches
-from megatron_remit.scoring.online import agree_on_maximum
+from megatron_remit.scoring.online import agree_on_maximum, shares_experts
 from megatron_remit.scoring.session import start_writer
 
 _MESSAGE_SECONDS = 10.0
 # How long the writing rank may pass over rows that the store has, while the other ranks wait for it.
 SKIP_SECONDS = 30.0
+# Whether a replica has rows to score: at the end of the corpus, after a look at rows that the store has, now.
+_NOTHING, _LATER, _NOW = range(3)
 # Microbatches that keep each pipeline stage busy for most of a forward-only schedule.
 _MICROBATCHES_PER_STAGE = 4
 
@@ -55,21 +57,35 @@ def score_rows(reference: list[Module], dataset: Dataset | None, store: ScoreSto
     size = args.reference_micro_batch_size
     writer = start_writer(args)
     planner = None if writer is None or dataset is None else RowPlanner(dataset, store, num_rows, writer)
+    together = shares_experts(reference)
     while True:
         rows = _agreed_rows(planner, count * size)
-        if rows is None:
+        work = _work_left(rows, together)
+        if work == _NOTHING:
             break
-        if not rows:
+        if work == _LATER:
             continue
-        # The schedule has one shape; the last rows of the corpus are scored more than once to fill it.
-        padded = rows + rows[-1:] * (count * size - len(rows))
+        # The schedule has one shape; the last rows of the corpus are scored more than once to fill it. A replica that
+        # only lends its experts to the others scores the first row again, and forgets it.
+        own = rows or [0]
+        padded = own + own[-1:] * (count * size - len(own))
         nlls = _score(reference, dataset, padded, count)
-        if nlls:
+        if nlls and rows:
             whole_BS = torch.cat([whole_sequence(nll_BS, mpu.get_context_parallel_group()) for nll_BS in nlls])
             if planner is not None:
                 planner.store_rows(whole_BS)
     if planner is not None:
         planner.finish()
+
+
+def _work_left(rows: list[int] | None, together: bool) -> int:
+    """What this replica does next (``_NOTHING``, ``_LATER``, ``_NOW``), or all of them, if they share experts."""
+    work = _NOTHING if rows is None else _NOW if rows else _LATER
+    if together:
+        most = torch.tensor([work], device=torch.cuda.current_device())
+        agree_on_maximum(most, together)
+        work = int(most.item())
+    return work
 
 
 def _agreed_rows(planner: "RowPlanner | None", most: int) -> list[int] | None:

@@ -1,4 +1,4 @@
-"""Layers whose MLP is a mixture of experts: Megatron's ``MoELayer``, which layers have one, and in which order it chooses.
+"""Layers whose MLP is a mixture of experts: Megatron's ``MoELayer``, which layers have one, and how it chooses.
 
 Without Transformer Engine the experts run one after the other (Megatron's ``SequentialMLP``); with it, and with
 ``--moe-grouped-gemm``, they are one grouped GEMM. A checkpoint has the same names with both.

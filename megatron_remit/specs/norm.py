@@ -130,8 +130,9 @@ def rms_norm_pair_over_tp(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """RMSNorm of query and key over their whole projection widths, of which this rank holds a part.
 
-    ``cast_first``: cast before the weight is applied, as :class:`CastFirstRMSNorm` does. The two sums of squares travel in one all-reduce of [2, S, B, 1] fp32. Its gradient is an all-reduce too: the
+    The two sums of squares travel in one all-reduce of [2, S, B, 1] fp32. Its gradient is an all-reduce too: the
     scale of every rank's entries depends on every rank's entries (HF ``Olmo2Attention.q_norm``).
+    ``cast_first``: cast before the weight is applied, as :class:`CastFirstRMSNorm` does.
     Returns tensors of the shapes and dtype given.
     """
     tp_group = query_norm.tp_group

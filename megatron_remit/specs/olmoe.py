@@ -1,6 +1,6 @@
 """OLMoE for Megatron's GPTModel: norms in front of attention and experts, QK norm over the whole projection width.
 
-    h = x + attention(norm(x));  y = h + experts(norm(h));  a final norm before the output layer   (HF OlmoeDecoderLayer)
+    h = x + attention(norm(x));  y = h + experts(norm(h));  a final norm before the output layer  (HF OlmoeDecoderLayer)
 
 Megatron's own QK norm is over each head alone, so only the attention differs from Megatron's layers.
 """
