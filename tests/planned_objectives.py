@@ -28,6 +28,11 @@ PLANS = {
         {"objective": "kd", "kd_alpha": 0.0, "kd_temperature": 3.0},
     ],
     "ntp": [{"objective": "ntp"}],
+    "experts": [
+        {"objective": "remit", "remit_control": "none"},
+        RHO1 | {"rho1_scope": "global-batch"},
+        {"objective": "kd", "kd_alpha": 0.7, "kd_temperature": 2.0},
+    ],
 }
 
 

@@ -70,9 +70,9 @@ def final_weights(folder, steps=STEPS):
     return {name: tensor[:VOCABULARY] for name, tensor in load_tensors(folder / f"iter_{steps:07d}").items()}
 
 
-def assert_same_weights(folder, expected_folder):
+def assert_same_weights(folder, expected_folder, steps=STEPS):
     """Equal up to the order of sums."""
-    tensors, expected = final_weights(folder), final_weights(expected_folder)
+    tensors, expected = final_weights(folder, steps), final_weights(expected_folder, steps)
     assert tensors.keys() == expected.keys()
     for name, tensor in tensors.items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5, msg=lambda text, n=name: n + text)

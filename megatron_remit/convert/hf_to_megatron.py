@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from megatron_remit.convert.families import family_fields, read_config
+from megatron_remit.convert.fused_experts import ExpertTensors
 from megatron_remit.convert.hf_side_files import copy_side_files, has_tokenizer, side_files
 from megatron_remit.convert.hf_tensors import HfTensors
 from megatron_remit.convert.output import check_output, converted_folder
@@ -45,7 +46,7 @@ def import_hf(hf: Path, out: Path, overwrite: bool = False, dtype: str | None = 
     arguments = family.arguments(config)
     dims = padded_dims(family, config)
     layers = arguments["num_layers"]
-    tensors = HfTensors(hf, dtype)
+    tensors = HfTensors(hf, dtype) if family.mixture is None else ExpertTensors(hf, dtype)
     rules = in_layer_order(family.rules_for(config), layers)
     expected: dict[str, tuple[int, ...]] = {}
     for rule, layer in rules:

@@ -6,6 +6,7 @@ writes one per layer and expert.
 """
 
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -41,6 +42,7 @@ class CheckpointReader:
         if "args" not in common:
             raise UserError(f"{self.path}: the checkpoint holds no training arguments; save it with Megatron's loop")
         self.arguments: Namespace = common["args"]
+        self._by_index: dict[str, dict[tuple[int, ...], list[ChunkStorageMetadata]]] = {}
 
     def stored(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
         """The shape (with the layer axis if there is one) and dtype of a stored tensor; UserError if it is missing."""
@@ -52,6 +54,18 @@ class CheckpointReader:
         if not isinstance(entry, TensorStorageMetadata):
             raise UserError(f"{self.path}: tensor {name} is missing")
         return entry
+
+    def _entry_at(self, place: Place) -> TensorStorageMetadata:
+        """The entry of a tensor with the chunks of ``place`` alone: torch looks at all that it is given, and a tensor
+        of all layers and experts has many thousands."""
+        entry, axes = self._entry(place.name), len(place.index)
+        if place.name not in self._by_index:
+            grouped: dict[tuple[int, ...], list[ChunkStorageMetadata]] = {}
+            for chunk in entry.chunks:
+                grouped.setdefault(tuple(chunk.offsets[:axes]), []).append(chunk)
+            apart = all(size == 1 for chunk in entry.chunks for size in chunk.sizes[:axes])
+            self._by_index[place.name] = grouped if apart else {}
+        return replace(entry, chunks=self._by_index[place.name].get(place.index, entry.chunks))
 
     def read(self, place: Place, shape: tuple[int, ...]) -> torch.Tensor:
         """The entry ``place`` of a tensor: of ``shape``, in the dtype in which it is stored.
@@ -68,7 +82,7 @@ class CheckpointReader:
         offsets = (*place.index, *(0 for _ in shape))
         tensor = torch.empty((*(1 for _ in place.index), *shape), dtype=dtype)
         chunk = ChunkStorageMetadata(torch.Size(offsets), tensor.shape)
-        items = create_read_items_for_chunk_list(name, self._entry(name), [chunk])
+        items = create_read_items_for_chunk_list(name, self._entry_at(place), [chunk])
         try:
             self._storage.read_data(LoadPlan(items), _IntoTensor(tensor)).wait()
         except Exception as error:  # damaged bytes raise whatever they lead to

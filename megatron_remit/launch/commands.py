@@ -59,6 +59,8 @@ class Commands:
         # fmt: on
         if settings.tp > 1:
             flags.append("--sequence-parallel")
+        if settings.ep > 1:
+            flags += ["--expert-model-parallel-size", f"{settings.ep}"]
         if settings.precision != "fp32":
             flags.append(f"--{settings.precision}")
         if self.reference is not None:

@@ -60,6 +60,7 @@ class Settings:
     reference_micro_batch_size: int
     tp: int
     pp: int
+    ep: int
     nodes: int
     gpus_per_node: int
     master_addr: str

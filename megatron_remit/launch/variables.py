@@ -148,6 +148,7 @@ VARIABLES = (
     ),
     Variable("TP", "1", "tensor parallelism; above 1 it brings sequence parallelism", _number),
     Variable("PP", "1", "pipeline parallelism", _number),
+    Variable("EP", "1", "expert parallelism of policy and reference; for models with experts", _number),
     Variable(
         "NODES",
         lambda _values, host: nodes_asked_for(host.script),

@@ -114,6 +114,8 @@ def test_weights_in_a_dtype_that_nothing_trains_in(hf, tmp_path):
         ("youtu", {"kv_lora_rank": 24}, "kv_lora_rank = 32"),
         ("olmo3", {"sliding_window": 16}, r"window_size = \(7, 0\), .* \(15, 0\)"),
         ("olmo3", {"layer_types": ["full_attention", "sliding_attention"]}, r"window_attn_skip_freq = \[1, 1\]"),
+        ("qwen3_moe", {"num_experts_per_tok": 3}, "moe_router_topk = 2, .* 3"),
+        ("olmoe", {"norm_topk_prob": True}, "moe_router_pre_softmax = True, .* False"),
         (
             "llama",
             {"rope_parameters": LLAMA3_ROPE["rope_parameters"] | {"rope_theta": 5000.0}},

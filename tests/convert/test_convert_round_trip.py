@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ CASES = {family: (family, {}) for family in SHAPES} | {
     "tied_olmo2": ("olmo2", {"tie_word_embeddings": True}),
     "tied_llama_with_rope_scaling": ("llama", {"tie_word_embeddings": True} | LLAMA3_ROPE),
     "untied_smollm3": ("smollm3", {"tie_word_embeddings": False}),
+    "some_layers_without_experts": ("qwen3_moe", {"mlp_only_layers": [0], "decoder_sparse_step": 2}),
     "narrow_values": ("youtu", {"v_head_dim": 6}),
 }
 # What Megatron 0.19.2 asks of a checkpoint under Transformer Engine, found by reading its layer specs
@@ -53,13 +55,33 @@ TE_LATENT = [
     "self_attention.linear_q_up_proj.layer_norm_weight",
     "self_attention.linear_q_up_proj.weight",
 ]
+# With experts the norm before the router stands alone, and TEGroupedMLP and SequentialMLP share their names: "experts"
+# twice (``replace_prefix_for_sharding`` in both).
+TE_EXPERTS = [
+    "mlp.experts.experts.linear_fc1.weight",
+    "mlp.experts.experts.linear_fc2.weight",
+    "mlp.router.weight",
+    "pre_mlp_layernorm.weight",
+]
 TE_LAYERS = {
     "llama": TE_MLP + TE_ATTENTION,
     "qwen2": [*TE_MLP, *TE_ATTENTION, "self_attention.linear_qkv.bias"],
     "qwen3": [*TE_MLP, *TE_ATTENTION, "self_attention.k_layernorm.weight", "self_attention.q_layernorm.weight"],
+    "qwen3_moe": [
+        *TE_EXPERTS,
+        *TE_ATTENTION,
+        "self_attention.k_layernorm.weight",
+        "self_attention.q_layernorm.weight",
+    ],
+    # The norms of whole width are this project's with every implementation.
+    "olmoe": [*TE_EXPERTS, *TE_ATTENTION, "self_attention.k_norm.weight", "self_attention.q_norm.weight"],
     "smollm3": TE_MLP + TE_ATTENTION,
     "youtu": TE_MLP + TE_LATENT,
 }
+
+
+# The router is a parameter of Megatron's own with both, the norms of whole width are this project's.
+WITHOUT_EXTRA_STATE = {"mlp.router", "self_attention.k_norm", "self_attention.q_norm"}
 
 
 def _tensors(folder):
@@ -142,7 +164,13 @@ def test_a_checkpoint_has_every_name_that_transformer_engine_layers_ask_for(tmp_
     ends |= set() if model.config.tie_word_embeddings else {"output_layer.weight"}
     assert tensors == ends | {f"decoder.layers.{name}" for name in TE_LAYERS[family]}
     modules = {name.rsplit(".", 1)[0] for name in TE_LAYERS[family]} | {"self_attention.core_attention"}
-    states = {f"decoder.layers.{module}._extra_state/shard_{layer}_4" for module in modules for layer in range(4)}
+    modules -= WITHOUT_EXTRA_STATE
+    states = {
+        f"decoder.layers.{module}._extra_state/shard_{place}"
+        for module in modules
+        for layer in range(4)
+        for place in ([f"{layer}.{expert}_4.4" for expert in range(4)] if ".experts." in module else [f"{layer}_4"])
+    }
     states.add("decoder.final_layernorm._extra_state/shard_0_1")
     assert stored.keys() - tensors == states | {"common_state/shard_0_1"}
 
@@ -210,3 +238,15 @@ def test_every_argument_that_an_import_stores_is_one_that_megatron_knows(tmp_pat
     make_model(family, tmp_path / "hf", tokenizer=False)
     arguments = FAMILIES[SHAPES[family][0].__name__].arguments(read_config(tmp_path / "hf")[1])
     assert arguments.keys() <= known.keys()
+
+
+def test_experts_fused_as_transformers_holds_them_are_read_as_published_ones(tmp_path):
+    model = make_model("qwen3_moe", tmp_path / "hf", tokenizer=False)
+    shutil.copytree(tmp_path / "hf", tmp_path / "fused")
+    save_file(model.state_dict(), tmp_path / "fused" / "model.safetensors")
+    assert not any(".experts.0." in name for name in _tensors(tmp_path / "fused"))
+    import_hf(tmp_path / "fused", tmp_path / "megatron")
+    export_hf(tmp_path / "megatron", tmp_path / "fused", tmp_path / "back")
+    before, after = _tensors(tmp_path / "hf"), _tensors(tmp_path / "back")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())

@@ -73,6 +73,13 @@ def test_layout_precision_and_extra_flags():
     assert commands(TP="2", PRECISION="fp32", EXTRA_ARGS="--lr 1  --recompute-activations").training_flags() == expected
 
 
+def test_experts_are_spread_over_ranks():
+    expected = [*TRAINING]
+    at = expected.index("--bf16")
+    expected[at:at] = ["--expert-model-parallel-size", "4"]
+    assert commands(EP="4").training_flags() == expected
+
+
 def test_a_launcher_runs_on_each_node():
     assert commands(NODES="2").train() == [
         *("python", "-m", "megatron_remit.launch.node", "--nnodes", "2", "--nproc-per-node", "8"),

@@ -41,10 +41,6 @@ def arguments(material, flags, **changes):
             "--score-miss online scores with the ref",
         ),
         ({"score_store": "s", "score_store_write": True}, "--score-store-write stores what is scored online"),
-        (
-            {"score_store": "s", "score_miss": "online", "expert_model_parallel_size": 2},
-            "--expert-model-parallel-size 2",
-        ),
         ({"score_store": "s", "score_wait": 600}, "--score-wait 600 is not below the 600 s"),
         ({"mock_data": True, "row_seed": 1}, "--row-seed"),
     ],

@@ -40,12 +40,23 @@ CASES = {family: (family, {}) for family in SHAPES} | {
     "qwen2_untied_with_yarn": ("qwen2", {"tie_word_embeddings": False} | YARN_ROPE),
     "qwen3_untied": ("qwen3", {"tie_word_embeddings": False}),
     "smollm3_uneven_nope": ("smollm3", {"no_rope_layers": [0, 1, 1, 0], "vocab_size": 640}),
+    "qwen3_moe_some_dense_layers": ("qwen3_moe", {"mlp_only_layers": [1, 2], "norm_topk_prob": False}),
+    "olmoe_grouped_and_renormalised": ("olmoe", {"num_key_value_heads": 2, "norm_topk_prob": True, "vocab_size": 640}),
     "youtu_untied": ("youtu", {"tie_word_embeddings": False, "v_head_dim": 6}),
     "youtu_yarn": ("youtu", LATENT_YARN_ROPE),
 }
 LENGTH = 32  # longer than OLMo-3's window and than the original lengths of YaRN
-# Each family runs at every layout, its variants on one rank and on two.
-RUNS = [(case, layout) for case in CASES for layout in LAYOUTS if case in SHAPES or layout in ("tp1", "tp2")]
+EXPERTS = [case for case, (family, _) in CASES.items() if family in ("qwen3_moe", "olmoe")]
+# Megatron runs experts under tensor parallelism with sequence parallelism only.
+NOT_RUN = [(case, "tp2") for case in EXPERTS] + [(case, "ep2") for case in CASES if case not in EXPERTS]
+VARIANTS_RUN = ("tp1", "tp2", "ep2")
+# Each family runs at every layout that it can, its variants on one rank and on two.
+RUNS = [
+    (case, layout)
+    for case in CASES
+    for layout in LAYOUTS
+    if (case in SHAPES or layout in VARIANTS_RUN) and (case, layout) not in NOT_RUN
+]
 
 
 def _store_truth(folder, family, overrides):

@@ -90,7 +90,6 @@ def model(**fields):
     ("fields", "flag"),
     [
         ({"attention_dropout": 0.1}, "--attention-dropout"),
-        ({"num_moe_experts": 4, "add_bias_linear": False}, "--num-experts"),
         ({"softmax_type": "off-by-one"}, "--softmax-type"),
         ({"attention_backend": AttnBackend.local}, "--attention-backend local"),
     ],
@@ -106,16 +105,6 @@ def test_a_feature_of_megatrons_own_layers_gets_them(fields, flag):
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        (
-            {
-                "num_moe_experts": 4,
-                "add_bias_linear": False,
-                "sequence_parallel": True,
-                "tensor_model_parallel_size": 2,
-                "expert_tensor_parallel_size": 1,
-            },
-            "--sequence-parallel with --num-experts",
-        ),
         (
             {"multi_latent_attention": True, "attention_dropout": 0.1},
             "--multi-latent-attention with --attention-dropout",
