@@ -8,8 +8,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from megatron_remit.arguments import check_arguments
 from megatron_remit.convert.hf_to_megatron import import_hf
 from megatron_remit.convert.megatron_to_hf import export_hf
+from megatron_remit.errors import UserError
+from megatron_remit.reference import checkpoint
 from megatron_remit.reference.checkpoint import reference_arguments
 from tests.checkpoints import load_tensors
 from tests.conftest import VOCABULARY, Material, write_corpus
@@ -22,12 +25,17 @@ from tests.test_objectives_in_training import assert_same_weights, final_weights
 
 BALANCED = {"moe_aux_loss_coeff": 0.1, "moe_z_loss_coeff": 0.01}
 STEPS = 3  # ReMiT, RHO-1, distillation
-RUN = BALANCED | {"train_iters": STEPS, "save_interval": STEPS, "lr": 0.3}
+RUN = BALANCED | {"train_iters": STEPS, "save_interval": STEPS, "lr": 0.3, "row_seed": 3}
 EXPERTS_OVER_2 = {"expert_model_parallel_size": 2}
 LAYOUTS = {
-    "EP2 x TP2 with sequence parallelism, the reference's experts on every rank": EXPERTS_OVER_2
-    | {"tensor_model_parallel_size": 2, "sequence_parallel": True, "reference_expert_model_parallel_size": 1},
-    "EP2 x PP2": EXPERTS_OVER_2 | {"pipeline_model_parallel_size": 2},
+    # Experts are whole, and the ranks that share the other tensors share them out; the reference's are on every rank.
+    "EP2 x TP2": (
+        2,
+        EXPERTS_OVER_2
+        | {"tensor_model_parallel_size": 2, "sequence_parallel": True, "expert_tensor_parallel_size": 1}
+        | {"reference_expert_model_parallel_size": 1},
+    ),
+    "EP2 x PP2": (4, EXPERTS_OVER_2 | {"pipeline_model_parallel_size": 2}),
 }
 FIGURES = ("lm loss", "remit loss", "rho1 loss", "kd loss", "reference kl", "load_balancing_loss", "z_loss")
 
@@ -58,7 +66,8 @@ def one_rank(experts, tmp_path_factory):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_losses_and_gradients_equal_those_of_one_rank(layout, experts, folder, one_rank, tmp_path):
     expected, expected_folder = one_rank
-    run = train_plan(experts, "experts", tmp_path / "run", 4, **RUN | LAYOUTS[layout])
+    ranks, overrides = LAYOUTS[layout]
+    run = train_plan(experts, "experts", tmp_path / "run", ranks, **RUN | overrides)
     for name in FIGURES:
         assert run.series(name) and run.series(name) == pytest.approx(expected.series(name), rel=2e-5, abs=2e-6), name
     found, before = final_weights(tmp_path / "run", STEPS), load_tensors(experts.policy / "release")
@@ -72,15 +81,6 @@ def test_losses_and_gradients_equal_those_of_one_rank(layout, experts, folder, o
     )
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "home")
     assert model.generate(torch.tensor([[5, 6]]), max_new_tokens=3, min_new_tokens=3).shape == (1, 5)
-
-
-@pytest.mark.slow
-def test_a_dense_policy_is_scored_by_experts_that_two_ranks_share(folder, experts, one_rank):
-    """A reference gives the same tokens the same NLLs, whatever the policy and however its experts are spread."""
-    dense = Material(folder / "dense", folder / "reference", folder / "corpus")
-    run = pretrain(2, *dense.remit(train_iters=1, reference_expert_model_parallel_size=2))
-    assert run.series("reference nll") == pytest.approx(one_rank[0].series("reference nll")[:1], rel=1e-6)
-    assert "load_balancing_loss" not in run.scalars
 
 
 @pytest.mark.slow
@@ -103,17 +103,21 @@ def test_weights_of_one_reproduce_megatrons_own_run_with_its_auxiliary_losses(fo
 
 
 @pytest.mark.slow
-def test_two_ranks_that_share_a_references_experts_fill_a_store_together(folder, tmp_path):
-    """One rank has scored 7 rows, so the two find different numbers of rows and one has to wait for the other. The
-    policy is the reference: its first losses must be the stored ones."""
-    alone = Material(folder / "reference", folder / "reference", folder / "corpus")
-    store, flags = tmp_path / "store", {"row_seed": 3, "score_dtype": "float32"}
-    score(1, store, *alone.remit(**flags, train_iters=1, global_batch_size=7, micro_batch_size=1))
-    run = score(2, store, *alone.remit(**flags, **EXPERTS_OVER_2, train_iters=2))
-    assert "of 16 rows" in run.output
-    trained = pretrain(1, *alone.flags(objective="remit", score_store=store, row_seed=3, train_iters=2))
-    assert trained.series("reference nll")[0] == pytest.approx(trained.series("lm loss")[0], rel=1e-6)
-    assert "loading the reference" not in trained.output
+def test_ranks_that_share_a_references_experts_score_together(folder, experts, one_rank, tmp_path):
+    """One rank scores 7 rows of the first step's 8. Of two ranks that do the rest, one has no row of its own left, and
+    only lends its experts. Then a dense policy reads the first step's scores, and the second step's are made online.
+
+    A reference gives the same tokens the same NLLs, whatever the policy and however its experts are spread.
+    """
+    store, shared = tmp_path / "store", {"reference_expert_model_parallel_size": 2}
+    flags = {"row_seed": 3, "score_dtype": "float32"}
+    score(1, store, *experts.remit(**flags, train_iters=1, global_batch_size=7, micro_batch_size=1))
+    run = score(2, store, *experts.remit(**flags, **shared, train_iters=1))
+    assert "scored 0, found 4 of 4 rows of replica 0 of 2" in run.output
+    dense = Material(folder / "dense", folder / "reference", folder / "corpus")
+    run = pretrain(2, *dense.remit(**flags, **shared, train_iters=2, score_store=store, score_miss="online"))
+    assert run.series("reference nll") == pytest.approx(one_rank[0].series("reference nll")[:2], rel=1e-6)
+    assert "load_balancing_loss" not in run.scalars
 
 
 def reference_of(material, world_size=4, **overrides):
@@ -129,3 +133,31 @@ def test_a_reference_takes_the_policys_layout_of_experts_unless_told_otherwise(f
     assert reference_of(dense, **EXPERTS_OVER_2).expert_model_parallel_size == 1
     own = reference_of(experts, moe_expert_capacity_factor=1.0, moe_router_load_balancing_type="sinkhorn")
     assert (own.moe_expert_capacity_factor, own.moe_router_load_balancing_type) == (None, "none")
+
+
+@pytest.mark.parametrize(
+    ("reference", "world_size", "flags", "named"),
+    [
+        ("reference", 4, {"reference_expert_model_parallel_size": 3}, "its 4 experts do not divide over 3 ranks"),
+        ("reference", 3, {"reference_expert_model_parallel_size": 2}, "take 2 x 1 x 1 ranks .* the 3 of the run"),
+        ("reference", 6, {"expert_tensor_parallel_size": 3}, "have 16 feed-forward units each, .*--expert-tensor-parallel-size 3"),
+        ("dense", 4, {"reference_expert_model_parallel_size": 2}, "has no experts; leave it out"),
+    ],
+)
+def test_a_layout_of_experts_that_the_reference_cannot_have_is_refused(folder, reference, world_size, flags, named):
+    with pytest.raises(UserError, match=named):
+        reference_of(Material(folder / "policy", folder / reference, folder / "corpus"), world_size, **flags)
+
+
+def test_a_reference_whose_choice_of_experts_its_tensors_do_not_show_is_refused(experts, monkeypatch):
+    saved = checkpoint.saved_arguments(experts.reference / "release")
+    saved.moe_router_load_balancing_type = ["quantile_balancing"]
+    monkeypatch.setattr(checkpoint, "saved_arguments", lambda folder: saved)
+    with pytest.raises(UserError, match="trained with --moe-router-load-balancing-type quantile_balancing"):
+        reference_of(experts)
+
+
+def test_experts_under_tensor_parallelism_need_sequence_parallelism(experts):
+    args = parsed(experts.flags(tensor_model_parallel_size=2, num_experts=4))
+    with pytest.raises(UserError, match=r"--tensor-model-parallel-size 2 with 4 experts: .* --sequence-parallel"):
+        check_arguments(args)

@@ -44,9 +44,11 @@ class _StableTopK:
 class StableTopKRouter(TopKRouter):
     """Megatron's router, which chooses alike with and without gradients. ``--moe-router-fusion`` has its own order."""
 
+    router_replay: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.router_replay is None:
+        if not self.config.moe_enable_routing_replay:
             self.router_replay = _StableTopK()
 
 

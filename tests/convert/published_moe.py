@@ -1,4 +1,4 @@
-"""Published config.json files of models with experts, and how many parameters their files hold.
+"""Published config.json files of models with experts, their parameters, and changes that cannot be represented.
 
 A model's file is the first one that its line names, with the changes next to it. The quotes were found in public
 repositories and notes, and are complete unless a comment says otherwise. "Derived" ones were not found quoted in full:

@@ -69,4 +69,17 @@ UNSUPPORTED = {
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}, "rope_type is 'linear'"),
         (YARN_ROPE, "truncate of rope_parameters is False"),
     ],
+    "qwen3_moe": [
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"use_sliding_window": True, "sliding_window": 16}, "sliding_window is 16"),
+        ({"mlp_only_layers": [0, 1]}, "no layer has experts"),
+        ({"decoder_sparse_step": 0}, "decoder_sparse_step is 0"),
+        ({"num_experts_per_tok": 5}, "num_experts_per_tok is 5 of 4 experts"),
+        ({"num_experts_per_tok": 1}, "norm_topk_prob is True with num_experts_per_tok 1"),
+    ],
+    "olmoe": [
+        ({"clip_qkv": 8.0}, "clip_qkv is 8.0"),
+        ({"num_experts": 0}, "no layer has experts"),
+        ({"num_experts_per_tok": 0}, "num_experts_per_tok is 0 of 4 experts"),
+    ],
 }
