@@ -8,7 +8,7 @@ from transformers import Olmo2ForCausalLM
 
 from megatron_remit import cpu
 from tests.hf_models import make_olmo2
-from tests.ranks import run_command
+from tests.ranks import run_command, run_ranks
 
 cpu.install()
 
@@ -90,3 +90,21 @@ with torch.no_grad():
 """
     done = run_command(["python", "-c", program])
     assert done.returncode == 0, done.failure()
+
+
+def _tokens_go_to_experts_and_come_together(rank):
+    cpu.install()
+    sent = torch.arange(3.0) + 10 * rank
+    received = torch.empty(2 + 2 * rank)
+    sizes = torch.tensor([[1, 2], [1, 2]])
+    torch.distributed.all_to_all_single(
+        received, sent, output_split_sizes=sizes[:, rank], input_split_sizes=sizes[rank], group=None
+    )
+    assert received.tolist() == [[0.0, 10.0], [1.0, 2.0, 11.0, 12.0]][rank]
+    parts = [torch.empty(2), torch.empty(4)]
+    torch.distributed.all_gather(parts, received)
+    assert torch.cat(parts).tolist() == [0.0, 10.0, 1.0, 2.0, 11.0, 12.0]
+
+
+def test_gloo_moves_as_many_tokens_as_each_expert_has():
+    run_ranks(2, _tokens_go_to_experts_and_come_together)

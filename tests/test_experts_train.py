@@ -140,7 +140,12 @@ def test_a_reference_takes_the_policys_layout_of_experts_unless_told_otherwise(f
     [
         ("reference", 4, {"reference_expert_model_parallel_size": 3}, "its 4 experts do not divide over 3 ranks"),
         ("reference", 3, {"reference_expert_model_parallel_size": 2}, "take 2 x 1 x 1 ranks .* the 3 of the run"),
-        ("reference", 6, {"expert_tensor_parallel_size": 3}, "have 16 feed-forward units each, .*--expert-tensor-parallel-size 3"),
+        (
+            "reference",
+            6,
+            {"expert_tensor_parallel_size": 3},
+            "have 16 feed-forward units each, .*parallel-size 3",
+        ),
         ("dense", 4, {"reference_expert_model_parallel_size": 2}, "has no experts; leave it out"),
     ],
 )

@@ -10,6 +10,14 @@ from megatron_remit.specs.norm import CastFirstRMSNorm, LayerNorm, RMSNorm, Shar
 from tests.ranks import run_ranks
 
 
+@pytest.fixture(scope="module")
+def gloo():
+    """A group of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield torch.distributed.group.WORLD
+    torch.distributed.destroy_process_group()
+
+
 def _config(**overrides):
     return TransformerConfig(num_layers=1, hidden_size=48, num_attention_heads=2, **overrides)
 
@@ -31,6 +39,22 @@ def test_forward_and_gradients_are_bit_equal_to_transformers(kind, truth, dtype)
         results.append((output, leaf.grad, norm.weight.grad))
     for mine, expected in zip(*results, strict=True):
         assert mine.dtype == expected.dtype and torch.equal(mine, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("cast_first", "truth"), [(False, Olmo2RMSNorm), (True, LlamaRMSNorm)])
+def test_query_and_key_norm_are_bit_equal_to_transformers(gloo, cast_first, truth, dtype):
+    ours = [ShardedNormWeight(width, gloo) for width in (48, 16)]
+    inputs = [torch.randn(7, 3, width).to(dtype) for width in (48, 16)]
+    expected = []
+    for norm, x in zip(ours, inputs, strict=True):
+        weight = (torch.rand(x.size(-1)) + 0.5).to(dtype)
+        norm.weight.data = weight
+        theirs = truth(x.size(-1), 1e-5).to(dtype)
+        theirs.weight.data = weight
+        expected.append(theirs(x))
+    found = rms_norm_pair_over_tp(*inputs, *ours, 1e-5, cast_first)
+    assert all(torch.equal(mine, other) for mine, other in zip(found, expected, strict=True))
 
 
 def test_weight_is_marked_for_sequence_parallel_reduction():
