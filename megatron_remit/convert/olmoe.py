@@ -46,5 +46,6 @@ FAMILY = Family(
     dims=_dims,
     needed=llama_like.NEEDED | {"clip_qkv": None},
     refuse=lambda config: mixture.refuse(config, config["num_experts"], _pattern(config)),
+    rope_types=llama_like.ROPE_TYPES,
     mixture=Mixture(_pattern, mixture.RULES, mixture.EXTRA_STATE),
 )

@@ -47,5 +47,6 @@ FAMILY = Family(
     dims=_dims,
     needed=llama_like.NEEDED,
     refuse=_refuse,
+    rope_types=llama_like.ROPE_TYPES,
     mixture=Mixture(_pattern, mixture.RULES, mixture.EXTRA_STATE),
 )

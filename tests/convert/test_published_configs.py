@@ -7,6 +7,7 @@ import pytest
 from megatron_remit.convert.families import FAMILIES, read_config
 from megatron_remit.convert.rules import in_layer_order
 from tests.convert.published_configs import PUBLISHED
+from tests.convert.published_moe import PUBLISHED as WITH_EXPERTS
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -19,4 +20,5 @@ def test_a_published_config_is_accepted_and_its_tensors_have_the_published_numbe
 
 
 def test_every_family_has_published_configs():
-    assert {model.config["architectures"][0] for model in PUBLISHED.values()} == FAMILIES.keys()
+    configs = [*(model.config for model in PUBLISHED.values()), *(config for config, _ in WITH_EXPERTS.values())]
+    assert {config["architectures"][0] for config in configs} == FAMILIES.keys()
