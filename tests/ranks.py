@@ -27,7 +27,7 @@ def environment():
 def run_ranks(world_size, function, *args):
     """Call ``function(rank, *args)`` in ``world_size`` processes of one gloo group; any failure fails the caller."""
     call = pickle.dumps((_rank, (world_size, free_port(), function, args)))
-    run = run_job(world_size, call=call, path=tuple(sys.path))
+    run = run_job(world_size, call=call, path=tuple(sys.path), timeout=900)
     assert run.returncode == 0, run.failure()
 
 

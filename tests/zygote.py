@@ -129,7 +129,8 @@ def _execute(job: Job, rank: int) -> None:
     sys.argv = [job.module or job.script, *job.command_line]
     sys.path[0] = job.cwd
     if job.module:
-        runpy.run_module(job.module, run_name="__main__", alter_sys=True)
+        # The module stays out of sys.modules: a checkpoint's writer starts a process that imports __main__ again.
+        runpy.run_module(job.module, run_name="__main__")
     else:
         runpy.run_path(job.script, run_name="__main__")
 

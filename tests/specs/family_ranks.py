@@ -58,13 +58,28 @@ def run_arguments(folder: Path, layout: str) -> Namespace:
     return validate_args(args)
 
 
+_layouts: dict[tuple, dict[str, Any]] = {}
+
+
+def use_layout(**sizes: int | bool | None) -> None:
+    """Megatron's process groups of these sizes, made once in this process and then switched to.
+
+    The threads of gloo's groups stay until the process ends, and those of hundreds of groups fight over the cores.
+    """
+    parallel_state.destroy_model_parallel()
+    key = tuple(sorted(sizes.items()))
+    if key not in _layouts:
+        parallel_state.initialize_model_parallel(**sizes)
+        _layouts[key] = {name: value for name, value in vars(parallel_state).items() if name.startswith("_")}
+    vars(parallel_state).update(_layouts[key])
+
+
 def build(args: Namespace) -> list[torch.nn.Module]:
     """This rank's model chunks, with process groups of the layout."""
-    parallel_state.destroy_model_parallel()
     vpp = args.virtual_pipeline_model_parallel_size
-    parallel_state.initialize_model_parallel(
-        args.tensor_model_parallel_size,
-        args.pipeline_model_parallel_size,
+    use_layout(
+        tensor_model_parallel_size=args.tensor_model_parallel_size,
+        pipeline_model_parallel_size=args.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=vpp,
         context_parallel_size=args.context_parallel_size,
         expert_model_parallel_size=args.expert_model_parallel_size,

@@ -16,6 +16,7 @@ from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig, defaul
 from megatron_remit import cpu
 from megatron_remit.specs.attention import gather_zigzag
 from megatron_remit.specs.native import native_layer_spec
+from tests.specs.family_ranks import use_layout
 
 VOCABULARY, LENGTH = 64, 16
 LATENT = {
@@ -52,9 +53,7 @@ LAYOUTS = {"tp2": (2, 1, False), "tp2_sequence_parallel": (2, 1, True), "cp2": (
 def build(case, spec, tp=1, cp=1, sequence_parallel=False):
     """A GPTModel of the case on one pipeline stage, its process groups made."""
     transformer, model = CASES[case]
-    if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(tp, context_parallel_size=cp)
+    use_layout(tensor_model_parallel_size=tp, context_parallel_size=cp)
     model_parallel_cuda_manual_seed(1, force_reset_rng=True)
     kind = MLATransformerConfig if transformer.get("multi_latent_attention") else TransformerConfig
     fields = {

@@ -40,7 +40,10 @@ CASES = {family: (family, {}) for family in SHAPES} | {
     "qwen2_untied_with_yarn": ("qwen2", {"tie_word_embeddings": False} | YARN_ROPE),
     "qwen3_untied": ("qwen3", {"tie_word_embeddings": False}),
     "smollm3_uneven_nope": ("smollm3", {"no_rope_layers": [0, 1, 1, 0], "vocab_size": 640}),
-    "qwen3_moe_some_dense_layers": ("qwen3_moe", {"mlp_only_layers": [1, 2], "norm_topk_prob": False}),
+    "qwen3_moe_some_dense_layers_and_yarn": (
+        "qwen3_moe",
+        {"mlp_only_layers": [1, 2], "norm_topk_prob": False} | YARN_ROPE,
+    ),
     "olmoe_grouped_and_renormalised": ("olmoe", {"num_key_value_heads": 2, "norm_topk_prob": True, "vocab_size": 640}),
     "youtu_untied": ("youtu", {"tie_word_embeddings": False, "v_head_dim": 6}),
     "youtu_yarn": ("youtu", LATENT_YARN_ROPE),
