@@ -59,7 +59,8 @@ def test_the_reference_takes_nothing_from_the_policy(imported, material):
     args = parsed(material.remit())
     args.reference_load = checkpoint
     vars(args).update(POLICY)
-    args.remit_tokenizer_fingerprint = None
+    # The models are without a tokenizer, and so is the run.
+    args.remit_tokenizer_fingerprint, args.tokenizer_type, args.tokenizer_model = None, "NullTokenizer", None
     own = reference_arguments(args)
     assert {name: getattr(own, name) for name in expected} == expected
     assert {name: getattr(args, name) for name in POLICY} == POLICY

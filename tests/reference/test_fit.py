@@ -43,13 +43,13 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Each model, its import as ``NAME/mg``, and corpora by a reserved token that they hold twice (0: none)."""
+    """Each model, its import as ``mg/NAME``, and corpora by a reserved token that they hold twice (0: none)."""
     folder = tmp_path_factory.mktemp("fit")
     pairs.make_base(folder / "tokenizer")
     for name, (change, rows) in MODELS.items():
         make_olmo2(folder / name, vocab_size=rows, num_hidden_layers=1, tokenizer=False)
         pairs.changed(folder / "tokenizer", folder / name, change)
-        import_hf(folder / name, folder / name / "mg")
+        import_hf(folder / name, folder / "mg" / name)
     ids = torch.from_numpy(numpy.random.default_rng(0).integers(2, FIRST, 400))
     for token in (0, RENAMED, LAST, ROWS):
         write_documents(folder / f"corpus_{token}", [ids, torch.tensor([token, 5, token])])
@@ -62,7 +62,7 @@ def run_of(folder, policy, reference, token, *flags):
     prefix.with_suffix(".json").write_text(json.dumps(manifest))
     run = ["--objective", "remit", "--seq-length", 32, "--micro-batch-size", 1, "--global-batch-size", 8]
     run += ["--train-iters", 1, "--tokenizer-type", "HuggingFaceTokenizer", "--data-path", prefix]
-    run += ["--tokenizer-model", folder / policy / "mg/hf", "--reference-load", folder / reference / "mg", *flags]
+    run += ["--tokenizer-model", folder / "mg" / policy / "hf", "--reference-load", folder / "mg" / reference, *flags]
     return [str(word) for word in run]
 
 
@@ -90,7 +90,7 @@ def refusals(folder, capsys, policy, reference, token, *flags):
     for judge in (lambda: plan(folder, policy, reference, run), lambda: train(policy, run, capsys)):
         with pytest.raises(UserError) as error:
             judge()
-        text = str(error.value).replace(f"{folder}/", "").replace("/mg/hf", "").replace("/mg", "")
+        text = str(error.value).replace(f"{folder}/", "").replace("mg/", "").replace("/hf", "")
         found.append(text.replace("--tokenizer-model ", "").replace("--reference-load ", ""))
     return found
 
@@ -185,7 +185,8 @@ def copied(folder, target):
     """``target`` with the base, a reference from which the tokenizer's files are gone, and the plain corpus."""
     for name in ("base", "renamed"):
         shutil.copytree(folder / name, target / name)
-    for path in [*target.glob("renamed/tokenizer*"), *target.glob("renamed/mg/hf/tokenizer*")]:
+        shutil.copytree(folder / "mg" / name, target / "mg" / name)
+    for path in [*target.glob("renamed/tokenizer*"), *target.glob("mg/renamed/hf/tokenizer*")]:
         path.unlink()
     for suffix in (".bin", ".idx"):
         shutil.copy(folder / f"corpus_0{suffix}", target)
@@ -195,7 +196,7 @@ def test_a_checkpoint_that_states_a_fingerprint_alone(folder, tmp_path, capsys, 
     """As a training run leaves it: no tokenizer beside it, but where the run took its own from."""
     copied(folder, tmp_path)
     run = run_of(tmp_path, "base", "renamed", 0)
-    saved = vars(checkpoint.saved_arguments(tmp_path / "renamed/mg/release"))
+    saved = vars(checkpoint.saved_arguments(tmp_path / "mg/renamed/release"))
 
     def judge(**stated):
         monkeypatch.setattr(checkpoint, "saved_arguments", lambda folder: argparse.Namespace(**saved | stated))
@@ -203,7 +204,7 @@ def test_a_checkpoint_that_states_a_fingerprint_alone(folder, tmp_path, capsys, 
 
     same, other = folder_fingerprint(folder / "base"), folder_fingerprint(folder / "renamed")
     assert judge(remit_tokenizer_fingerprint=same) == ""
-    with pytest.raises(UserError, match=r"only added tokens differ .* in \S*/renamed/mg/hf/tokenizer.json and is not"):
+    with pytest.raises(UserError, match=r"only added tokens differ .* in \S*/mg/renamed/hf/tokenizer.json and is not"):
         judge(remit_tokenizer_fingerprint=other)
     with pytest.raises(UserError, match="only added tokens differ"):
         judge(remit_tokenizer_fingerprint=other, tokenizer_model=str(folder / "base"))
@@ -230,7 +231,7 @@ def test_the_plan_reads_the_corpus_and_the_base_as_training_does(folder):
         plan(folder, "base", "base", run)
     config = json.loads((folder / "base/config.json").read_text())
     short = folder / "short"
-    shutil.copytree(folder / "base", short, ignore=shutil.ignore_patterns("mg"))
+    shutil.copytree(folder / "base", short)
     (short / "config.json").write_text(json.dumps(config | {"vocab_size": 500}))
     with pytest.raises(
         UserError, match=r"--tokenizer-model \S*/short has 512 tokens, but \S*config.json has 500 embed"

@@ -27,8 +27,9 @@ def resized(source, target, rows, garbage=False):
                 model.get_output_embeddings().weight[VOCABULARY:].normal_(0.0, 5.0)
     model.save_pretrained(target)
     make_tokenizer(target, VOCABULARY)
-    import_hf(target, target / "mg")
-    return target / "mg"
+    imported = target.with_name(f"{target.name}_mg")
+    import_hf(target, imported)
+    return imported
 
 
 @pytest.fixture(scope="module")
