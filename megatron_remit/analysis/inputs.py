@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from megatron_remit.analysis.models import load_tokenizer, start_token, tokenize
-from megatron_remit.data.jsonl import blocks, text_of
+from megatron_remit.data.documents import blocks
 from megatron_remit.data.tokenizer import fingerprint
 from megatron_remit.errors import UserError
 
@@ -134,9 +134,8 @@ def read_texts(paths: list[Path], json_key: str, max_tokens: int, folder: Path) 
     pieces: list[list[str]] = []
     room = max_tokens
     with tqdm(total=max_tokens, desc="reading", unit="token", unit_scale=True) as progress:
-        for block in blocks(paths):
-            rows = [{"text": text_of(place, line, json_key)} for place, line in block.lines if line.strip()]
-            rows = [row for row in rows if row["text"]]
+        for block in blocks(paths, json_key):
+            rows = [{"text": text} for _, text in block.texts(json_key) if text]
             if not rows:
                 continue
             for own_ids, own_pieces in zip(*tokenize(tokenizer, rows), strict=True):

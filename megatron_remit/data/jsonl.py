@@ -1,64 +1,93 @@
-"""JSONL files, plain or gzip, as blocks of lines that know where they stand."""
+"""Lines of JSON: read from plain, gzip and Zstandard files, and the text that one of them holds."""
 
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from megatron_remit.errors import UserError
 
-# Small enough for a smooth progress bar, large enough that handing a block to a process costs nothing.
-_BLOCK_BYTES = 1 << 18
-
-# A line's place (FILE:LINE), and its bytes.
-Line = tuple[str, bytes]
+_READ_BYTES = 1 << 16
 
 
-@dataclass(frozen=True)
-class Block:
-    """Successive lines of one file."""
-
-    lines: list[Line]
-    size: int
-    """Bytes of the lines, uncompressed."""
-    file_bytes: int
-    """Bytes of the input file read for them: fewer than ``size`` if it is compressed."""
-
-
-def blocks(inputs: list[Path]) -> Iterator[Block]:
-    """All lines of the files, in order, in blocks of about 256 KiB.
+def lines(path: Path, raw: BinaryIO) -> Iterator[bytes]:
+    """The lines of ``path``, which is open as ``raw``; ``.gz``, ``.zst`` and ``.zstd`` are decompressed.
 
     Raises:
-        UserError: names the file and line at which a gzip file is damaged.
+        UserError: names the file and the line at which it is damaged or cut short.
     """
-    for path in inputs:
-        lines: list[Line] = []
-        size = before = 0
-        with path.open("rb") as raw:
-            for number, line in enumerate(_lines(path, raw), start=1):
-                lines.append((f"{path}:{number}", line))
-                size += len(line)
-                if size >= _BLOCK_BYTES:
-                    yield Block(lines, size, raw.tell() - before)
-                    lines, size, before = [], 0, raw.tell()
-            yield Block(lines, size, raw.tell() - before)
-
-
-def _lines(path: Path, raw: BinaryIO) -> Iterator[bytes]:
-    if path.suffix != ".gz":
+    if path.suffix == ".gz":
+        kind, file, errors = "gzip", gzip.open(raw), (EOFError, zlib.error, gzip.BadGzipFile)
+    elif path.suffix in (".zst", ".zstd"):
+        zstandard = library("zstandard", path)
+        kind, file, errors = "zstd", io.BufferedReader(_ZstdFile(raw, zstandard)), (EOFError, zstandard.ZstdError)
+    else:
         yield from raw
         return
     number = 0
     try:
-        with gzip.open(raw) as file:
-            for line in file:
-                number += 1
-                yield line
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}:{number + 1}: not a whole gzip file ({error})") from None
+        for line in file:
+            number += 1
+            yield line
+    except errors as error:
+        raise UserError(f"{path}:{number + 1}: not a whole {kind} file ({error})") from None
+
+
+def library(name: str, path: Path) -> Any:
+    """The module ``name``, which reads ``path``; loaded only when there is such a file.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise UserError(f"{path}: reading it takes {package}, which cannot be loaded ({error}); install it") from None
+
+
+class _ZstdFile(io.RawIOBase):
+    """The decompressed bytes of a file of Zstandard frames. zstandard's own reader takes a cut file for a whole one."""
+
+    def __init__(self, raw: BinaryIO, zstandard: Any) -> None:
+        # `zstd --long=31` has the largest window; the library refuses windows above 128 MiB unless told.
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+        self._raw = raw
+        self._frame: Any = None
+        self._ahead = memoryview(b"")
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer``; 0 at the end. Raises EOFError where the last frame is not whole, and ZstdError."""
+        while not self._ahead:
+            packed = self._raw.read(_READ_BYTES)
+            if not packed:
+                if self._frame is not None:
+                    raise EOFError("the file ends inside a frame")
+                return 0
+            self._ahead = memoryview(self._unpacked(packed))
+        count = min(len(buffer), len(self._ahead))
+        buffer[:count] = self._ahead[:count]
+        self._ahead = self._ahead[count:]
+        return count
+
+    def _unpacked(self, packed: bytes) -> bytes:
+        parts = []
+        while packed:
+            if self._frame is None:
+                self._frame = self._decompressor.decompressobj()
+            parts.append(self._frame.decompress(packed))
+            packed = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame = None
+        return b"".join(parts)
 
 
 def text_of(place: str, line: bytes, json_key: str) -> str:
@@ -73,6 +102,10 @@ def text_of(place: str, line: bytes, json_key: str) -> str:
         raise UserError(f"{place}: not valid UTF-8 (byte {error.start + 1} of the line)") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{place}: not valid JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise UserError(f"{place}: lists or objects are nested too deeply to be read") from None
+    except ValueError as error:  # Python converts numbers of up to 4300 digits
+        raise UserError(f"{place}: a number has too many digits ({str(error).partition(';')[0]})") from None
     if not isinstance(document, dict) or json_key not in document:
         keys = ", ".join(document) if isinstance(document, dict) else type(document).__name__
         raise UserError(f"{place}: no key {json_key!r} (found: {keys}); name the text's key with --json-key")

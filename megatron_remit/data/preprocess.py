@@ -18,7 +18,7 @@ from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 from tqdm import tqdm
 
 from megatron_remit.artifacts import whole_files
-from megatron_remit.data.jsonl import Block, blocks, text_of
+from megatron_remit.data.documents import Block, blocks
 from megatron_remit.data.manifest import Counts, Manifest
 from megatron_remit.data.tokenizer import Encoder, load_encoder
 from megatron_remit.errors import UserError
@@ -85,7 +85,7 @@ def _write(inputs: list[Path], bin_file: Path, idx_file: Path, job: "_Job", work
     start = time.perf_counter()
     try:
         with tqdm(total=sum(path.stat().st_size for path in inputs), unit="B", unit_scale=True) as bar:
-            for done in _encoded(blocks(inputs), job, workers):
+            for done in _encoded(blocks(inputs, job.json_key), job, workers):
                 for row in numpy.split(done.ids, numpy.cumsum(done.lengths)[:-1]) if done.lengths else ():
                     builder.add_document(torch.from_numpy(row), [row.size])
                 documents += len(done.lengths)
@@ -165,13 +165,13 @@ class _Job:
 
     def run(self, block: Block) -> _Encoded:
         """Token ids of a block's documents; blank lines and empty documents are left out."""
-        rows = [self._row(place, line) for place, line in block.lines if line.strip()]
+        rows = [self._row(place, text) for place, text in block.texts(self.json_key)]
         rows = [row for row in rows if row]
         ids = numpy.fromiter(itertools.chain.from_iterable(rows), dtype=numpy.int32)
         return _Encoded(block, [len(row) for row in rows], ids)
 
-    def _row(self, place: str, line: bytes) -> list[int]:
-        ids = self.encoder.encode(text_of(place, line, self.json_key))
+    def _row(self, place: str, text: str) -> list[int]:
+        ids = self.encoder.encode(text)
         if not ids:
             return []
         if max(ids) >= self.encoder.vocabulary_size:
