@@ -67,6 +67,7 @@ def main() -> None:
                     "HuggingFaceTokenizer",
                     folder / "tokenizer",
                     workers=workers,
+                    overwrite=True,
                 )
                 seconds[workers].append(counts.seconds)
     for workers, times in seconds.items():

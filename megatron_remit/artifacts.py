@@ -4,13 +4,18 @@ Every writer gives a temporary name next to the target and renames it at the end
 """
 
 import os
+import signal
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from types import FrameType
+from typing import BinaryIO, NoReturn
 
 from megatron_remit.errors import UserError
+
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -78,3 +83,32 @@ def unwritable(found: str, remedy: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{found} ({error}); {remedy}") from error
+
+
+@contextmanager
+def removed_on_signal() -> Iterator[None]:
+    """SIGTERM, SIGINT and SIGHUP inside raise SystemExit (128 + n, after a line on stderr), so that what the body has
+    begun is removed on the way out; a second signal does not interrupt that. For the main thread of a program."""
+
+    def end(number: int, _frame: FrameType | None) -> NoReturn:
+        for other in _ENDING:
+            signal.signal(other, signal.SIG_IGN)
+        print(f"ended by {signal.Signals(number).name}: nothing is left behind", file=sys.stderr)
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """The same signals arrive after the body, not inside it: for a few renames that belong together."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,4 +1,4 @@
-"""megatron-remit preprocess: tokenize JSONL text into Megatron's .bin/.idx corpus."""
+"""megatron-remit preprocess: tokenize text into Megatron's .bin/.idx corpus."""
 
 from megatron_remit.errors import cli
 from megatron_remit.programs.commands import preprocess_command

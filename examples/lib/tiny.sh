@@ -35,7 +35,7 @@ make_data() {
   "$PYTHON" examples/flywheel/make_data.py --out "$DATA" --seed "$SEED" --heldout "$HELDOUT" \
     --base-tokens "$BASE_TOKENS" --mid-tokens "$RL_MID_TOKENS" --sft $((SFT_STEPS * 32)) --grpo 4000
   for part in base mid; do
-    "$PYTHON" tools/preprocess_corpus.py --input "$DATA/$part.jsonl" --output-prefix "$DATA/$part" --workers 2 \
+    "$PYTHON" tools/preprocess_corpus.py --input "$DATA/$part.jsonl" --output-prefix "$DATA/$part" --overwrite --workers 2 \
       --tokenizer-type HuggingFaceTokenizer --tokenizer-model "$DATA/tokenizer"
   done
 }

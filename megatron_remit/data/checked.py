@@ -10,6 +10,8 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.training import get_args
 from megatron.training.utils import get_blend_and_blend_per_split
 
+from megatron_remit.data.eod import RunTokenizer
+from megatron_remit.data.manifest import check_manifest, has_manifest, what_is_unknown
 from megatron_remit.errors import UserError
 
 # A corpus up to this many tokens is read through before step 1 (about a second); every sample of a larger one is
@@ -60,14 +62,31 @@ def check_corpora(args: Any, vocabulary_size: int) -> None:
     """
     if args.mock_data:
         return
-    found = list(prefixes(args))
-    if not found:
+    prefixes = list(corpora_of(args))
+    if not prefixes:
         raise UserError("--data-path (or --train-data-path, --data-args-path) is not set; give the prefix of a corpus")
-    for prefix in found:
-        _check_corpus(prefix, vocabulary_size)
+    for prefix in prefixes:
+        corpus = open_whole(prefix)
+        if corpus.sequence_lengths.sum() <= _FULL_SCAN_TOKENS:
+            largest = int(numpy.memmap(prefix + ".bin", dtype=corpus.index.dtype, mode="r").max())
+            if largest >= vocabulary_size:
+                raise beyond_vocabulary(f"{prefix}.bin", largest, vocabulary_size)
 
 
-def prefixes(args: Any) -> Iterable[str]:
+def check_manifests(args: Any, tokenizer: RunTokenizer) -> None:
+    """Compare the manifest of every corpus that has one with the run's tokenizer; say what nobody can check.
+
+    Raises:
+        UserError: another tokenizer, or another token at the end of documents; or the manifest is damaged.
+    """
+    for prefix in () if args.mock_data else dict.fromkeys(corpora_of(args)):
+        manifest = check_manifest(prefix, tokenizer) if has_manifest(prefix) else None
+        unknown = what_is_unknown(prefix, manifest)
+        if unknown and args.rank == 0:
+            print(f"> {unknown}", flush=True)
+
+
+def corpora_of(args: Any) -> Iterable[str]:
     """The prefixes of all corpora that Megatron's data flags name, of every split."""
     blend, per_split = get_blend_and_blend_per_split(args)
     for one in [blend, *(per_split or [])]:
@@ -75,7 +94,12 @@ def prefixes(args: Any) -> Iterable[str]:
             yield from one[0]
 
 
-def _check_corpus(prefix: str, vocabulary_size: int) -> None:
+def open_whole(prefix: str) -> IndexedDataset:
+    """The corpus ``prefix``, memory-mapped.
+
+    Raises:
+        UserError: a file is missing, holds no token or is cut short.
+    """
     for suffix in (".idx", ".bin"):
         path = Path(prefix + suffix)
         if not path.is_file():
@@ -96,10 +120,7 @@ def _check_corpus(prefix: str, vocabulary_size: int) -> None:
     found = Path(prefix + ".bin").stat().st_size
     if found < tokens * width:
         raise UserError(f"{prefix}.bin has {found} bytes, its index expects {tokens * width}: the file is cut short")
-    if tokens <= _FULL_SCAN_TOKENS:
-        largest = int(numpy.memmap(prefix + ".bin", dtype=corpus.index.dtype, mode="r").max())
-        if largest >= vocabulary_size:
-            raise beyond_vocabulary(f"{prefix}.bin", largest, vocabulary_size)
+    return corpus
 
 
 def beyond_vocabulary(where: str, token: int, size: int) -> UserError:

@@ -1,89 +1,113 @@
 """The manifest PREFIX.json of a corpus: what it was made from, written with it and read wherever it is used."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from megatron_remit.data.tokenizer import folder_fingerprint
+from megatron_remit.data.corpus_files import corpus_file
+from megatron_remit.data.eod import Eod, RunTokenizer
 from megatron_remit.errors import UserError
 
-
-@dataclass(frozen=True)
-class Counts:
-    """What was written: ``bytes`` are those of the input lines, uncompressed."""
-
-    documents: int
-    tokens: int
-    bytes: int
-    seconds: float
+_WRITE_IT = "`megatron-remit manifest --prefix {prefix} --tokenizer-model DIR` writes one for the corpus that is there"
 
 
 @dataclass(frozen=True)
 class Manifest:
     """What a corpus was made from and what is in it."""
 
-    sources: list[str]
-    tokenizer_type: str
     tokenizer_fingerprint: str
-    vocabulary_size: int
-    append_eod: bool
-    counts: Counts
+    tokens: int
+    documents: int | None = None
+    vocabulary_size: int | None = None
+    append_eod: bool | None = None
+    """Whether each document ends with ``eod``. Manifests of version 0.1 say so without naming the token."""
+    eod: Eod | None = None
+    """The tokenizer's end-of-document token, or the one that was asked for; None: it has none, or it is not known."""
+    tokenizer_type: str | None = None
+    sources: list[str] = field(default_factory=list)
 
-    def write(self, path: Path) -> None:
-        """Write it as one JSON object, the counts among its keys. Raises OSError."""
-        content = asdict(self)
-        counts = content.pop("counts")
-        content |= {**counts, "megatron_core": version("megatron-core")}
-        path.write_text(json.dumps(content, indent=2) + "\n")
+    def write(self, path: Path, **more: float) -> None:
+        """Write it as one JSON object with ``more`` of the same kind. Raises OSError."""
+        content = {**asdict(self), **more, "megatron_core": version("megatron-core")}
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, prefix: str | Path) -> "Manifest":
+        """That of the corpus ``prefix``. Raises UserError if it is missing or is none."""
+        path = corpus_file(prefix, ".json")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            eod = content.get("eod")
+            return cls(
+                tokenizer_fingerprint=_is(str, content["tokenizer_fingerprint"]),
+                tokens=_is(int, content["tokens"]),
+                documents=content.get("documents"),
+                vocabulary_size=content.get("vocabulary_size"),
+                append_eod=content.get("append_eod"),
+                eod=None if eod is None else Eod(_is(str, eod["token"]), _is(int, eod["id"])),
+                tokenizer_type=content.get("tokenizer_type"),
+                sources=content.get("sources", []),
+            )
+        except FileNotFoundError:
+            raise UserError(
+                f"{path}: no such file; it says which tokenizer the corpus was written with: copy it from where "
+                f"tools/preprocess_corpus.py ran, or {_WRITE_IT.format(prefix=prefix)}"
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{path}: not a manifest ({error!r}); {_WRITE_IT.format(prefix=prefix)}") from None
 
 
-def corpus_prefixes(data_path: list[str]) -> list[str]:
-    """The prefixes in a value of ``--data-path``: either prefixes only or ``weight prefix weight prefix ...``."""
-    return [word for word in data_path if not _is_weight(word)]
+def _is(kind: type, value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
 
 
-def _is_weight(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
+def has_manifest(prefix: str) -> bool:
+    """Whether PREFIX.json is there, and is not another tool's description of the corpus. A damaged one counts."""
+    path = corpus_file(prefix, ".json")
+    if not path.is_file():
         return False
-    return True
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return True
+    return isinstance(content, dict) and "tokenizer_fingerprint" in content
 
 
-def check_manifest(prefix: str, tokenizer: Path) -> int:
-    """The number of tokens in the corpus ``prefix``, which was written with the tokenizer in folder ``tokenizer``.
-
-    Only the manifest is read, so it takes no time at any size.
+def check_manifest(prefix: str, tokenizer: RunTokenizer) -> Manifest:
+    """The manifest of the corpus ``prefix``, which a run with ``tokenizer`` can read. Takes no time at any size.
 
     Raises:
-        UserError: a file is missing, or the corpus was written with another tokenizer.
+        UserError: a file is missing, or the corpus was written with another tokenizer, or with another token at the
+            end of its documents.
     """
     for suffix in (".bin", ".idx"):
-        if not Path(prefix + suffix).is_file():
-            raise UserError(f"{prefix}{suffix}: no such file; tools/preprocess_corpus.py --output-prefix writes it")
-    path, made_with, tokens = _read(prefix)
-    expected = folder_fingerprint(tokenizer)
-    if expected is None:
-        raise UserError(f"{tokenizer}: holds no tokenizer; expected a Hugging Face folder with the base model's own")
-    if made_with != expected:
+        path = corpus_file(prefix, suffix)
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; tools/preprocess_corpus.py --output-prefix writes it")
+    manifest, path = Manifest.read(prefix), corpus_file(prefix, ".json")
+    made_with, expected = manifest.tokenizer_fingerprint, tokenizer.fingerprint
+    if expected is not None and made_with != expected:
         raise UserError(
-            f"{path}: written with another tokenizer (fingerprint {made_with[:12]}) than {tokenizer} "
-            f"({expected[:12]}); run tools/preprocess_corpus.py with --tokenizer-model {tokenizer}"
+            f"{path}: written with another tokenizer (fingerprint {made_with[:12]}) than {tokenizer.name} "
+            f"({expected[:12]}); run tools/preprocess_corpus.py with --tokenizer-model {tokenizer.name}"
         )
-    return tokens
-
-
-def _read(prefix: str) -> tuple[Path, str, int]:
-    """The manifest's path, and of its content the tokenizer's fingerprint and the number of tokens."""
-    path = Path(prefix + ".json")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        return path, manifest["tokenizer_fingerprint"], int(manifest["tokens"])
-    except FileNotFoundError:
+    eod, wanted = manifest.eod, tokenizer.eod
+    if manifest.append_eod and eod is not None and wanted is not None and eod.id != wanted.id:
         raise UserError(
-            f"{path}: no such file; it says which tokenizer the corpus was written with: copy it from where "
-            "tools/preprocess_corpus.py ran, or run that again"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a manifest of tools/preprocess_corpus.py ({error!r}); run it again") from None
+            f"{path}: the documents end with {eod}, and {tokenizer.name} has {wanted} for it; run "
+            f"tools/preprocess_corpus.py with --tokenizer-model {tokenizer.name} or --eod-token {wanted.token!r}"
+        )
+    return manifest
+
+
+def what_is_unknown(prefix: str, manifest: Manifest | None) -> str | None:
+    """One line on what nobody can check of a corpus: all without a manifest, the last token with one of version 0.1."""
+    if manifest is None:
+        return f"{prefix}: has no manifest, so its tokenizer is not checked; {_WRITE_IT.format(prefix=prefix)}"
+    if manifest.append_eod and manifest.eod is None:
+        return f"{corpus_file(prefix, '.json')}: does not name the token that ends the documents; it is not checked"
+    return None

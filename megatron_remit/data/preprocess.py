@@ -1,12 +1,12 @@
-"""JSONL text to Megatron's .bin/.idx corpus, in parallel, in constant memory, documents in their order."""
+"""Text files to Megatron's .bin/.idx corpus, in parallel, in constant memory, documents in their order."""
 
+import ctypes
 import itertools
 import multiprocessing
-import shutil
 import signal
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -17,11 +17,24 @@ import torch
 from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 from tqdm import tqdm
 
-from megatron_remit.artifacts import whole_files
+from megatron_remit.data import eod, parquet
+from megatron_remit.data.corpus_files import check_paths, new_corpus
 from megatron_remit.data.documents import Block, blocks
-from megatron_remit.data.manifest import Counts, Manifest
+from megatron_remit.data.manifest import Manifest
 from megatron_remit.data.tokenizer import Encoder, load_encoder
 from megatron_remit.errors import UserError
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What was written: ``bytes`` are those of the input's lines and texts, uncompressed."""
+
+    documents: int
+    tokens: int
+    bytes: int
+    seconds: float
 
 
 def preprocess(
@@ -32,51 +45,47 @@ def preprocess(
     json_key: str = "text",
     workers: int = 1,
     append_eod: bool = True,
+    eod_token: str | None = None,
+    overwrite: bool = False,
 ) -> Counts:
-    """Write ``output_prefix``.bin, .idx and .json (a manifest of sources, tokenizer and counts).
+    """Write ``output_prefix``.bin, .idx and .json (a manifest of sources, tokenizer, end of documents and counts).
 
-    The files get their names only when they are whole; an older corpus of that name is replaced, together with the
-    sample indices that Megatron cached for it. ``.gz`` files are read as well; blank lines are skipped.
+    The inputs are JSONL, also as ``.gz`` and ``.zst``, with the text at ``json_key``, or ``.parquet`` with that column;
+    blank lines are skipped. The files get their names only when they are whole. ``overwrite`` replaces an older corpus
+    of that name then, and the sample indices that Megatron cached for it. ``eod_token`` ends the documents in place of
+    the tokenizer's end-of-sequence token.
 
     Raises:
         UserError: names the file and line of bad input, or the flag; nothing is left behind.
     """
-    bin_file, manifest_file, idx_file = (Path(f"{output_prefix}{suffix}") for suffix in (".bin", ".json", ".idx"))
-    _check_paths(inputs, (bin_file, manifest_file, idx_file), workers)
-    encoder = load_encoder(tokenizer_type, tokenizer_model)
-    if append_eod and encoder.eod is None:
-        raise UserError(
-            f"--tokenizer-model {tokenizer_model} has no end-of-sequence token to end documents with; "
-            "add one to the tokenizer or pass --no-append-eod"
-        )
-    output_prefix.parent.mkdir(parents=True, exist_ok=True)
-    # Without an index Megatron sees no corpus: the old one goes first and the new one comes last.
-    with whole_files(bin_file, manifest_file, idx_file) as (new_bin, new_manifest, new_idx):
-        counts = _write(inputs, new_bin, new_idx, _Job(encoder, json_key, encoder.eod if append_eod else None), workers)
-        manifest = Manifest(
-            [str(path) for path in inputs],
-            tokenizer_type,
-            encoder.fingerprint,
-            encoder.vocabulary_size,
-            append_eod,
-            counts,
-        )
-        manifest.write(new_manifest)
-        idx_file.unlink(missing_ok=True)
-        # Megatron names its cached sample order by the prefix, not by the content: it would use the old corpus's.
-        shutil.rmtree(output_prefix / "cache", ignore_errors=True)
-    return counts
-
-
-def _check_paths(inputs: list[Path], targets: Iterable[Path], workers: int) -> None:
-    outputs = {path.resolve() for path in targets}
-    for path in inputs:
-        if not path.is_file():
-            raise UserError(f"--input {path}: no such file")
-        if path.resolve() in outputs:
-            raise UserError(f"--input {path}: --output-prefix would overwrite it; choose another prefix")
+    check_paths(inputs, output_prefix, overwrite)
     if workers < 1:
         raise UserError(f"--workers {workers}: expected at least 1")
+    for path in inputs:
+        if path.suffix == parquet.SUFFIX:
+            parquet.check_column(path, json_key)
+    encoder = load_encoder(tokenizer_type, tokenizer_model)
+    end = eod.chosen(encoder, tokenizer_model, eod_token)
+    if append_eod and end is None:
+        raise UserError(
+            f"--tokenizer-model {tokenizer_model} has no end-of-sequence token to end documents with; "
+            "name another one with --eod-token or pass --no-append-eod"
+        )
+    with new_corpus(output_prefix) as (new_bin, new_manifest, new_idx):
+        job = _Job(encoder, json_key, end.id if append_eod and end is not None else None)
+        counts = _write(inputs, new_bin, new_idx, job, workers)
+        manifest = Manifest(
+            encoder.fingerprint,
+            counts.tokens,
+            counts.documents,
+            encoder.vocabulary_size,
+            append_eod,
+            end,
+            tokenizer_type,
+            [str(path) for path in inputs],
+        )
+        manifest.write(new_manifest, bytes=counts.bytes, seconds=counts.seconds)
+    return counts
 
 
 def _write(inputs: list[Path], bin_file: Path, idx_file: Path, job: "_Job", workers: int) -> Counts:
@@ -116,8 +125,11 @@ def _encoded(source: Iterator[Block], job: "_Job", workers: int) -> Iterator[_En
         return
     # Forked processes share the tokenizer that is already loaded.
     context = multiprocessing.get_context("fork")
+    before = set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(job,)) as pool:
         try:
+            # All are forked at the first task: before the source is opened, whose libraries may start threads.
+            pool.submit(int).result()
             under_way: deque[tuple[Block, Future]] = deque()
             for block in source:
                 under_way.append((block, pool.submit(_run, block)))
@@ -130,6 +142,11 @@ def _encoded(source: Iterator[Block], job: "_Job", workers: int) -> Iterator[_En
                 f"one of the {workers} processes that tokenize was ended from outside (out of memory?); "
                 "use fewer --workers"
             ) from None
+        except BaseException:
+            # What they are at is of no use any more, and may take minutes.
+            for process in set(multiprocessing.active_children()) - before:
+                process.kill()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -144,8 +161,11 @@ _job: "_Job"
 def _start(job: "_Job") -> None:
     global _job
     _job = job
-    # Ctrl-C reaches every process of the terminal; only the parent answers it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C, a batch system or a closed terminal reaches every process; only the parent answers, and ends the others.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    # A parent that is killed cannot end them: the kernel does.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _run(block: Block) -> tuple[list[int], numpy.ndarray]:
@@ -156,7 +176,7 @@ def _run(block: Block) -> tuple[list[int], numpy.ndarray]:
 
 @dataclass(frozen=True)
 class _Job:
-    """What is done to each line."""
+    """What is done to each document."""
 
     encoder: Encoder
     json_key: str

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,6 +55,10 @@ class Encoder:
     eod: int | None
     """Id that ends a document; None if the tokenizer has none."""
     fingerprint: str
+    vocabulary: Mapping[str, int]
+    """Every token string with its id."""
+    special: frozenset[int]
+    """Ids that stand for no text, such as the ends of documents and turns."""
 
 
 def load_encoder(tokenizer_type: str, tokenizer_model: Path) -> Encoder:
@@ -85,7 +89,15 @@ def load_encoder(tokenizer_type: str, tokenizer_model: Path) -> Encoder:
         encode = partial(tokenizer.encode, add_special_tokens=False, verbose=False)
     size = max(vocabulary.values()) + 1
     rows = _embedding_rows(tokenizer_model)
-    return Encoder(encode, size if rows is None else min(size, rows), tokenizer.eos_token_id, fingerprint(vocabulary))
+    added = tokenizer.added_tokens_decoder
+    return Encoder(
+        encode,
+        size if rows is None else min(size, rows),
+        tokenizer.eos_token_id,
+        fingerprint(vocabulary),
+        vocabulary,
+        frozenset(tokenizer.all_special_ids) | {index for index, token in added.items() if token.special},
+    )
 
 
 def _fast(backend: Tokenizer) -> Callable[[str], list[int]]:
@@ -102,7 +114,14 @@ def _sentencepiece(model: Path) -> Encoder:
         raise UserError(f"--tokenizer-model {model} is no SentencePiece model ({error})") from error
     size = pieces.get_piece_size()
     vocabulary = {pieces.id_to_piece(index): index for index in range(size)}
-    return Encoder(pieces.encode, size, pieces.eos_id() if pieces.eos_id() >= 0 else None, fingerprint(vocabulary))
+    return Encoder(
+        pieces.encode,
+        size,
+        pieces.eos_id() if pieces.eos_id() >= 0 else None,
+        fingerprint(vocabulary),
+        vocabulary,
+        frozenset(index for index in range(size) if pieces.is_control(index)),
+    )
 
 
 def _embedding_rows(folder: Path) -> int | None:

@@ -10,7 +10,9 @@ from megatron.training.vocab_utils import calculate_padded_vocab_size
 from megatron_remit import cpu
 from megatron_remit.arguments import add_remit_arguments
 from megatron_remit.convert.families import read_config
-from megatron_remit.data.manifest import check_manifest, corpus_prefixes
+from megatron_remit.data.checked import corpora_of
+from megatron_remit.data.eod import RunTokenizer
+from megatron_remit.data.manifest import check_manifest
 from megatron_remit.errors import UserError
 from megatron_remit.launch.memory import Memory, estimate
 from megatron_remit.launch.vocabulary import check_vocabulary
@@ -43,7 +45,8 @@ def plan_run(base_hf: Path, reference_hf: Path | None, gpus: int, training: list
         _set_shape(reference, reference_hf)
         # As in training: only the rows that the policy has are built.
         reference.padded_vocab_size = policy.padded_vocab_size
-    corpora = {prefix: check_manifest(prefix, base_hf) for prefix in corpus_prefixes(policy.data_path or [])}
+    tokenizer = RunTokenizer.of_folder(base_hf)
+    corpora = {prefix: check_manifest(prefix, tokenizer).tokens for prefix in corpora_of(policy)}
     if not corpora and not policy.mock_data:
         raise UserError("--data-path is not set; give the prefix of a corpus")
     notes = check_vocabulary(policy, base_hf, reference_hf if reference is not None else None)

@@ -8,7 +8,7 @@ from megatron.core.tokenizers import MegatronTokenizer
 
 from megatron_remit.arguments import check_tokenizer
 from megatron_remit.convert.families import read_config
-from megatron_remit.data.checked import check_corpora, prefixes
+from megatron_remit.data.checked import check_corpora, corpora_of
 from megatron_remit.data.tokenizer import holds_tokenizer
 from megatron_remit.reference.fit import Model, check_tokens
 
@@ -38,7 +38,7 @@ def check_vocabulary(args: argparse.Namespace, base_hf: Path, reference_hf: Path
     return check_tokens(
         Model(str(base_hf), run.remit_vocab_size, base_hf if strings else None),
         Model(str(reference_hf), rows_of(reference_hf), reference_hf),
-        None if args.mock_data else list(prefixes(args)),
+        None if args.mock_data else list(corpora_of(args)),
         args.allow_reference_special_tokens,
     )
 

@@ -24,7 +24,8 @@ class Command(NamedTuple):
 COMMANDS = {
     "import": Command("commands", "import_command", "a Hugging Face model folder becomes a Megatron checkpoint"),
     "export": Command("commands", "export_command", "a Megatron checkpoint becomes a Hugging Face model folder"),
-    "preprocess": Command("commands", "preprocess_command", "JSONL text becomes a tokenized corpus"),
+    "preprocess": Command("commands", "preprocess_command", "text (JSONL, parquet) becomes a tokenized corpus"),
+    "manifest": Command("commands", "manifest_command", "check a corpus of another tool and write its manifest"),
     "score": Command("score_corpus", "main", "a corpus is scored into a store, ahead of training (under torchrun)"),
     "store": Command("score_store", "main", "look at a score store and keep it in order"),
     "select": Command("select_samples", "main", "the documents that a large model prefers most over a small one"),

@@ -1,4 +1,4 @@
-"""The commands whose command lines are their own: import, export, preprocess, plan and compare.
+"""The commands whose command lines are their own: import, export, preprocess, manifest, plan and compare.
 
 What does the work is imported in each command, after its command line is parsed: --help and a usage error need not wait
 for torch, transformers and Megatron. The commands that take Megatron's flags have a module each.
@@ -6,6 +6,9 @@ for torch, transformers and Megatron. The commands that take Megatron's flags ha
 
 import argparse
 from pathlib import Path
+
+from megatron_remit.artifacts import removed_on_signal
+from megatron_remit.data.corpus_files import check_pair, check_paths, corpus_prefix
 
 
 def import_command() -> None:
@@ -57,36 +60,72 @@ def export_command() -> None:
 
 def preprocess_command() -> None:
     """Parse the command line, write the corpus and print its counts. Raises UserError as ``preprocess``."""
-    parser = argparse.ArgumentParser(description="Tokenize JSONL text into Megatron's .bin/.idx corpus.")
-    parser.add_argument("--input", type=Path, nargs="+", required=True, metavar="FILE", help=".jsonl or .jsonl.gz")
-    parser.add_argument("--output-prefix", type=Path, required=True, help="PREFIX of the .bin, .idx and .json written")
+    parser = argparse.ArgumentParser(description="Tokenize text into Megatron's .bin/.idx corpus.")
     parser.add_argument(
-        "--tokenizer-type", choices=("HuggingFaceTokenizer", "SentencePieceTokenizer"), default="HuggingFaceTokenizer"
+        "--input", type=Path, nargs="+", required=True, metavar="FILE", help=".jsonl, .jsonl.gz, .jsonl.zst or .parquet"
     )
-    parser.add_argument("--tokenizer-model", type=Path, required=True, help="Hugging Face folder or SentencePiece file")
-    parser.add_argument("--json-key", default="text", help="key of a line's text")
+    parser.add_argument(
+        "--output-prefix", type=corpus_prefix, required=True, help="PREFIX of the .bin, .idx and .json written"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the corpus of that prefix")
+    _add_tokenizer(parser)
+    parser.add_argument("--json-key", default="text", help="key of a line's text, or its column in a parquet file")
     parser.add_argument("--workers", type=int, default=1, help="processes that tokenize")
     parser.add_argument(
         "--append-eod",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="end each document with the end-of-sequence token",
+        help="end each document with the end-of-document token",
     )
     options = parser.parse_args()
+    # Before the imports, which take seconds.
+    check_paths(options.input, options.output_prefix, options.overwrite)
     from megatron_remit.data.preprocess import preprocess
 
-    counts = preprocess(
-        options.input,
-        options.output_prefix,
-        options.tokenizer_type,
-        options.tokenizer_model,
-        options.json_key,
-        options.workers,
-        options.append_eod,
-    )
+    with removed_on_signal():
+        counts = preprocess(
+            options.input,
+            options.output_prefix,
+            options.tokenizer_type,
+            options.tokenizer_model,
+            options.json_key,
+            options.workers,
+            options.append_eod,
+            options.eod_token,
+            options.overwrite,
+        )
     print(
         f"{options.output_prefix}: {counts.documents} documents, {counts.tokens} tokens from {counts.bytes} bytes "
         f"in {counts.seconds:.1f} s, {counts.bytes / 1e6 / counts.seconds:.2f} MB/s"
+    )
+
+
+def manifest_command() -> None:
+    """Parse the command line, write a corpus' manifest and print what it holds. Raises UserError as ``describe``."""
+    parser = argparse.ArgumentParser(
+        description="Write the manifest PREFIX.json of a .bin/.idx pair that another tool wrote, such as Megatron's."
+    )
+    parser.add_argument("--prefix", type=corpus_prefix, required=True, help="PREFIX of the .bin and .idx")
+    parser.add_argument("--overwrite", action="store_true", help="replace a PREFIX.json that is there")
+    _add_tokenizer(parser)
+    options = parser.parse_args()
+    check_pair(options.prefix, options.overwrite)
+    from megatron_remit.data.describe import describe
+
+    manifest = describe(
+        options.prefix, options.tokenizer_type, options.tokenizer_model, options.eod_token, options.overwrite
+    )
+    end = f"each ended by {manifest.eod}" if manifest.append_eod else "not ended by an end-of-document token"
+    print(f"{options.prefix}.json: {manifest.documents} documents, {end}; {manifest.tokens} tokens")
+
+
+def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tokenizer-type", choices=("HuggingFaceTokenizer", "SentencePieceTokenizer"), default="HuggingFaceTokenizer"
+    )
+    parser.add_argument("--tokenizer-model", type=Path, required=True, help="Hugging Face folder or SentencePiece file")
+    parser.add_argument(
+        "--eod-token", metavar="TEXT", help="the end-of-document token (default: the tokenizer's end-of-sequence token)"
     )
 
 

@@ -6,14 +6,16 @@ The command line is a training command's data flags and the two stores.
 import argparse
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy
 
 from megatron_remit.arguments import add_remit_arguments
 from megatron_remit.artifacts import write_whole
 from megatron_remit.data.datasets import FixedRowsDataset, build_datasets
+from megatron_remit.data.manifest import Manifest, has_manifest
 from megatron_remit.errors import UserError
 from megatron_remit.programs.start import check, parse_arguments
 from megatron_remit.score_store.manifest import check_identity
@@ -60,11 +62,26 @@ def main() -> None:
         "stores": stores,
         "scores": scores.name,
         **shares,
+        **_manifest(args, shares),
     }
     with writing(args.out):
         write_whole(args.out.with_name(args.out.name + ".json"), json.dumps(content, indent=2) + "\n")
     for fate, share in shares.items():
         print(f"{fate}: {share['documents']} documents, {share['tokens']} tokens")
+
+
+def _manifest(args: argparse.Namespace, shares: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the selection's manifest says as that of any corpus does."""
+    prefix = args.data_path[0]
+    if has_manifest(prefix):
+        source = Manifest.read(prefix)
+    elif args.remit_tokenizer_fingerprint is None:
+        return {}
+    else:
+        source = Manifest(args.remit_tokenizer_fingerprint, 0, vocabulary_size=args.remit_vocab_size)
+    kept = [share for fate, share in shares.items() if fate != "dropped"]
+    counts = {name: sum(share[name] for share in kept) for name in ("tokens", "documents")}
+    return asdict(replace(source, sources=[str(prefix)], **counts))
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

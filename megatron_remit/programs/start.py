@@ -13,7 +13,8 @@ from megatron.training.arguments import parse_and_validate_args
 
 from megatron_remit import cpu, patches
 from megatron_remit.arguments import add_remit_arguments, check_arguments, check_tokenizer
-from megatron_remit.data.checked import check_corpora
+from megatron_remit.data.checked import check_corpora, check_manifests
+from megatron_remit.data.eod import RunTokenizer
 from megatron_remit.data.tokenizer import megatron_fingerprint
 
 
@@ -46,6 +47,7 @@ def check(args: argparse.Namespace) -> None:
     check_arguments(args)
     set_vocabulary(args)
     check_corpora(args, args.remit_vocab_size)
+    check_manifests(args, RunTokenizer.of_megatron(get_tokenizer(), f"--tokenizer-model {args.tokenizer_model}"))
 
 
 def set_vocabulary(args: argparse.Namespace) -> None:

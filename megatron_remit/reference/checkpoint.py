@@ -10,7 +10,7 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.training import checkpointing
 
 from megatron_remit.convert.megatron_io import check_shards, iteration_folder
-from megatron_remit.data.checked import prefixes
+from megatron_remit.data.checked import corpora_of
 from megatron_remit.data.tokenizer import holds_tokenizer
 from megatron_remit.errors import UserError
 from megatron_remit.model_arguments import NEUTRAL
@@ -121,7 +121,7 @@ def _check_vocabulary(args: argparse.Namespace, saved: argparse.Namespace) -> in
     corpora: list[str] | None = None if args.mock_data else []
     if corpora is not None and args.rank == 0:
         # Reading a corpus through takes time: one rank does it, and its error ends all of them.
-        corpora = list(prefixes(args))
+        corpora = list(corpora_of(args))
     for note in check_tokens(policy, reference, corpora, args.allow_reference_special_tokens):
         if args.rank == 0:
             print(f"> {note}", flush=True)

@@ -11,6 +11,7 @@ import zstandard
 
 from megatron_remit.data.documents import blocks
 from megatron_remit.errors import UserError
+from megatron_remit.programs.commands import preprocess_command
 
 TEXTS = [f"document {number} ünïcode\nsecond line " + "x" * number for number in range(3000)]
 LINES = [json.dumps({"text": text}).encode() + b"\n" for text in TEXTS]
@@ -108,3 +109,13 @@ def test_a_library_that_is_not_installed_is_named(name, library, tmp_path, monke
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UserError, match=rf"{name}: reading it takes {library}, which cannot be loaded .*install it"):
         texts_of(tmp_path / name)
+
+
+def test_a_missing_input_is_reported_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", f"x --input {tmp_path}/no.jsonl --output-prefix {tmp_path}/o --tokenizer-model t".split()
+    )
+    for module in ("megatron_remit.data.preprocess", "megatron.core", "torch"):
+        monkeypatch.setitem(sys.modules, module, None)  # an import would fail
+    with pytest.raises(UserError, match=r"--input .*no\.jsonl: no such file"):
+        preprocess_command()

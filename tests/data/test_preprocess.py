@@ -11,17 +11,10 @@ from transformers import AutoTokenizer
 
 from megatron_remit.data.preprocess import preprocess
 from megatron_remit.errors import UserError
-from tests.hf_models import make_tokenizer
+from tests.hf_models import EOS, PAD
 from tests.ranks import ROOT, run_command
 
 TEXTS = [f"Document {i}: the quick brown fox ünïcode {i * i}\nsecond line" for i in range(300)]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    make_tokenizer(folder, 400)
-    return folder
 
 
 @pytest.fixture
@@ -56,6 +49,7 @@ def test_the_manifest_names_tokenizer_and_counts(source, tokenizer, tmp_path):
     manifest = json.loads((tmp_path / "out.json").read_text())
     assert manifest["tokens"] == counts.tokens and manifest["vocabulary_size"] == 400
     assert len(manifest["tokenizer_fingerprint"]) == 64
+    assert manifest["append_eod"] is True and manifest["eod"] == {"token": EOS, "id": 0}
     assert sorted(left_behind(tmp_path, source)) == ["out.bin", "out.idx", "out.json"]
 
 
@@ -79,6 +73,8 @@ def test_sentencepiece_and_gzip(source, tmp_path):
         (b'{"text": 7}', r"text.jsonl:3: 'text' is int, expected a string"),
         (b'{"text": "\xff"}', r"text.jsonl:3: not valid UTF-8"),
         (b'["text"]', r"text.jsonl:3: no key 'text' \(found: list\)"),
+        (b"[" * 200_000, r"text.jsonl:3: lists or objects are nested too deeply"),
+        (b'{"text": "a", "id": ' + b"1" * 5000 + b"}", r"text.jsonl:3: a number has too many digits"),
     ],
 )
 @pytest.mark.parametrize("workers", [1, 2])
@@ -95,7 +91,7 @@ def test_a_failed_run_keeps_the_corpus_that_was_there(source, tokenizer, tmp_pat
     before = (tmp_path / "out.bin").read_bytes()
     source.write_text("{")
     with pytest.raises(UserError):
-        run(source, tokenizer, tmp_path / "out")
+        run(source, tokenizer, tmp_path / "out", overwrite=True)
     assert (tmp_path / "out.bin").read_bytes() == before
 
 
@@ -122,6 +118,16 @@ def test_a_tokenizer_without_eos_is_refused_unless_eod_is_off(source, tokenizer,
     with pytest.raises(UserError, match="--no-append-eod"):
         run(source, bare, tmp_path / "out")
     run(source, bare, tmp_path / "out", append_eod=False)
+    assert json.loads((tmp_path / "out.json").read_text())["eod"] is None
+
+
+def test_another_token_can_end_the_documents(source, tokenizer, tmp_path):
+    counts = run(source, tokenizer, tmp_path / "out", eod_token=PAD)
+    corpus = IndexedDataset(str(tmp_path / "out"))
+    assert {int(corpus[index][-1]) for index in range(counts.documents)} == {1}
+    assert json.loads((tmp_path / "out.json").read_text())["eod"] == {"token": PAD, "id": 1}
+    with pytest.raises(UserError, match=r"--eod-token '<none>': no token of .*; its special tokens are '<\|endoftext"):
+        run(source, tokenizer, tmp_path / "other", eod_token="<none>")
 
 
 def test_the_command_prints_the_counts(source, tokenizer, tmp_path):

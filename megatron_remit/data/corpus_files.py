@@ -1,0 +1,131 @@
+"""The three files of a corpus, PREFIX.bin, .idx and .json: what may be written where, and all of them or none.
+
+Standard library only, so that a command can refuse a wrong path before it loads torch and Megatron.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from megatron_remit.artifacts import signals_held
+from megatron_remit.errors import UserError
+
+_INDEX_HEADER = b"MMIDIDX\x00\x00"
+
+
+def corpus_file(prefix: Path | str, suffix: str) -> Path:
+    """PREFIX with ``.bin``, ``.idx`` or ``.json`` behind it; a dot in PREFIX stays."""
+    return Path(f"{prefix}{suffix}")
+
+
+def corpus_prefix(text: str) -> Path:
+    """The value of a flag that takes a prefix (an argparse type): no name of a folder."""
+    if text.endswith(os.sep) or not Path(text).name:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} names a folder; give the prefix of files, such as {Path(text, 'corpus')}"
+        )
+    return Path(text)
+
+
+def check_paths(inputs: Sequence[Path], prefix: Path, overwrite: bool) -> None:
+    """Whether ``inputs`` are there and the corpus ``prefix`` may be written.
+
+    Raises:
+        UserError: an input is missing or would be overwritten, ``prefix`` is a folder, or its files are there and
+            ``overwrite`` is not set, or they are no corpus.
+    """
+    outputs = {corpus_file(prefix, suffix).resolve() for suffix in (".bin", ".idx", ".json")}
+    for path in inputs:
+        if not path.is_file():
+            found = "is a folder, expected a file" if path.is_dir() else "no such file"
+            raise UserError(f"--input {path}: {found}")
+        if path.resolve() in outputs:
+            raise UserError(f"--input {path}: --output-prefix would overwrite it; choose another prefix")
+    # Megatron makes a folder of the prefix's name for its cached sample order.
+    if prefix.is_dir() and {entry.name for entry in prefix.iterdir()} != {"cache"}:
+        raise UserError(f"--output-prefix {prefix}: is a folder; give the prefix of files, such as {prefix / 'corpus'}")
+    there = [path for path in (corpus_file(prefix, suffix) for suffix in (".bin", ".idx", ".json")) if path.exists()]
+    if there and not overwrite:
+        raise UserError(
+            f"--output-prefix {prefix}: {', '.join(map(str, there))} exist{'s' if len(there) == 1 else ''}; choose "
+            "another prefix, or pass --overwrite to replace them"
+        )
+    for path in there:
+        # Bare tokens have no mark of their own: they are told by the file next to them.
+        if (len(there) == 1 and path.suffix == ".bin") or not _is_ours(path):
+            raise UserError(f"{path} is no file of a corpus: --overwrite leaves it alone; choose another prefix")
+
+
+def check_pair(prefix: Path, overwrite: bool) -> None:
+    """Whether the corpus ``prefix`` is there and may get a manifest. Raises UserError."""
+    for suffix in (".bin", ".idx"):
+        if not corpus_file(prefix, suffix).is_file():
+            raise UserError(f"--prefix {prefix}: {corpus_file(prefix, suffix)}: no such file")
+    manifest = corpus_file(prefix, ".json")
+    if manifest.exists() and not overwrite:
+        raise UserError(f"--prefix {prefix}: {manifest} exists; pass --overwrite to replace it")
+    if manifest.exists() and not _is_ours(manifest):
+        raise UserError(f"{manifest} is no manifest of a corpus: --overwrite leaves it alone; rename it")
+
+
+def _is_ours(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    if path.suffix == ".idx":
+        with path.open("rb") as file:
+            return file.read(len(_INDEX_HEADER)) == _INDEX_HEADER
+    if path.suffix == ".json":
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            return False
+        return isinstance(content, dict) and bool(content.keys() & {"tokenizer_fingerprint", "keep ratio"})
+    return True
+
+
+@contextmanager
+def new_corpus(prefix: Path) -> Iterator[tuple[Path, Path, Path]]:
+    """Temporary paths for the .bin, .json and .idx of the corpus ``prefix``; they get their names together at the end.
+
+    An older corpus of that name is moved aside for that moment, and deleted once the new one stands. Megatron's cached
+    sample order goes with it: it is found by the prefix, not by the content.
+
+    Raises OSError. If it or the body raises, the older corpus is as before and nothing else is left.
+    """
+    targets = [corpus_file(prefix, suffix) for suffix in (".bin", ".json", ".idx")]
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    temporaries = [path.with_name(f"{path.name}.tmp-{os.getpid()}") for path in targets]
+    try:
+        yield temporaries[0], temporaries[1], temporaries[2]
+        for path in temporaries:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        with signals_held():
+            _swap(temporaries, targets, prefix / "cache")
+    finally:
+        for path in temporaries:
+            path.unlink(missing_ok=True)
+
+
+def _swap(temporaries: Sequence[Path], targets: Sequence[Path], cache: Path) -> None:
+    aside: list[tuple[Path, Path]] = []
+    try:
+        # Without an index Megatron sees no corpus: the old one goes first and the new one comes last.
+        for target in reversed(targets):
+            if target.exists():
+                old = target.with_name(f"{target.name}.old-{os.getpid()}")
+                os.rename(target, old)
+                aside.append((old, target))
+        shutil.rmtree(cache, ignore_errors=True)
+        for temporary, target in zip(temporaries, targets, strict=True):
+            os.rename(temporary, target)
+    except OSError:
+        for old, target in aside:
+            os.replace(old, target)
+        raise
+    for old, _ in aside:
+        old.unlink()

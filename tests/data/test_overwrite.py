@@ -1,0 +1,125 @@
+"""What a corpus may replace, and what a program that was stopped leaves: all of it or nothing."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+
+import psutil
+import pytest
+
+from megatron_remit.artifacts import removed_on_signal
+from megatron_remit.data import corpus_files
+from megatron_remit.data.preprocess import preprocess
+from megatron_remit.errors import UserError
+from megatron_remit.programs.commands import preprocess_command
+
+CORPUS = ["out.bin", "out.idx", "out.json"]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.fixture
+def write(tokenizer, tmp_path):
+    """Writes tmp_path/out/out.bin, .idx and .json from one document."""
+    (tmp_path / "out").mkdir()
+
+    def call(text="one document", prefix=tmp_path / "out" / "out", **options):
+        (tmp_path / "text.jsonl").write_text(json.dumps({"text": text}) + "\n")
+        return preprocess([tmp_path / "text.jsonl"], prefix, "HuggingFaceTokenizer", tokenizer, **options)
+
+    return call
+
+
+def test_a_corpus_is_replaced_only_with_overwrite(write, tmp_path):
+    write()
+    before = content(tmp_path / "out")
+    with pytest.raises(UserError, match=r"out\.bin, .*out\.idx, .*out\.json exist; .* --overwrite"):
+        write("another")
+    assert content(tmp_path / "out") == before
+    (tmp_path / "out/out/cache").mkdir(parents=True)  # Megatron's sample order of the old corpus
+    write("another", overwrite=True)
+    assert names(tmp_path / "out") == ["out", *CORPUS] and names(tmp_path / "out/out") == []
+    assert content(tmp_path / "out")["out.bin"] != before["out.bin"]
+
+
+def test_the_old_corpus_comes_back_if_the_new_one_cannot_take_its_place(write, tmp_path, monkeypatch):
+    write()
+    before = content(tmp_path / "out")
+    rename = os.rename
+
+    def fail_at_the_index(source, target):
+        if str(source).endswith(f"idx.tmp-{os.getpid()}"):
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(corpus_files.os, "rename", fail_at_the_index)
+    with pytest.raises(OSError, match="Input/output"):
+        write("another", overwrite=True)
+    assert content(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    "there",
+    [{"out.bin": "weights of a model"}, {"out.json": '{"a": 1}'}, {"out.idx": "index of a book", "out.bin": ""}],
+)
+def test_overwrite_leaves_alone_what_is_no_corpus(there, write, tmp_path):
+    for name, text in there.items():
+        (tmp_path / "out" / name).write_text(text)
+    with pytest.raises(UserError, match=r"is no file of a corpus: --overwrite leaves it alone"):
+        write(overwrite=True)
+    assert names(tmp_path / "out") == sorted(there)
+
+
+def test_a_prefix_that_is_a_folder_is_refused(write, tmp_path, monkeypatch, capsys):
+    with pytest.raises(UserError, match=r"--output-prefix .*/out: is a folder; .* such as .*/out/corpus"):
+        write(prefix=tmp_path / "out")
+    monkeypatch.setattr(sys, "argv", f"x --input a --output-prefix {tmp_path}/new/ --tokenizer-model t".split())
+    with pytest.raises(SystemExit):
+        preprocess_command()
+    assert "new/' names a folder; give the prefix of files" in capsys.readouterr().err
+    assert names(tmp_path) == ["out", "text.jsonl"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_leaves_no_file_and_no_process(number, tokenizer, tmp_path):
+    source = tmp_path / "long.jsonl"
+    source.write_text((json.dumps({"text": "many words of one long document " * 50}) + "\n") * 20_000)
+    child = os.fork()
+    if child == 0:
+        # A copy of pytest, which must end here whatever happens.
+        status = 1
+        try:
+            sys.stderr = (tmp_path / "log").open("w", buffering=1)
+            with removed_on_signal():
+                preprocess([source], tmp_path / "out", "HuggingFaceTokenizer", tokenizer, workers=2)
+        except SystemExit as end:
+            status = end.code
+        finally:
+            os._exit(status)
+    workers = []
+    try:
+        until = time.monotonic() + 60
+        temporary = tmp_path / f"out.bin.tmp-{child}"
+        while not (temporary.exists() and temporary.stat().st_size and len(workers) >= 2):
+            assert time.monotonic() < until
+            workers = psutil.Process(child).children()
+            time.sleep(0.02)
+        os.kill(child, number)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + number
+        assert names(tmp_path) == ["log", "long.jsonl"]
+        assert f"ended by {number.name}: nothing is left behind" in (tmp_path / "log").read_text()
+        assert psutil.wait_procs(workers, timeout=10)[1] == []
+    finally:
+        for process in workers:
+            if process.is_running():
+                process.kill()
+        shutil.rmtree(tmp_path)
