@@ -13,6 +13,7 @@ from megatron.training.vocab_utils import calculate_padded_vocab_size
 from torch.nn import Module
 
 from megatron_remit import cpu, step_metrics
+from megatron_remit.layout import check_divides, in_one_line
 from megatron_remit.model_arguments import take_left_out
 from megatron_remit.scoring.ahead import ScoreAhead
 
@@ -32,6 +33,7 @@ def apply() -> None:
         training.initialize_megatron = functools.partial(training.initialize_megatron, allow_no_cuda=True)
     arguments.add_megatron_arguments = _with_readable_help(arguments.add_megatron_arguments)
     checkpointing.load_args_from_checkpoint = _load_args(checkpointing.load_args_from_checkpoint)
+    arguments.validate_args = _validate(arguments.validate_args)
     training.train_step = step_metrics.with_step_metrics(training.train_step)
     training.training_log = step_metrics.with_negative_means(training.training_log)
     if not distrib_optimizer.HAVE_APEX_OR_TE:
@@ -104,6 +106,19 @@ def _load_args(original: Any) -> Any:
                 args.remit_vocab_size, args.make_vocab_size_divisible_by, args.tensor_model_parallel_size
             )
         return result
+
+    return call
+
+
+def _validate(original: Any) -> Any:
+    """Megatron's validation says in one line what it refuses, and what does not divide over the ranks comes first."""
+
+    @functools.wraps(original)
+    def call(args: Any, *rest: Any, **kwargs: Any) -> Any:
+        if args.num_layers is not None and args.yaml_cfg is None:
+            check_divides(args, f"--load {args.load}" if args.use_checkpoint_args else "the model")
+        with in_one_line(args):
+            return original(args, *rest, **kwargs)
 
     return call
 

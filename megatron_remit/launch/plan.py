@@ -1,133 +1,176 @@
-"""The plan of a run, made without a GPU: whether it fits together, its length, and its memory per GPU."""
+"""The plan of a run, made without a GPU: whether it can run, its length, its cost, and its memory per GPU."""
 
 import argparse
-import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from megatron.training.arguments import add_megatron_arguments
-from megatron.training.vocab_utils import calculate_padded_vocab_size
+from megatron.training.utils import get_blend_and_blend_per_split
 
-from megatron_remit import cpu
-from megatron_remit.arguments import add_remit_arguments
-from megatron_remit.convert.families import read_config
 from megatron_remit.data.checked import corpora_of
 from megatron_remit.data.eod import RunTokenizer
-from megatron_remit.data.manifest import check_manifest
+from megatron_remit.data.manifest import check_manifest, what_is_unknown
 from megatron_remit.errors import UserError
-from megatron_remit.launch.memory import Memory, estimate
+from megatron_remit.launch import cost, epochs
+from megatron_remit.launch.gpus import DEFAULT_GPU, Gpu, gpu
+from megatron_remit.launch.memory import Memory, Placed, estimate
+from megatron_remit.launch.plan_checks import place
 from megatron_remit.launch.vocabulary import check_vocabulary
-from megatron_remit.objectives.registry import objective_class
-from megatron_remit.reference.fit import check_length
+from megatron_remit.scoring.arguments import scores_ahead
 
 _GIB = 2**30
 
 
-def plan_run(base_hf: Path, reference_hf: Path | None, gpus: int, training: list[str]) -> str:
-    """A few lines about the run that the training program would make with the flags ``training`` on ``gpus`` GPUs.
+@dataclass(frozen=True)
+class Wishes:
+    """What the plan is told beside the flags of the training program."""
+
+    gpu: str = DEFAULT_GPU
+    gpus_per_node: int = 8
+    utilization: float = cost.DEFAULT_MFU
+    """Share of the GPU's peak that the run reaches (MFU), for its duration."""
+    max_epochs: float = epochs.DEFAULT_MAX_EPOCHS
+
+
+def plan_run(
+    base_hf: Path, reference_hf: Path | None, gpus: int, training: list[str], wishes: Wishes | None = None
+) -> str:
+    """Some lines about the run that the training program would make with the flags ``training`` on ``gpus`` GPUs.
 
     The models' shapes come from the configs in ``base_hf`` and ``reference_hf`` (None for NTP), two Hugging Face
     folders, so nothing needs to be imported yet.
 
     Raises:
-        UserError: an unknown model, a reference or a corpus of another tokenizer, a layout that does not divide.
+        UserError: all that the training program would refuse of its flags, models and corpora before step 1, or a
+            corpus that is read more often than ``wishes`` allow.
     """
-    policy = _arguments(training)
-    _set_layout(policy, gpus)
-    microbatches = _microbatches(policy)
-    # A reference of another family has none of the policy's shape arguments: copied before they are set.
-    reference = copy.copy(policy) if objective_class(policy.objective).needs_reference else None
-    _set_shape(policy, base_hf)
-    if reference is not None:
-        if reference_hf is None:
-            raise UserError(
-                f"--objective {policy.objective} needs --reference-hf, the Hugging Face folder of the reference"
-            )
-        _set_shape(reference, reference_hf)
-        # As in training: only the rows that the policy has are built.
-        reference.padded_vocab_size = policy.padded_vocab_size
-    tokenizer = RunTokenizer.of_folder(base_hf)
-    corpora = {prefix: check_manifest(prefix, tokenizer).tokens for prefix in corpora_of(policy)}
-    if not corpora and not policy.mock_data:
-        raise UserError("--data-path is not set; give the prefix of a corpus")
-    notes = check_vocabulary(policy, base_hf, reference_hf if reference is not None else None)
+    wishes = wishes or Wishes()
+    kind = gpu(wishes.gpu)
+    if not 0.0 < wishes.utilization <= 1.0:
+        raise UserError(f"--mfu {wishes.utilization}: expected a share above 0 and up to 1")
+    policy, reference = place(base_hf, reference_hf, gpus, training)
+    args = policy.args
+    steps = args.train_iters or args.train_samples // args.global_batch_size
+    corpora = _corpora(args, base_hf, steps, wishes.max_epochs)
+    notes = check_vocabulary(args, base_hf, reference_hf if reference is not None else None)
+    microbatches = args.global_batch_size // (args.micro_batch_size * args.data_parallel_size)
+    runs = reference if scores_ahead(args) else None
+    models = [("policy", policy), ("reference", runs)]
     return "\n".join(
         [
-            *_describe_steps(policy, corpora, microbatches),
+            *(_describe_model(name, placed) for name, placed in models if placed is not None),
+            *_describe_steps(args, steps, corpora),
             *(f"note    {note}" for note in notes),
-            *_describe_memory(policy, estimate(policy, reference, microbatches)),
+            *_describe_layout(args, microbatches, wishes.gpus_per_node),
+            *_describe_compute(policy, runs, steps, kind, wishes.utilization),
+            *_describe_disk(policy, steps),
+            *_describe_memory(policy, runs, estimate(policy, runs, microbatches), kind),
         ]
     )
 
 
-def _arguments(training: list[str]) -> argparse.Namespace:
-    cpu.install()
-    parser = add_remit_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)), training)
-    args = parser.parse_args(training)
-    if args.reference_micro_batch_size is None:
-        args.reference_micro_batch_size = args.micro_batch_size
-    return args
-
-
-def _set_layout(args: argparse.Namespace, gpus: int) -> None:
-    model = args.tensor_model_parallel_size * args.pipeline_model_parallel_size * args.context_parallel_size
-    if gpus % model:
-        raise UserError(
-            f"{gpus} GPUs do not divide by tensor x pipeline x context parallelism = {args.tensor_model_parallel_size}"
-            f" x {args.pipeline_model_parallel_size} x {args.context_parallel_size}"
-        )
-    args.world_size, args.data_parallel_size = gpus, gpus // model
-    # What Megatron's validation derives; the memory functions read it.
-    args.expert_tensor_parallel_size = args.expert_tensor_parallel_size or args.tensor_model_parallel_size
-    args.virtual_pipeline_model_parallel_size = None
-
-
-def _microbatches(args: argparse.Namespace) -> int:
-    for flag, size in (
-        ("--micro-batch-size", args.micro_batch_size),
-        ("--reference-micro-batch-size", args.reference_micro_batch_size),
-    ):
-        if args.global_batch_size % (size * args.data_parallel_size):
-            raise UserError(
-                f"--global-batch-size {args.global_batch_size} does not divide by {flag} {size} x "
-                f"{args.data_parallel_size} data-parallel ranks"
-            )
-    return args.global_batch_size // (args.micro_batch_size * args.data_parallel_size)
-
-
-def _set_shape(args: argparse.Namespace, hf: Path) -> None:
-    family, config = read_config(hf)
-    for name, value in family.arguments(config).items():
-        setattr(args, name, value)
-    check_length(str(hf / "config.json"), args.max_position_embeddings, args.seq_length)
-    args.padded_vocab_size = calculate_padded_vocab_size(
-        config["vocab_size"], args.make_vocab_size_divisible_by, args.tensor_model_parallel_size, logging_enabled=False
-    )
-    per_stage = args.num_layers_per_virtual_pipeline_stage
-    if per_stage is not None:
-        stages = args.pipeline_model_parallel_size
-        args.virtual_pipeline_model_parallel_size = args.num_layers // stages // per_stage
-
-
-def _describe_steps(args: argparse.Namespace, corpora: dict[str, int], microbatches: int) -> list[str]:
-    tokens = args.global_batch_size * args.seq_length
+def _corpora(args: argparse.Namespace, base_hf: Path, steps: int, max_epochs: float) -> list[str]:
+    """Lines on the corpora, after their checks."""
+    if args.mock_data:
+        return []
+    prefixes = list(dict.fromkeys(corpora_of(args)))
+    if not prefixes:
+        raise UserError("--data-path is not set; give the prefix of a corpus")
+    tokenizer = RunTokenizer.of_folder(base_hf)
+    manifests = {prefix: check_manifest(prefix, tokenizer) for prefix in prefixes}
+    blend, per_split = get_blend_and_blend_per_split(args)
+    share = epochs.train_share(args.split) if blend is not None else 1.0
+    total = steps * args.global_batch_size * args.seq_length
+    tokens = {prefix: manifest.tokens for prefix, manifest in manifests.items()}
+    reads = epochs.read_per_corpus(blend if blend is not None else per_split[0], tokens, share, total)
     return [
-        f"steps   {args.train_iters} of {tokens:,} tokens ({args.global_batch_size} sequences of {args.seq_length}), "
-        f"{args.train_iters * tokens / 1e9:.3g}B tokens in all",
-        *(f"corpus  {prefix}: {count:,} tokens" for prefix, count in corpora.items()),
-        f"layout  {args.world_size} GPUs = TP {args.tensor_model_parallel_size} x "
-        f"PP {args.pipeline_model_parallel_size} x CP {args.context_parallel_size} x DP {args.data_parallel_size}, "
-        f"{microbatches} microbatches of {args.micro_batch_size} per step",
+        *(f"corpus  {read.prefix}: {read.tokens:,} tokens, {_times(read, len(reads))}" for read in reads),
+        *(f"note    {unknown}" for prefix in prefixes if (unknown := what_is_unknown(prefix, manifests[prefix]))),
+        *epochs.check_epochs(reads, max_epochs),
     ]
 
 
-def _describe_memory(args: argparse.Namespace, memory: Memory) -> list[str]:
-    lines = [("weights, gradients, optimizer", memory.weights_and_optimizer), ("activations", memory.activations)]
-    with_reference = objective_class(args.objective).needs_reference
-    if with_reference:
-        lines += [("reference: weights", memory.reference_weights), ("reference: logits", memory.scoring)]
+def _times(read: epochs.Read, corpora: int) -> str:
+    part = f" ({100 * read.share:.3g} % of the run)" if corpora > 1 else ""
+    return f"read {read.epochs:.3g} times{part}"
+
+
+def _describe_model(name: str, placed: Placed) -> str:
+    model = placed.model
+    active = "" if not placed.args.num_experts else f", {model.active / 1e9:.3g}B of them in a token's products"
+    return (
+        f"{name:<10}{model.family} ({model.architecture}), {len(model.layers)} layers, "
+        f"{model.parameters:,} parameters{active}"
+    )
+
+
+def _describe_steps(args: argparse.Namespace, steps: int, corpora: Sequence[str]) -> list[str]:
+    tokens = args.global_batch_size * args.seq_length
     return [
-        "memory  of the fullest GPU in GiB, an estimate for bf16 without buffers of NCCL and fragmentation:",
+        f"steps   {steps} of {tokens:,} tokens ({args.global_batch_size} sequences of {args.seq_length}), "
+        f"{steps * tokens / 1e9:.3g}B tokens in all",
+        *corpora,
+    ]
+
+
+def _describe_layout(args: argparse.Namespace, microbatches: int, gpus_per_node: int) -> list[str]:
+    tp_size, experts = args.tensor_model_parallel_size, args.expert_model_parallel_size
+    lines = [
+        f"layout  {args.world_size} GPUs = TP {tp_size} x "
+        f"PP {args.pipeline_model_parallel_size} x CP {args.context_parallel_size} x DP {args.data_parallel_size}, "
+        + (f"EP {experts}, " if experts > 1 else "")
+        + f"{microbatches} microbatches of {args.micro_batch_size} per step"
+    ]
+    if gpus_per_node % tp_size and tp_size > 1:
+        lines.append(
+            f"WARNING TP {tp_size} does not fit into nodes of {gpus_per_node} GPUs: each layer would wait for the "
+            "network between nodes"
+        )
+    return lines
+
+
+def _describe_compute(policy: Placed, reference: Placed | None, steps: int, kind: Gpu, utilization: float) -> list[str]:
+    args = policy.args
+    per_token = cost.compute(args, policy.model, (reference.args, reference.model) if reference else None)
+    speed = per_token.tokens_per_second(kind, utilization)
+    hours = steps * args.global_batch_size * args.seq_length / speed / 3600
+    parts = [f"policy {per_token.matrices / 1e9:.3g}", f"its attention {per_token.attention / 1e9:.3g}"]
+    if reference is not None:
+        parts.append(f"reference {per_token.reference / 1e9:.3g}")
+    return [
+        f"compute {per_token.total / 1e9:.3g} GFLOP per token ({', '.join(parts)})",
+        f"time    {hours:,.0f} GPU-hours, {hours / args.world_size:,.1f} hours, {speed:,.0f} tokens/s per GPU: at "
+        f"{100 * utilization:.3g} % of the {kind.peak / 1e12:,.0f} TFLOP/s of {kind.name} (--mfu, --gpu)",
+    ]
+
+
+def _describe_disk(policy: Placed, steps: int) -> list[str]:
+    disk = cost.disk(policy.args, policy.model, steps)
+    if disk is None:
+        return ["disk    no checkpoint is kept (--save, --save-interval)"]
+    free = "" if disk.free is None else f", {disk.free / 1e9:,.1f} GB free"
+    lines = [
+        f"disk    {disk.kept} checkpoints of {disk.checkpoint / 1e9:,.3g} GB in {policy.args.save}: "
+        f"{disk.total / 1e9:,.1f} GB{free}"
+    ]
+    if disk.free is not None and disk.free < disk.total:
+        lines.append("WARNING the checkpoints do not fit: --save-retain-interval keeps fewer of them")
+    return lines
+
+
+def _describe_memory(policy: Placed, reference: Placed | None, memory: Memory, kind: Gpu) -> list[str]:
+    lines = [("weights, gradients, optimizer", memory.weights_and_optimizer), ("activations", memory.activations)]
+    if reference is not None:
+        lines += [("reference: weights", memory.reference_weights), ("reference: logits", memory.scoring)]
+    if memory.hidden:
+        lines.append(("reference: hidden states", memory.hidden))
+    free = kind.memory - memory.peak
+    verdict = f"fits, {100 * free / kind.memory:.0f} % is left" if free > 0 else "DOES NOT FIT"
+    return [
+        f"memory  of the fullest GPU in GiB, an estimate for --transformer-impl {policy.args.transformer_impl} without "
+        "buffers of NCCL and fragmentation:",
         *(f"        {name:<30}{size / _GIB:8.2f}" for name, size in lines),
         f"        {'peak':<30}{memory.peak / _GIB:8.2f}"
-        + ("   (activations and reference logits take turns)" if with_reference else ""),
+        + ("   (activations and reference logits take turns)" if reference is not None else ""),
+        f"        {kind.name:<30}{kind.memory / _GIB:8.2f}   {verdict}",
     ]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from megatron_remit.artifacts import removed_on_signal
 from megatron_remit.data.corpus_files import check_pair, check_paths, corpus_prefix
+from megatron_remit.errors import UserError
+from megatron_remit.launch.gpus import DEFAULT_GPU, GPUS, gpu
 
 
 def import_command() -> None:
@@ -132,16 +134,30 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
 def plan_command() -> None:
     """Parse the command line and print the plan. Raises UserError as ``plan_run``."""
     parser = argparse.ArgumentParser(
-        description="Check the settings of a run and print its length and its memory per GPU, without a GPU."
+        description="Check the settings of a run, and print its length, cost and memory per GPU, without a GPU."
     )
     parser.add_argument("--base-hf", type=Path, required=True, help="Hugging Face folder of the model to train")
     parser.add_argument("--reference-hf", type=Path, help="Hugging Face folder of the RL model")
     parser.add_argument("--gpus", type=int, required=True, help="GPUs of the run, over all nodes")
+    parser.add_argument("--gpu", default=DEFAULT_GPU, help=f"kind of GPU: {', '.join(GPUS)} (default: %(default)s)")
+    parser.add_argument("--gpus-per-node", type=int, default=8, help="GPUs of a node (default: %(default)s)")
+    parser.add_argument(
+        "--mfu", type=float, default=0.4, help="share of the GPU's peak that the run reaches (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-epochs", type=float, default=20.0, help="refuse to read a corpus more often (default: %(default)s)"
+    )
     parser.add_argument("training", nargs="+", metavar="-- FLAG", help="flags of the training program")
     options = parser.parse_args()
-    from megatron_remit.launch.plan import plan_run
+    # Before the imports, which take seconds.
+    gpu(options.gpu)
+    for flag, folder in (("--base-hf", options.base_hf), ("--reference-hf", options.reference_hf)):
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"{flag} {folder}: no such folder; give a Hugging Face model folder")
+    from megatron_remit.launch.plan import Wishes, plan_run
 
-    print(plan_run(options.base_hf, options.reference_hf, options.gpus, options.training))
+    wishes = Wishes(options.gpu, options.gpus_per_node, options.mfu, options.max_epochs)
+    print(plan_run(options.base_hf, options.reference_hf, options.gpus, options.training, wishes))
 
 
 def compare_command() -> None:

@@ -13,12 +13,13 @@ from megatron_remit.convert.megatron_io import check_shards, iteration_folder
 from megatron_remit.data.checked import corpora_of
 from megatron_remit.data.tokenizer import holds_tokenizer
 from megatron_remit.errors import UserError
+from megatron_remit.layout import check_divides
 from megatron_remit.model_arguments import NEUTRAL
 from megatron_remit.reference.fit import Model, check_length, check_tokens, common_rows
 
 # The reference is not trained, so the policy's regularisation, recomputation and offloading do not apply to it. Its
 # microbatches and hidden size do not fit the communication buffers that are laid out for the policy.
-_NOT_INHERITED = {
+NOT_INHERITED = {
     "attention_dropout": 0.0,
     "hidden_dropout": 0.0,
     "recompute_granularity": None,
@@ -93,12 +94,13 @@ def reference_arguments(args: argparse.Namespace) -> argparse.Namespace:
     vars(own).update(NEUTRAL)
     own.load, own.ckpt_step = str(root), None
     checkpointing.load_args_from_checkpoint(own)
-    check_length(f"--reference-load {root}", own.max_position_embeddings, args.seq_length)
+    name = f"--reference-load {root}"
+    check_length(name, own.max_position_embeddings, args.seq_length)
     args.remit_common_vocab_size = _check_vocabulary(args, saved)
     own.padded_vocab_size = args.padded_vocab_size
-    _fit_to_layout(args, own, root)
-    _fit_experts(args, own, saved, root)
-    vars(own).update(_NOT_INHERITED)
+    fit_experts(args, own, saved, name)
+    fit_to_layout(args, own, name)
+    vars(own).update(NOT_INHERITED)
     return own
 
 
@@ -137,40 +139,53 @@ def _tokenizer_folder(root: Path, saved: argparse.Namespace) -> Path:
     return imported
 
 
-def _fit_to_layout(args: argparse.Namespace, own: argparse.Namespace, root: Path) -> None:
-    """Spread the reference's layers evenly over the policy's pipeline where the two have different numbers of them."""
-    layout = f"--reference-load {root}: it sits on the policy's ranks, but"
+def fit_to_layout(args: argparse.Namespace, own: argparse.Namespace, name: str) -> None:
+    """Spread the reference's layers evenly over the policy's pipeline where the two have different numbers of them.
+
+    Args:
+        args: the run's arguments, with the policy's shape.
+        own: the same with the reference's; what holds for the policy's layers only is taken out.
+        name: the reference, as messages name it.
+
+    Raises:
+        UserError: the reference does not divide over the policy's ranks.
+    """
     if own.num_layers != args.num_layers:
         # An uneven split over the stages holds for the policy's layers only.
         own.decoder_first_pipeline_num_layers = own.decoder_last_pipeline_num_layers = None
-        own.pipeline_model_parallel_layout = None
+        own.pipeline_model_parallel_layout = own.num_layers_per_virtual_pipeline_stage = None
         own.account_for_embedding_in_pipeline_split = own.account_for_loss_in_pipeline_split = False
         stages, chunks = args.pipeline_model_parallel_size, args.virtual_pipeline_model_parallel_size or 1
         if own.num_layers % (stages * chunks):
             raise UserError(
-                f"{layout} its {own.num_layers} layers do not divide over {stages} pipeline stages of {chunks} model "
-                "chunks each; change --pipeline-model-parallel-size (or the virtual one) or use another reference"
+                f"{name}: it sits on the policy's ranks, but its {own.num_layers} layers do not divide over {stages} "
+                f"pipeline stages of {chunks} model chunks each; change --pipeline-model-parallel-size (or the virtual "
+                "one) or use another reference"
             )
-    tp_size = args.tensor_model_parallel_size
-    for part, size in (("attention heads", own.num_attention_heads), ("feed-forward units", own.ffn_hidden_size)):
-        if size % tp_size:
-            raise UserError(
-                f"{layout} its {size} {part} do not divide over --tensor-model-parallel-size {tp_size}; change that or "
-                "use another reference"
-            )
+    check_divides(own, name)
 
 
-def _fit_experts(args: argparse.Namespace, own: argparse.Namespace, saved: argparse.Namespace, root: Path) -> None:
-    """Choose how many ranks share the reference's experts; the policy's may be shared by another number of them."""
+def fit_experts(args: argparse.Namespace, own: argparse.Namespace, saved: argparse.Namespace, name: str) -> None:
+    """Choose how many ranks share the reference's experts; the policy's may be shared by another number of them.
+
+    Args:
+        args: the run's arguments, with the policy's shape.
+        own: the same with the reference's shape, which get the number.
+        saved: the arguments that the reference was saved with.
+        name: the reference, as messages name it.
+
+    Raises:
+        UserError: its experts do not divide over the run's ranks, or were chosen in a way that cannot be scored with.
+    """
     flag, given = "--reference-expert-model-parallel-size", args.reference_expert_model_parallel_size
     own.expert_model_parallel_size = 1
     if own.num_experts is None:
         if given not in (None, 1):
-            raise UserError(f"{flag} {given}: the reference in --reference-load {root} has no experts; leave it out")
+            raise UserError(f"{flag} {given}: {name} has no experts; leave it out")
         return
     size = args.expert_model_parallel_size if given is None else given
     tp_size = args.expert_tensor_parallel_size or args.tensor_model_parallel_size
-    layout = f"--reference-load {root}: its {own.num_experts} experts"
+    layout = f"{name}: its {own.num_experts} experts"
     if size < 1 or own.num_experts % size:
         raise UserError(f"{layout} do not divide over {size} ranks; give {flag} a divisor of their number")
     ranks = size * tp_size * args.pipeline_model_parallel_size

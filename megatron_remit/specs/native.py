@@ -29,6 +29,7 @@ from megatron.training.argument_utils import gpt_config_from_args
 from megatron.training.models.gpt import GPTModelConfig, default_layer_spec
 
 from megatron_remit.errors import UserError
+from megatron_remit.layout import in_one_line
 from megatron_remit.specs.attention import SDPACoreAttention
 from megatron_remit.specs.experts import expert_pattern, megatron_layer_spec, mixture, own_layers
 from megatron_remit.specs.latent import LatentSelfAttention, NormedColumnParallelLinear
@@ -47,8 +48,12 @@ _NORMS = {"RMSNorm": CastFirstRMSNorm, "LayerNorm": LayerNorm}
 
 
 def gpt_config(args: argparse.Namespace) -> GPTModelConfig:
-    """Megatron's model config of ``args``, for policy and reference alike, with these layers where they apply."""
-    config = gpt_config_from_args(args)
+    """Megatron's model config of ``args``, for policy and reference alike, with these layers where they apply.
+
+    Raises UserError for what Megatron's config refuses.
+    """
+    with in_one_line(args):
+        config = gpt_config_from_args(args)
     # Megatron takes the switch of RoPE scaling from the arguments, but not the factor.
     config.rope_scaling_factor = args.rope_scaling_factor
     if args.multi_latent_attention:

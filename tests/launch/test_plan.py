@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
         Olmo2Config(**OLMO_1B, architectures=["Olmo2ForCausalLM"]).save_pretrained(folder / name)
         make_tokenizer(folder / name, 515)
     write_corpus(folder / "corpus", 515)
-    manifest = {"tokenizer_fingerprint": folder_fingerprint(folder / "base"), "tokens": 1234567}
+    manifest = {"tokenizer_fingerprint": folder_fingerprint(folder / "base"), "tokens": 61234567890}
     (folder / "corpus.json").write_text(json.dumps(manifest))
     return folder
 
@@ -56,7 +56,7 @@ def test_the_papers_run_of_olmo_is_50b_tokens(folder):
     text = plan(folder)
     assert "23842 of 2,097,152 tokens (512 sequences of 4096), 50B tokens" in text
     assert "32 GPUs = TP 1 x PP 1 x CP 1 x DP 32, 4 microbatches of 4" in text
-    assert "corpus: 1,234,567 tokens" in text
+    assert "corpus: 61,234,567,890 tokens, read 0.843 times" in text
 
 
 def test_weights_are_those_of_the_hugging_face_model(folder):

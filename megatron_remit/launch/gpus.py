@@ -1,0 +1,45 @@
+"""GPUs by name: memory and dense bf16 peak, from NVIDIA's data sheets."""
+
+from dataclasses import dataclass
+
+from megatron_remit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One kind of GPU."""
+
+    name: str
+    memory: int
+    """Bytes: the data sheet's GB as 10^9. A driver reports about 7 % more, which the CUDA context and NCCL take."""
+    peak: float
+    """Floating-point operations per second of dense matrix products in bf16, without sparsity."""
+
+
+def _gpu(name: str, gigabytes: int, teraflops: float) -> Gpu:
+    return Gpu(name, gigabytes * 10**9, teraflops * 1e12)
+
+
+# NVIDIA's data sheets of the A100, the H100 and H200 (SXM), the GH200, the DGX B200 (1,440 GB in 8 GPUs) and the HGX
+# B200. Where a sheet gives the figure with sparsity, half of it.
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        _gpu("A100-40GB", 40, 312),
+        _gpu("A100-80GB", 80, 312),
+        _gpu("H100-80GB", 80, 989),
+        _gpu("H200", 141, 989),
+        _gpu("GH200-96GB", 96, 990),
+        _gpu("GH200-144GB", 144, 990),
+        _gpu("B200", 180, 2250),
+    )
+}
+DEFAULT_GPU = "H100-80GB"
+
+
+def gpu(name: str) -> Gpu:
+    """The GPU of that name, in capitals or not. Raises UserError for an unknown one."""
+    found = GPUS.get(name.upper())
+    if found is None:
+        raise UserError(f"--gpu {name}: not known; expected one of {', '.join(GPUS)}")
+    return found

@@ -1,0 +1,125 @@
+"""The tensors of a model, from its family's rules: how many parameters it has, and what each layer holds and keeps.
+
+Nothing here is particular to a family: a rule says which tensors there are, and Megatron's names say what they do.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from megatron_remit.convert.families import read_config
+from megatron_remit.convert.rules import OUTPUT_LAYER, in_layer_order
+
+_EMBEDDING = "embedding."
+_EXPERTS = ".experts."
+# Projections back to the hidden width: their input is kept for the backward pass, and their output joins the residual.
+_TO_HIDDEN = re.compile(r"linear_(proj|fc2)\b")
+# Norms of each head alone, which have one head's width.
+_HEAD_NORMS = {"q_layernorm": "num_attention_heads", "k_layernorm": "num_query_groups"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One layer, or the sum of several. Parameters, and values per token that the backward pass needs."""
+
+    split: int = 0
+    """Parameters in matrices that tensor parallelism divides."""
+    whole: int = 0
+    """Parameters that every tensor-parallel rank has: norms."""
+    experts: int = 0
+    """Parameters of routed experts, which expert parallelism divides."""
+    active: float = 0.0
+    """Parameters in matrices that one token meets: of the experts only those that it is sent to."""
+    kept_split: float = 0.0
+    """Values per token that tensor parallelism divides."""
+    kept_whole: float = 0.0
+    """Values per token of the hidden width, which sequence parallelism divides."""
+    normed_split: float = 0.0
+    normed_whole: float = 0.0
+    """Values per token that go through a norm, divided in the same two ways."""
+
+    def __add__(self, other: "Part") -> "Part":
+        return Part(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model's size, without its weights."""
+
+    family: str
+    architecture: str
+    layers: tuple[Part, ...]
+    embedding: int
+    """Parameters of the embedding, without the rows that pad the vocabulary."""
+    output: int
+    """Parameters of the output layer; 0 if it shares the embedding's."""
+    final: int
+    """Parameters of the final norm."""
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, as transformers counts them."""
+        layers = sum(self.layers, Part())
+        return layers.split + layers.whole + layers.experts + self.embedding + self.output + self.final
+
+    @property
+    def active(self) -> float:
+        """Parameters that a token is multiplied with: not the embedding, but the output layer, shared or not."""
+        return sum(self.layers, Part()).active + (self.output or self.embedding)
+
+
+def read_model(hf: Path, args: argparse.Namespace) -> Model:
+    """The model whose config is in ``hf``; ``args`` are its shape as Megatron's arguments. Reads no weights.
+
+    Raises:
+        UserError: as :func:`~megatron_remit.convert.families.read_config`.
+    """
+    family, config = read_config(hf)
+    dims = family.dims(config)
+    layers = [Part() for _ in range(args.num_layers)]
+    embedding = output = final = 0
+    for rule, layer in in_layer_order(family.rules_for(config), args.num_layers):
+        for shape in rule.hf_shapes(dims, layer or 0).values():
+            size = math.prod(shape)
+            if layer is not None:
+                layers[layer] += _part(rule.megatron, shape, args)
+            elif rule.megatron.startswith(_EMBEDDING):
+                embedding += size
+            elif rule.megatron == OUTPUT_LAYER:
+                output += size
+            else:
+                final += size
+    return Model(family.name, family.architecture, tuple(layers), embedding, output, final)
+
+
+def _part(name: str, shape: tuple[int, ...], args: argparse.Namespace) -> Part:
+    """What one Hugging Face tensor of a layer adds; ``name`` is Megatron's for it."""
+    size, width = math.prod(shape), shape[-1]
+    if len(shape) == 1:
+        if "norm" not in name:
+            return Part(whole=size)
+        heads = next((getattr(args, count) for norm, count in _HEAD_NORMS.items() if norm in name), 1)
+        if width == args.hidden_size and heads == 1:
+            return Part(whole=size, kept_whole=width, normed_whole=width)
+        # A norm of single heads is as wide as all of them; one of all heads is so already.
+        values = width * (heads if width < args.hidden_size and width == args.kv_channels else 1)
+        return Part(whole=size, kept_split=values, normed_split=values)
+    # What a token meets of this matrix, and of those beside it.
+    share = args.moe_router_topk / args.num_experts if _EXPERTS in name else 1
+    rows = math.prod(shape[:-1])
+    to_hidden = _TO_HIDDEN.search(name) is not None
+    kept = {"kept_whole": share * rows, "kept_split": share * width} if to_hidden else {"kept_split": share * rows}
+    if _EXPERTS in name:
+        return Part(experts=size, active=share * size, **kept)
+    return Part(split=size, active=size, **kept)
+
+
+def stages(model: Model, counts: list[int]) -> Iterator[Part]:
+    """The sums over the ``counts`` of successive layers, one per pipeline stage."""
+    start = 0
+    for count in counts:
+        yield sum(model.layers[start : start + count], Part())
+        start += count

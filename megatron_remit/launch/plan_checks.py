@@ -1,0 +1,132 @@
+"""Every check that training makes of its flags and models, made without GPUs and before anything is imported.
+
+Megatron validates the flags for as many ranks as the run will have, and builds the config of policy and reference.
+"""
+
+import argparse
+import contextlib
+import copy
+import io
+import warnings
+from pathlib import Path
+
+from megatron.training import arguments
+from megatron.training.vocab_utils import calculate_padded_vocab_size
+
+from megatron_remit import cpu, patches
+from megatron_remit.arguments import add_remit_arguments, check_arguments
+from megatron_remit.convert.families import read_config
+from megatron_remit.errors import UserError
+from megatron_remit.launch.memory import Placed, layers_per_stage
+from megatron_remit.launch.parameters import read_model
+from megatron_remit.layout import check_divides
+from megatron_remit.model_arguments import NEUTRAL
+from megatron_remit.objectives.registry import objective_class
+from megatron_remit.reference.checkpoint import NOT_INHERITED, fit_experts, fit_to_layout
+from megatron_remit.reference.fit import check_length
+from megatron_remit.specs.native import gpt_config
+
+
+def place(base_hf: Path, reference_hf: Path | None, gpus: int, training: list[str]) -> tuple[Placed, Placed | None]:
+    """Policy and reference on the ranks of the run that ``training`` describes; None for the reference of NTP.
+
+    Raises:
+        UserError: flags that the training program would refuse, or a model that does not fit the layout.
+    """
+    policy = _parse(training)
+    _set_layout(policy, gpus)
+    _check_microbatches(policy)
+    _set_shape(policy, base_hf)
+    check_divides(policy, str(base_hf))
+    needs_reference = objective_class(policy.objective).needs_reference
+    if needs_reference:
+        if reference_hf is None:
+            raise UserError(
+                f"--objective {policy.objective} needs --reference-hf, the Hugging Face folder of the reference"
+            )
+        policy.reference_load = policy.reference_load or reference_hf  # its import may not be there yet
+    # Megatron reports all that it sets.
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        arguments.validate_args(policy)
+        check_arguments(policy)
+        placed = _placed(policy, base_hf)
+        if not needs_reference or reference_hf is None:
+            return placed, None
+        own = copy.copy(policy)
+        # A reference of another family has none of the policy's shape arguments.
+        vars(own).update(NEUTRAL)
+        _set_shape(own, reference_hf)
+        # As in training: only the rows that the policy has are built.
+        own.padded_vocab_size = policy.padded_vocab_size
+        fit_experts(policy, own, argparse.Namespace(), str(reference_hf))
+        fit_to_layout(policy, own, str(reference_hf))
+        vars(own).update(NOT_INHERITED)
+        return placed, _placed(own, reference_hf)
+
+
+def _parse(training: list[str]) -> argparse.Namespace:
+    cpu.install()
+    patches.apply()
+    parser = argparse.ArgumentParser(prog="flags of the training program", allow_abbrev=False)
+    args = add_remit_arguments(arguments.add_megatron_arguments(parser), training).parse_args(training)
+    args.rank = 0
+    if not args.micro_batch_size or args.micro_batch_size < 1:
+        raise UserError("--micro-batch-size is not set; give the sequences of a microbatch, 1 or more")
+    if args.reference_micro_batch_size is None:
+        args.reference_micro_batch_size = args.micro_batch_size
+    if args.seq_length is None:
+        raise UserError("--seq-length is not set; give the tokens of a sequence")
+    if not args.train_iters and not args.train_samples:
+        raise UserError("--train-iters is not set; give the steps of the run")
+    return args
+
+
+def _set_layout(args: argparse.Namespace, gpus: int) -> None:
+    sizes = (args.tensor_model_parallel_size, args.pipeline_model_parallel_size, args.context_parallel_size)
+    model = sizes[0] * sizes[1] * sizes[2]
+    if min(*sizes, gpus) < 1 or gpus % model:
+        raise UserError(
+            f"{gpus} GPUs do not divide by tensor x pipeline x context parallelism = "
+            f"{sizes[0]} x {sizes[1]} x {sizes[2]}"
+        )
+    args.world_size, args.data_parallel_size = gpus, gpus // model
+    expert = (args.expert_tensor_parallel_size or sizes[0]) * args.expert_model_parallel_size * sizes[1]
+    if args.expert_model_parallel_size > 1 and gpus % expert:
+        raise UserError(
+            f"{gpus} GPUs do not divide by --expert-model-parallel-size {args.expert_model_parallel_size} x expert "
+            f"tensor x pipeline parallelism = {expert}"
+        )
+
+
+def _check_microbatches(args: argparse.Namespace) -> None:
+    args._is_global_batch_size_explicitly_specified = args.global_batch_size is not None
+    if args.global_batch_size is None:
+        args.global_batch_size = args.micro_batch_size * args.data_parallel_size
+    for flag, size in (
+        ("--micro-batch-size", args.micro_batch_size),
+        ("--reference-micro-batch-size", args.reference_micro_batch_size),
+    ):
+        if size < 1 or args.global_batch_size < 1 or args.global_batch_size % (size * args.data_parallel_size):
+            raise UserError(
+                f"--global-batch-size {args.global_batch_size} does not divide by {flag} {size} x "
+                f"{args.data_parallel_size} data-parallel ranks"
+            )
+
+
+def _set_shape(args: argparse.Namespace, hf: Path) -> None:
+    """The model in ``hf`` as an import and ``--use-checkpoint-args`` would give it to ``args``."""
+    family, config = read_config(hf)
+    for name, value in family.arguments(config).items():
+        setattr(args, name, value)
+    check_length(str(hf / "config.json"), args.max_position_embeddings, args.seq_length)
+    if args.multi_latent_attention and args.rope_type == "rope":
+        args.apply_rope_fusion = False  # as the program does after loading
+    args.remit_vocab_size = config["vocab_size"]
+    args.padded_vocab_size = calculate_padded_vocab_size(
+        config["vocab_size"], args.make_vocab_size_divisible_by, args.tensor_model_parallel_size, logging_enabled=False
+    )
+
+
+def _placed(args: argparse.Namespace, hf: Path) -> Placed:
+    return Placed(args, read_model(hf, args), layers_per_stage(args, gpt_config(args).transformer))
