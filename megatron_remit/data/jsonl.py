@@ -4,7 +4,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +20,8 @@ def lines(path: Path, raw: BinaryIO) -> Iterator[bytes]:
     Raises:
         UserError: names the file and the line at which it is damaged or cut short.
     """
+    file: Iterable[bytes]
+    errors: tuple[type[Exception], ...]
     if path.suffix == ".gz":
         kind, file, errors = "gzip", gzip.open(raw), (EOFError, zlib.error, gzip.BadGzipFile)
     elif path.suffix in (".zst", ".zstd"):

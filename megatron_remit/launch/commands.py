@@ -80,10 +80,12 @@ class Commands:
         return [*torchrun, "-m", "megatron_remit.pretrain", *self.training_flags()]
 
     def plan(self) -> list[str]:
-        """The check of the corpus against the tokenizer and of the batch against the layout, and the memory."""
+        """All checks that can be made before the start, and the run's length, cost and memory."""
         settings = self.settings
         command = [*self._tool("plan_run.py"), "--base-hf", f"{settings.base_hf}"]
         command += ["--gpus", f"{settings.nodes * settings.gpus_per_node}"]
+        command += ["--gpus-per-node", f"{settings.gpus_per_node}", "--gpu", settings.gpu]
+        command += ["--max-epochs", settings.max_epochs]
         if self.reference is not None:
             command += ["--reference-hf", f"{settings.rl_hf}"]
         return [*command, "--", *self.training_flags()]

@@ -63,6 +63,8 @@ class Settings:
     ep: int
     nodes: int
     gpus_per_node: int
+    gpu: str
+    max_epochs: str
     master_addr: str
     master_port: str
     max_restarts: int

@@ -163,6 +163,10 @@ VARIABLES = (
         _number,
         "Slurm's, else 8",
     ),
+    Variable(
+        "GPU", "H100-80GB", "kind of GPU, for the plan's time and memory (`megatron-remit plan --help` lists them)"
+    ),
+    Variable("MAX_EPOCHS", "20", "the plan refuses a run that reads a corpus more often"),
     Variable("MAX_RESTARTS", "100", "requeues before the job gives up", _count),
     Variable(
         "MASTER_ADDR",

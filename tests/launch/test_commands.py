@@ -91,7 +91,8 @@ def test_a_launcher_runs_on_each_node():
 def test_the_tools_run_inside_the_image_or_from_the_project():
     tool = "/opt/megatron-remit/tools"
     assert commands().plan() == [
-        *("python", f"{tool}/plan_run.py", "--base-hf", "/", "--gpus", "32", "--reference-hf", "/", "--", *TRAINING)
+        *("python", f"{tool}/plan_run.py", "--base-hf", "/", "--gpus", "32", "--gpus-per-node", "8"),
+        *("--gpu", "H100-80GB", "--max-epochs", "20", "--reference-hf", "/", "--", *TRAINING),
     ]
     assert "--reference-hf" not in commands(OBJECTIVE="ntp").plan()
     assert commands().import_model(Path("/rl"), Path("/imported/rl-1")) == [

@@ -14,21 +14,7 @@ from megatron_remit.errors import UserError
 from megatron_remit.launch.plan import plan_run
 from tests.conftest import write_corpus
 from tests.hf_models import make_olmo2, make_tokenizer
-
-# allenai/OLMo-2-0425-1B, config.json.
-OLMO_1B = {
-    "vocab_size": 100352,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 16,
-    "max_position_embeddings": 4096,
-}
-PAPER = (
-    "--objective remit --seq-length 4096 --micro-batch-size 4 --reference-micro-batch-size 8 --global-batch-size 512 "
-    "--train-iters 23842 --use-distributed-optimizer --bf16"
-).split()
+from tests.launch.planned import OLMO_1B, PAPER
 
 
 @pytest.fixture(scope="module")
