@@ -87,19 +87,25 @@ def unwritable(found: str, remedy: str) -> Iterator[None]:
 
 @contextmanager
 def removed_on_signal() -> Iterator[None]:
-    """SIGTERM, SIGINT and SIGHUP inside raise SystemExit (128 + n, after a line on stderr), so that what the body has
-    begun is removed on the way out; a second signal does not interrupt that. For the main thread of a program."""
+    """SIGTERM, SIGINT and SIGHUP inside raise SystemExit, so that what the body has begun is removed on the way out; a
+    second signal does not interrupt that. Then the process ends at once, with status 128 + n: what else it would wait
+    for, such as threads and pools of processes, may have been interrupted anywhere. For the main thread of a program.
+    """
+    ended: list[int] = []
 
     def end(number: int, _frame: FrameType | None) -> NoReturn:
         for other in _ENDING:
             signal.signal(other, signal.SIG_IGN)
-        print(f"ended by {signal.Signals(number).name}: nothing is left behind", file=sys.stderr)
+        ended.append(number)
         raise SystemExit(128 + number)
 
     before = {number: signal.signal(number, end) for number in _ENDING}
     try:
         yield
     finally:
+        if ended:
+            print(f"\nended by {signal.Signals(ended[0]).name}: nothing is left behind", file=sys.stderr, flush=True)
+            os._exit(128 + ended[0])
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from megatron_remit.errors import UserError
 
 _TP, _PP, _CP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size", "--context-parallel-size"
+# Arguments that no flag sets.
+_DERIVED = ("rank", "world_size", "data_parallel_size", "transformer_pipeline_model_parallel_size")
 _ETP, _EP = "--expert-tensor-parallel-size", "--expert-model-parallel-size"
 
 
@@ -111,9 +113,14 @@ def in_one_line(args: argparse.Namespace) -> Iterator[None]:
     except (AssertionError, ValueError) as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         said, source = " ".join(str(error).split()), place.line or ""
-        # An assertion without words is quoted instead.
-        names = dict.fromkeys(re.findall(r"\b(?:args|self)\.(\w+)", source) + re.findall(r"\w+", said))
-        flags = [f"--{name.replace('_', '-')} {value}" for name in names if _given(value := getattr(args, name, None))]
+        # An assertion without words is quoted instead. Arguments are told from prose by how they are spelt.
+        spelt = [name.strip("-").replace("-", "_") for name in re.findall(r"--[\w-]+|\w+_\w+", said)]
+        names = dict.fromkeys(re.findall(r"\b(?:args|self)\.(\w+)", source) + spelt)
+        flags = [
+            f"--{name.replace('_', '-')} {value}"
+            for name in names
+            if name not in _DERIVED and _given(value := getattr(args, name, None))
+        ]
         raise UserError(
             f"{', '.join(flags) or 'the flags'}: Megatron refuses this: {said or source} "
             f"({place.filename.rpartition('/')[2]}:{place.lineno})"

@@ -124,31 +124,29 @@ def _encoded(source: Iterator[Block], job: "_Job", workers: int) -> Iterator[_En
         yield from map(job.run, source)
         return
     # Forked processes share the tokenizer that is already loaded.
-    context = multiprocessing.get_context("fork")
-    before = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(job,)) as pool:
-        try:
-            # All are forked at the first task: before the source is opened, whose libraries may start threads.
-            pool.submit(int).result()
-            under_way: deque[tuple[Block, Future]] = deque()
-            for block in source:
-                under_way.append((block, pool.submit(_run, block)))
-                if len(under_way) > 4 * workers:
-                    yield _finish(*under_way.popleft())
-            while under_way:
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), initializer=_start, initargs=(job,))
+    try:
+        # All are forked at the first task: before the source is opened, whose libraries may start threads.
+        pool.submit(int).result()
+        under_way: deque[tuple[Block, Future]] = deque()
+        for block in source:
+            under_way.append((block, pool.submit(_run, block)))
+            if len(under_way) > 4 * workers:
                 yield _finish(*under_way.popleft())
-        except BrokenProcessPool:
-            raise UserError(
-                f"one of the {workers} processes that tokenize was ended from outside (out of memory?); "
-                "use fewer --workers"
-            ) from None
-        except BaseException:
-            # What they are at is of no use any more, and may take minutes.
-            for process in set(multiprocessing.active_children()) - before:
-                process.kill()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while under_way:
+            yield _finish(*under_way.popleft())
+    except BrokenProcessPool:
+        raise UserError(
+            f"one of the {workers} processes that tokenize was ended from outside (out of memory?); use fewer --workers"
+        ) from None
+    except (KeyboardInterrupt, SystemExit):
+        # A signal may have come while the pool held its own locks: nothing is asked of it any more, and the workers end
+        # with this process.
+        raise
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def _finish(block: Block, future: Future) -> _Encoded:
@@ -161,10 +159,10 @@ _job: "_Job"
 def _start(job: "_Job") -> None:
     global _job
     _job = job
-    # Ctrl-C, a batch system or a closed terminal reaches every process; only the parent answers, and ends the others.
+    # Ctrl-C, a batch system or a closed terminal reaches every process; only the parent answers.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # A parent that is killed cannot end them: the kernel does.
+    # The kernel ends them with the parent, however that ends.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -17,8 +17,8 @@ _EMBEDDING = "embedding."
 _EXPERTS = ".experts."
 # Projections back to the hidden width: their input is kept for the backward pass, and their output joins the residual.
 _TO_HIDDEN = re.compile(r"linear_(proj|fc2)\b")
-# Norms of each head alone, which have one head's width.
-_HEAD_NORMS = {"q_layernorm": "num_attention_heads", "k_layernorm": "num_query_groups"}
+# Norms of queries and keys, over each head alone or over all of them.
+_HEAD_NORM = re.compile(r"\b([qk])_(?:layer)?norm\b")
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,14 @@ def _part(name: str, shape: tuple[int, ...], args: argparse.Namespace) -> Part:
     if len(shape) == 1:
         if "norm" not in name:
             return Part(whole=size)
-        heads = next((getattr(args, count) for norm, count in _HEAD_NORMS.items() if norm in name), 1)
-        if width == args.hidden_size and heads == 1:
+        head_norm = _HEAD_NORM.search(name)
+        if head_norm is not None:
+            heads = args.num_attention_heads if head_norm[1] == "q" else args.num_query_groups
+            values = heads * args.kv_channels
+            return Part(whole=size, kept_split=values, normed_split=values)
+        if width == args.hidden_size:
             return Part(whole=size, kept_whole=width, normed_whole=width)
-        # A norm of single heads is as wide as all of them; one of all heads is so already.
-        values = width * (heads if width < args.hidden_size and width == args.kv_channels else 1)
-        return Part(whole=size, kept_split=values, normed_split=values)
+        return Part(whole=size, kept_split=width, normed_split=width)
     # What a token meets of this matrix, and of those beside it.
     share = args.moe_router_topk / args.num_experts if _EXPERTS in name else 1
     rows = math.prod(shape[:-1])

@@ -47,7 +47,7 @@ def check(args: argparse.Namespace) -> None:
     check_arguments(args)
     set_vocabulary(args)
     check_corpora(args, args.remit_vocab_size)
-    check_manifests(args, RunTokenizer.of_megatron(get_tokenizer(), f"--tokenizer-model {args.tokenizer_model}"))
+    check_manifests(args, RunTokenizer.of_megatron(get_tokenizer(), str(args.tokenizer_model)))
 
 
 def set_vocabulary(args: argparse.Namespace) -> None:
