@@ -64,6 +64,29 @@ def add_remit_arguments(
         help="; ".join(f"{name}: {objective.summary}" for name, objective in OBJECTIVES.items())
         + "; package.module:Class: one of your own (docs/new-objective.md).",
     )
+    _add_reference_arguments(group)
+    for objective in (*OBJECTIVES.values(), *_own_objective(command_line)):
+        objective.add_arguments(group)
+    group.add_argument(
+        "--cross-entropy-impl",
+        choices=("auto", "triton", "torch", "megatron"),
+        default="auto",
+        help="What computes the NLL of policy and reference. auto: triton on CUDA, torch on a CPU. "
+        "megatron: Megatron's own cross-entropy with the full logits of both models.",
+    )
+    group.add_argument(
+        "--row-seed",
+        type=int,
+        metavar="N",
+        help="Cut the corpus into rows in a document order drawn from N: the same rows in every epoch "
+        "and for every --seed, which then only orders them. Default: as Megatron does.",
+    )
+    add_score_store_arguments(group)
+    _set_defaults(parser)
+    return parser
+
+
+def _add_reference_arguments(group: Any) -> None:
     group.add_argument(
         "--reference-load",
         type=Path,
@@ -89,25 +112,6 @@ def add_remit_arguments(
         metavar="N",
         help="Ranks that share the experts of a reference that has some. Default: as many as share the policy's.",
     )
-    for objective in (*OBJECTIVES.values(), *_own_objective(command_line)):
-        objective.add_arguments(group)
-    group.add_argument(
-        "--cross-entropy-impl",
-        choices=("auto", "triton", "torch", "megatron"),
-        default="auto",
-        help="What computes the NLL of policy and reference. auto: triton on CUDA, torch on a CPU. "
-        "megatron: Megatron's own cross-entropy with the full logits of both models.",
-    )
-    group.add_argument(
-        "--row-seed",
-        type=int,
-        metavar="N",
-        help="Cut the corpus into rows in a document order drawn from N: the same rows in every epoch "
-        "and for every --seed, which then only orders them. Default: as Megatron does.",
-    )
-    add_score_store_arguments(group)
-    _set_defaults(parser)
-    return parser
 
 
 def _set_defaults(parser: argparse.ArgumentParser) -> None:
