@@ -85,8 +85,9 @@ def test_the_legacy_fingerprint_is_that_of_the_first_stores(youtu):
     assert legacy_fingerprint(folder, saved) == hashlib.sha256(first + content).hexdigest()
 
 
-# OLMo-3 came after the table, and has windows and YaRN: no store was written for it with a legacy fingerprint.
-@pytest.mark.parametrize("family", [family for family in SHAPES if family != "olmo3"])
+# They came after the table, with windows and YaRN or with experts that are not scaled to a sum of 1: no store was
+# written for them with a legacy fingerprint.
+@pytest.mark.parametrize("family", sorted(SHAPES.keys() - {"olmo3", "olmoe"}))
 def test_the_legacy_fingerprint_stands_for_every_import_and_what_is_trained_from_it(family, tmp_path):
     make_model(family, tmp_path / "hf", tokenizer=False)
     import_hf(tmp_path / "hf", tmp_path / "checkpoint")
