@@ -10,12 +10,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from megatron_remit.convert import llama, olmo2, olmo3, olmoe, qwen2, qwen3, qwen3_moe, smollm3, youtu
 from megatron_remit.convert.hf_folder import check_model_folder
 from megatron_remit.convert.hf_io import read_json
-from megatron_remit.convert.rope import refuse_scaling
+from megatron_remit.convert.rope import bad_number, refuse_scaling
 from megatron_remit.convert.rules import Config, Family
 from megatron_remit.errors import UserError
 
 _MODULES = (llama, olmo2, olmo3, olmoe, qwen2, qwen3, qwen3_moe, smollm3, youtu)
 FAMILIES = {module.FAMILY.architecture: module.FAMILY for module in _MODULES}
+
+_SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+_MORE_SIZES = ("vocab_size", "max_position_embeddings", "head_dim", "v_head_dim", "q_lora_rank", "kv_lora_rank")
 
 # Config fields that no family represents, with the only value that all of them can read.
 _NEEDED = {"partial_rotary_factor": 1.0, "transformers_weights": None}
@@ -46,9 +49,14 @@ def family_fields(family: Family, folder: Path) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     if family.architecture not in _architectures(raw):
         fields["architectures"] = [family.architecture]
-    if "model_type" not in raw:
+    if _class_of_type(raw) != family.architecture:  # transformers could not load the folder again
         fields["model_type"] = getattr(transformers, family.architecture).config_class.model_type
     return fields
+
+
+def _class_of_type(raw: Config) -> str:
+    """The class that transformers' AutoModelForCausalLM takes for ``model_type``; empty for a type it does not know."""
+    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(raw.get("model_type")), "")
 
 
 def _architectures(raw: Config) -> list[str]:
@@ -69,7 +77,7 @@ def _family(raw: Config, where: Path) -> Family:
             "was quantized, or remove the field if its weights are plain"
         )
     named = _architectures(raw)
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(raw.get("model_type")), "")
+    architecture = _class_of_type(raw)
     if architecture in FAMILIES and (not named or not _other_names(architecture).isdisjoint(named)):
         return FAMILIES[architecture]
     known = next((name for name in named if name in FAMILIES), None)
@@ -97,7 +105,7 @@ def _completed(family: Family, raw: Config, where: Path) -> dict[str, Any]:
     model_class = getattr(transformers, family.architecture)
     try:
         return model_class.config_class.from_dict(dict(raw)).to_dict()
-    except (StrictDataclassError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (StrictDataclassError, AttributeError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{where}: transformers cannot read it as a config of {family.name} ({error})") from None
 
 
@@ -115,6 +123,7 @@ def _check(family: Family, config: Config, where: Path) -> None:
         raise UserError(
             f"{where}: layer_types is {config['layer_types']}; the {family.name} conversion needs {' or '.join(kinds)}"
         )
+    _check_sizes(family, config, where)
     rope = config["rope_parameters"]
     ropes = [rope] if len(kinds) == 1 else [rope[kind] for kind in kinds]
     for one in ropes:
@@ -123,6 +132,22 @@ def _check(family: Family, config: Config, where: Path) -> None:
     reason = next(filter(None, reasons), None) or family.refuse(config)
     if reason:
         raise UserError(f"{where}: {reason}, which the {family.name} conversion cannot represent")
+
+
+def _check_sizes(family: Family, config: Config, where: Path) -> None:
+    """Refuse what transformers' config classes let through and no model can have."""
+    for field in (*_SIZES, *_MORE_SIZES):
+        size = config.get(field)
+        # Only head_dim may be left to the others; 0 is read as that, as transformers does.
+        if size is None and field not in _SIZES:
+            continue
+        if type(size) is not int or size < (field != "head_dim"):
+            raise UserError(f"{where}: {field} is {size!r}; a model of {family.name} has a whole number above 0")
+    heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
+    if heads % groups:
+        raise UserError(f"{where}: num_attention_heads {heads} does not divide by num_key_value_heads {groups}")
+    if not config.get("head_dim") and config["hidden_size"] % heads:
+        raise UserError(f"{where}: hidden_size {config['hidden_size']} does not divide by num_attention_heads {heads}")
 
 
 def _check_rope(family: Family, rope: Config, where: Path) -> None:
@@ -135,5 +160,7 @@ def _check_rope(family: Family, rope: Config, where: Path) -> None:
         raise UserError(
             f"{where}: partial_rotary_factor is {rope['partial_rotary_factor']}; the {family.name} conversion needs 1.0"
         )
+    if bad := bad_number(rope):
+        raise UserError(f"{where}: {bad} is {rope.get(bad)!r}; RoPE needs a number above 0 there")
     if not float(rope["rope_theta"]).is_integer():
         raise UserError(f"{where}: rope_theta is {rope['rope_theta']}; Megatron's --rotary-base takes whole numbers")

@@ -31,7 +31,7 @@ def _refuse(config: Config) -> str | None:
         return f"layer_types has {len(kinds)} entries for {config['num_hidden_layers']} layers"
     if _SLIDING not in kinds:
         return None
-    if not config["sliding_window"]:
+    if (config["sliding_window"] or 0) < 1:
         return f"sliding_window is {config['sliding_window']} with layers of {_SLIDING}"
     if ropes[_SLIDING]["rope_type"] != "default":
         return f"rope_type of {_SLIDING} is {ropes[_SLIDING]['rope_type']!r}"

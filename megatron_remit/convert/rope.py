@@ -11,6 +11,24 @@ from megatron_remit.convert.rules import Config
 
 # Constants in Megatron's RotaryEmbedding._apply_scaling, where only the factor is an argument.
 _LLAMA3_CONSTANTS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+# Every number of rope_parameters; those of YaRN may be None, and are then what transformers computes.
+_NUMBERS = ("rope_theta", "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow")
+_MORE_NUMBERS = ("mscale", "mscale_all_dim", *_LLAMA3_CONSTANTS)
+
+
+def bad_number(rope: Config) -> str | None:
+    """The first field of ``rope`` that holds no finite number above 0 where RoPE computes with one; None if all do.
+
+    transformers' config classes only warn of them. YaRN reads 0 in beta and mscale as a field that is not there.
+    """
+    for field in (*_NUMBERS, *_MORE_NUMBERS):
+        value = rope.get(field)
+        if value is None and field != "rope_theta":
+            continue
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or value is None or value < 0 or (value == 0 and not field.startswith(("beta", "mscale"))):
+            return field
+    return None
 
 
 def scaling_arguments(rope: Config, max_positions: int) -> dict[str, Any]:

@@ -3,6 +3,10 @@
 from tests.hf_models import LLAMA3_ROPE, YARN_ROPE
 
 
+def _yarn(**fields):
+    return {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16} | fields
+
+
 def _olmo3_rope(full=None, sliding=None):
     """OLMo-3's RoPE for each kind of layer, with these changes."""
     plain = {"rope_type": "default", "rope_theta": 5000.0}
@@ -25,11 +29,26 @@ UNSUPPORTED = {
         ({"rope_parameters": LLAMA3_ROPE["rope_parameters"] | {"high_freq_factor": 8.0}}, "high_freq_factor"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rot"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        # What a config.json that was edited by hand holds; transformers' config class lets it through.
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": None}}, "rope_theta is None; RoPE needs a number"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": "1e4"}}, "rope_theta is '1e4'"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, "rope_theta is 0; .* above 0"),
+        ({"num_key_value_heads": 3}, "num_attention_heads 8 does not divide by num_key_value_heads 3"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads is 0; a model of Llama has a whole number above 0"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),
+        ({"head_dim": -8}, "head_dim is -8"),
     ],
     "olmo3": [
         ({"layer_types": ["full_attention"]}, "layer_types has 1 entries for 2 layers|config of OLMo-3"),
         ({"layer_types": ["full_attention", "chunked_attention"]}, "layer_types is .*chunked_attention"),
         ({"sliding_window": None}, "sliding_window is None with layers of sliding_attention"),
+        ({"sliding_window": -1}, "sliding_window is -1 with layers of sliding_attention"),
+        (_olmo3_rope(full={"rope_type": "yarn", "factor": "8"}), "factor is '8'; RoPE needs a number|config of OLMo-3"),
+        (
+            _olmo3_rope(full=_yarn(original_max_position_embeddings=0)),
+            "original_max_position_embeddings is 0; RoPE needs",
+        ),
+        (_olmo3_rope(full=_yarn(attention_factor=[1.2])), "attention_factor is .1.2."),
         (_olmo3_rope(sliding={"rope_type": "linear", "factor": 2.0}), "rope_type is 'linear'"),
         (_olmo3_rope(sliding={"rope_type": "yarn", "factor": 2.0}), "rope_type of sliding_attention is 'yarn'"),
         (_olmo3_rope(sliding={"rope_theta": 1e4}), "rope_theta is 10000.0 in layers of sliding_attention and 5000.0"),

@@ -199,6 +199,14 @@ READ = {
             )
         )
     ),
+    "model_type_of_remote_code": Read(
+        both(
+            config(model_type="own_llama", auto_map={"AutoModelForCausalLM": "modeling_own.LlamaForCausalLM"}),
+            added({"modeling_own.py": "raise SystemExit('run')"}),
+        ),
+        note="auto_map is left out",
+        as_plain=True,
+    ),
     "code_named_by_auto_map": Read(
         both(
             config(auto_map={"AutoModelForCausalLM": "modeling_own.Own"}),
