@@ -1,5 +1,6 @@
 """A model has the shape that its own checkpoint states: the policy with --use-checkpoint-args, the reference always."""
 
+import re
 import shutil
 
 import pytest
@@ -64,3 +65,33 @@ def test_the_reference_takes_nothing_from_the_policy(imported, material):
     own = reference_arguments(args)
     assert {name: getattr(own, name) for name in expected} == expected
     assert {name: getattr(args, name) for name in POLICY} == POLICY
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({}, "num-layers .* --load takes the model's shape from the checkpoint with --use-checkpoint-args"),
+        (
+            # All that the tensors show of an OLMo-3, without its window and its kinds of RoPE.
+            {
+                "num_layers": 4,
+                "hidden_size": 32,
+                "num_attention_heads": 4,
+                "group_query_attention": True,
+                "num_query_groups": 2,
+                "max_position_embeddings": 64,
+                "ffn_hidden_size": 48,
+                "swiglu": True,
+                "normalization": "RMSNorm",
+                "disable_bias_linear": True,
+                "position_embedding_type": "rope",
+            },
+            r"--load \S+ is an import, and its shape is not taken from it; pass --use-checkpoint-args",
+        ),
+    ],
+)
+def test_an_import_is_not_trained_with_a_shape_from_flags(shape, message, material):
+    run = pretrain(1, *material.flags(use_checkpoint_args=None, **shape), check=False)
+    assert run.returncode == 2 and run.scalars == {}
+    assert re.search(rf"^error: .*{message}", run.output, re.MULTILINE), run.output[-2000:]

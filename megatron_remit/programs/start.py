@@ -7,6 +7,7 @@ check(args)
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from megatron.training import get_tokenizer
 from megatron.training.arguments import parse_and_validate_args
@@ -16,6 +17,10 @@ from megatron_remit.arguments import add_remit_arguments, check_arguments, check
 from megatron_remit.data.checked import check_corpora, check_manifests
 from megatron_remit.data.eod import RunTokenizer
 from megatron_remit.data.tokenizer import megatron_fingerprint
+from megatron_remit.errors import UserError
+from megatron_remit.reference.checkpoint import saved_arguments
+
+_SHAPE_FLAG = "--use-checkpoint-args"
 
 
 def parse_arguments(
@@ -29,25 +34,51 @@ def parse_arguments(
         add_arguments: adds the program's own flags to Megatron's parser (and :func:`add_remit_arguments`).
 
     Ends the process with a usage message on an unknown or malformed flag.
+
+    Raises:
+        UserError: --load, but no shape of the model.
     """
     cpu.install()
     patches.apply()
     if flags is not None:
         # Megatron's parser reads the process's command line only.
         sys.argv = [sys.argv[0], *flags]
-    return parse_and_validate_args(extra_args_provider=add_arguments)
+    try:
+        return parse_and_validate_args(extra_args_provider=add_arguments)
+    except AssertionError as error:
+        # Without a shape Megatron's validation stops before check() can.
+        if "--load" in sys.argv and _SHAPE_FLAG not in sys.argv:
+            raise UserError(f"{error}: --load takes the model's shape from the checkpoint with {_SHAPE_FLAG}") from None
+        raise
 
 
 def check(args: argparse.Namespace) -> None:
     """Check what the flags name, and fix the vocabulary in ``args``.
 
     Raises:
-        UserError: flags that cannot work together, another tokenizer than the checkpoint's, or a bad corpus.
+        UserError: flags that cannot work together, another tokenizer than the checkpoint's, an import whose shape is
+            not taken from it, or a bad corpus.
     """
     check_arguments(args)
+    _check_shape(args)
     set_vocabulary(args)
     check_corpora(args, args.remit_vocab_size)
     check_manifests(args, RunTokenizer.of_megatron(get_tokenizer(), str(args.tokenizer_model)))
+
+
+def _check_shape(args: argparse.Namespace) -> None:
+    """Refuse an import whose shape comes from flags: a window, a RoPE or an epsilon that they leave out or change shows
+    in no tensor, so that another model would be trained without a word."""
+    if args.load is None or args.use_checkpoint_args:
+        return
+    tracker = Path(args.load) / "latest_checkpointed_iteration.txt"
+    if not tracker.is_file() or tracker.read_text(encoding="utf-8").strip() != "release":
+        return
+    if hasattr(saved_arguments(Path(args.load) / "release"), "remit_architecture"):
+        raise UserError(
+            f"--load {args.load} is an import, and its shape is not taken from it; pass {_SHAPE_FLAG} in place of the "
+            "flags that describe the model"
+        )
 
 
 def set_vocabulary(args: argparse.Namespace) -> None:
