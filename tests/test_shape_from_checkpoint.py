@@ -26,7 +26,7 @@ VOCABULARY_ROWS = ("padded_vocab_size", "remit_vocab_size")
 @pytest.fixture(params=SHAPES)
 def imported(request, tmp_path):
     """A checkpoint of each family, and what its arguments must become."""
-    make_model(request.param, tmp_path / "hf", tokenizer=False)
+    make_model(request.param, tmp_path / "hf")
     import_hf(tmp_path / "hf", tmp_path / "checkpoint")
     family, config = read_config(tmp_path / "hf")
     expected = NEUTRAL | family.arguments(config)
