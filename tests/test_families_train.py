@@ -15,7 +15,7 @@ from tests.ranks import ROOT, pretrain, run_command
 
 pytestmark = pytest.mark.slow
 
-POLICIES = ("smollm3", "youtu", "olmo3")
+POLICIES = ("smollm3", "youtu", "olmo3", "qwen2")
 FIGURES = ("lm loss", "remit loss", "reference nll", "weight mean", "weight std", "clipped low", "clipped high")
 
 
@@ -27,13 +27,13 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """SmolLM3, Youtu-LLM and OLMo-3 as policies, another SmolLM3 as the reference for all, and a corpus."""
+    """SmolLM3, Youtu-LLM, OLMo-3 and Qwen2 as policies, another SmolLM3 as the reference for all, and a corpus."""
     folder = tmp_path_factory.mktemp("families")
     for number, family in enumerate(POLICIES):
         make_model(family, folder / f"hf_{family}", seed=number)
     make_model("smollm3", folder / "hf_reference", seed=len(POLICIES))
     (folder / "hf_smollm3" / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    for name in ("youtu", "olmo3", "reference"):
+    for name in ("youtu", "olmo3", "qwen2", "reference"):
         import_hf(folder / f"hf_{name}", folder / name)
     done = run_command(
         ["python", ROOT / "tools/import_hf.py", "--hf", folder / "hf_smollm3", "--out", folder / "smollm3"]
@@ -102,15 +102,20 @@ def test_a_new_user_brings_smollm3_trains_it_on_two_stages_of_two_ranks_and_take
     assert model.generate(prompt, max_new_tokens=5, min_new_tokens=5).shape[1] == prompt.shape[1] + 5
 
 
-@pytest.mark.parametrize("policy", ["youtu", "olmo3"])
-def test_a_policy_trains_on_two_stages_as_on_one_rank(folder, alone, policy):
-    """OLMo-3's rows are longer than its window and than YaRN's original length."""
-    figures = train(folder, policy, f"{policy}_pp2", 2, pipeline_model_parallel_size=2)
-    assert_trained_alike(folder, policy, figures, exported(folder, f"{policy}_pp2", policy), alone[policy])
+@pytest.mark.parametrize(
+    ("policy", "layout"),
+    [("youtu", "pipeline"), ("olmo3", "pipeline"), ("qwen2", "pipeline"), ("qwen2", "tensor")],
+)
+def test_a_policy_trains_on_two_ranks_as_on_one(folder, alone, policy, layout):
+    """OLMo-3's rows are longer than its window and than YaRN's original length. Qwen2's embeddings are tied across the
+    pipeline's ends, and its biases are split over tensor-parallel ranks."""
+    name = f"{policy}_{layout}"
+    figures = train(folder, policy, name, 2, **{f"{layout}_model_parallel_size": 2})
+    assert_trained_alike(folder, policy, figures, exported(folder, name, policy), alone[policy])
 
 
 def test_a_reference_of_another_family_keeps_its_own_shape(alone):
     """All policies see the same tokens, so the frozen SmolLM3 must score them alike with each."""
-    for policy in ("youtu", "olmo3"):
+    for policy in ("youtu", "olmo3", "qwen2"):
         assert alone[policy].figures["reference nll"] == alone["smollm3"].figures["reference nll"]
         assert alone[policy].figures["lm loss"] != alone["smollm3"].figures["lm loss"]
