@@ -45,10 +45,10 @@ def parse_arguments(
         sys.argv = [sys.argv[0], *flags]
     try:
         return parse_and_validate_args(extra_args_provider=add_arguments)
-    except AssertionError as error:
+    except UserError as error:
         # Without a shape Megatron's validation stops before check() can.
-        if "--load" in sys.argv and _SHAPE_FLAG not in sys.argv:
-            raise UserError(f"{error}: --load takes the model's shape from the checkpoint with {_SHAPE_FLAG}") from None
+        if "--load" in sys.argv and not {_SHAPE_FLAG, "--num-layers"} & set(sys.argv):
+            raise UserError(f"{error}; --load takes the model's shape from the checkpoint with {_SHAPE_FLAG}") from None
         raise
 
 
