@@ -11,7 +11,13 @@ from megatron_remit import cpu
 from megatron_remit.errors import UserError
 from megatron_remit.objectives.base import Objective
 from megatron_remit.objectives.registry import OBJECTIVES, objective_class
-from megatron_remit.scoring.arguments import add_score_store_arguments, check_score_store, scores_ahead
+from megatron_remit.scoring.arguments import (
+    add_score_store_arguments,
+    check_base,
+    check_score_store,
+    scores_ahead,
+    scores_base_ahead,
+)
 
 _EXAMPLES = """next-token prediction, ReMiT with a reference that scores online, and ReMiT from a score store:
   --load DIR --use-checkpoint-args ...
@@ -92,6 +98,13 @@ def _add_reference_arguments(group: Any) -> None:
         type=Path,
         metavar="DIR",
         help="torch_dist checkpoint of the frozen RL model; tools/import_hf.py makes one.",
+    )
+    group.add_argument(
+        "--reference-base-load",
+        type=Path,
+        metavar="DIR",
+        help="torch_dist checkpoint of the frozen model that the reference was tuned from, for objectives with two "
+        "references.",
     )
     group.add_argument(
         "--reference-micro-batch-size",
@@ -190,11 +203,12 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
     chosen = objective_class(args.objective)
     for objective in OBJECTIVES.values():
-        if objective is not chosen:
+        if not issubclass(chosen, objective):  # an heir takes the flags of its parent
             objective.check_arguments(args, chosen=False)
     check_score_store(args)
-    if chosen.needs_reference:
-        _check_reference(args)
+    check_base(args)
+    if chosen.looks_ahead():
+        _check_look_ahead(args)
     chosen.check_arguments(args, chosen=True)
 
 
@@ -214,7 +228,7 @@ def check_tokenizer(args: argparse.Namespace, tokenizer: Any, model: str) -> Non
     objective_class(args.objective).check_tokenizer(args, tokenizer)
 
 
-def _check_reference(args: argparse.Namespace) -> None:
+def _check_look_ahead(args: argparse.Namespace) -> None:
     if scores_ahead(args) and args.reference_load is None:
         raise UserError(
             f"--objective {args.objective} needs a reference: give --reference-load DIR (tools/import_hf.py makes one)"
@@ -222,13 +236,13 @@ def _check_reference(args: argparse.Namespace) -> None:
     if args.cuda_graph_impl != "none":
         raise UserError(
             f"--cuda-graph-impl {args.cuda_graph_impl} with --objective {args.objective}: Megatron captures its graphs "
-            "in the first passes that it sees, which are the reference's; use 'none'"
+            "in the first passes that it sees, which come before the step; use 'none'"
         )
     if args.rampup_batch_size is not None:
         raise UserError(
             f"--rampup-batch-size is not supported with --objective {args.objective}; give one --global-batch-size"
         )
-    if scores_ahead(args):
+    if scores_ahead(args) or scores_base_ahead(args):
         _check_reference_micro_batch(args)
 
 

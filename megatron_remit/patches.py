@@ -15,7 +15,7 @@ from torch.nn import Module
 from megatron_remit import cpu, step_metrics
 from megatron_remit.layout import check_divides, in_one_line
 from megatron_remit.model_arguments import take_left_out
-from megatron_remit.scoring.ahead import ScoreAhead
+from megatron_remit.scoring.ahead import Base, ScoreAhead
 
 _applied = False
 
@@ -62,8 +62,8 @@ def _with_readable_help(original: Any) -> Any:
     return call
 
 
-def score_ahead_with(reference: list[Module]) -> None:
-    """From now on ``reference`` scores each of Megatron's training steps before the step runs.
+def score_ahead_with(reference: list[Module], base: Base | None) -> None:
+    """From now on ``reference``, and ``base`` if there is one, score each of Megatron's training steps before it runs.
 
     ``train`` asks ``get_forward_backward_func`` for its schedule once, and Megatron itself wraps the result there for
     CUDA graphs.
@@ -72,7 +72,7 @@ def score_ahead_with(reference: list[Module]) -> None:
 
     @functools.wraps(original)
     def get_forward_backward_func(*args: Any, **kwargs: Any) -> ScoreAhead:
-        return ScoreAhead(reference, original(*args, **kwargs))
+        return ScoreAhead(reference, base, original(*args, **kwargs))
 
     training.get_forward_backward_func = get_forward_backward_func
 

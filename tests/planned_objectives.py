@@ -13,19 +13,39 @@ from megatron_remit.objectives.registry import current_objective
 from megatron_remit.programs import train
 
 RHO1 = {"objective": "rho1", "rho1_keep_ratio": 0.6}
+ONE_REFERENCE = [
+    RHO1 | {"rho1_scope": "sequence"},
+    RHO1 | {"rho1_scope": "global-batch"},
+    {"objective": "kd", "kd_alpha": 0.7, "kd_temperature": 2.0},
+    RHO1 | {"rho1_scope": "microbatch"},
+    {"objective": "remit", "remit_control": "permute"},
+]
 PLANS = {
+    "one reference": ONE_REFERENCE,
     "all": [
-        RHO1 | {"rho1_scope": "sequence"},
-        RHO1 | {"rho1_scope": "global-batch"},
-        {"objective": "kd", "kd_alpha": 0.7, "kd_temperature": 2.0},
-        RHO1 | {"rho1_scope": "microbatch"},
-        {"objective": "remit", "remit_control": "permute"},
+        {"objective": "prift"},
+        {"objective": "eslm", "eslm_alpha": 0.4, "eslm_scope": "microbatch"},
+        {"objective": "eslm", "eslm_alpha": 0.4, "eslm_scope": "global-batch"},
+        {"objective": "tokenclean", "tokenclean_keep_ratio": 0.6, "tokenclean_threshold": None},
+        {"objective": "tokenclean", "tokenclean_threshold": 0.1},
+        {"objective": "contrast"},
+        *ONE_REFERENCE,
     ],
     "like ntp": [
         {"objective": "rho1", "rho1_keep_ratio": 1.0, "rho1_scope": "sequence"},
         {"objective": "rho1", "rho1_keep_ratio": 1.0, "rho1_scope": "microbatch"},
         {"objective": "rho1", "rho1_keep_ratio": 1.0, "rho1_scope": "global-batch"},
         {"objective": "kd", "kd_alpha": 0.0, "kd_temperature": 3.0},
+        {"objective": "eslm", "eslm_alpha": 0.0, "eslm_scope": "sequence"},
+        {"objective": "eslm", "eslm_alpha": 0.0, "eslm_scope": "global-batch"},
+        {"objective": "tokenclean", "tokenclean_keep_ratio": 1.0, "tokenclean_threshold": None},
+        {"objective": "tokenclean", "tokenclean_threshold": -1e9},
+        {"objective": "contrast", "remit_epsilon": 0.0},
+    ],
+    "from stores": [
+        {"objective": "contrast"},
+        {"objective": "prift"},
+        {"objective": "tokenclean", "tokenclean_keep_ratio": 0.6},
     ],
     "ntp": [{"objective": "ntp"}],
     "experts": [

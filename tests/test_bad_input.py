@@ -96,7 +96,7 @@ def test_epsilon_none_turns_clipping_off(material):
     assert parsed([*material.remit(), "--remit-epsilon", "none"]).remit_epsilon is None
 
 
-@pytest.mark.parametrize("objective", ["rho1", "kd"])
+@pytest.mark.parametrize("objective", ["rho1", "kd", "prift"])
 def test_other_objectives_without_a_reference(objective, material):
     with pytest.raises(UserError, match=rf"--objective {objective} needs a reference: give --reference-load"):
         check_arguments(parsed(material.flags(objective=objective)))
@@ -110,6 +110,12 @@ def test_other_objectives_without_a_reference(objective, material):
         ("--rho1-keep-ratio", "1.2", "(0, 1]"),
         ("--rho1-keep-ratio", "most", "(0, 1]"),
         ("--rho1-scope", "batch", "invalid choice: 'batch'"),
+        ("--eslm-alpha", "1", "[0, 1)"),
+        ("--eslm-alpha", "-0.1", "[0, 1)"),
+        ("--eslm-scope", "batch", "invalid choice: 'batch'"),
+        ("--tokenclean-keep-ratio", "0", "(0, 1]"),
+        ("--tokenclean-threshold", "nan", "is not a number of nats"),
+        ("--tokenclean-threshold", "inf", "is not a number of nats"),
         ("--remit-control", "shuffle", "invalid choice: 'shuffle'"),
         ("--kd-alpha", "-0.1", "[0, 1]"),
         ("--kd-alpha", "nan", "[0, 1]"),
@@ -136,6 +142,7 @@ def test_reference_micro_batch_that_does_not_divide_the_step(material):
         ({"cuda_graph_impl": "full_iteration"}, "--cuda-graph-impl full_iteration"),
         ({"cuda_graph_impl": "local"}, "--cuda-graph-impl local with --objective remit"),
         ({"objective": "rho1", "remit_control": "permute"}, "--remit-control permute .* the objective is rho1"),
+        ({"objective": "eslm", "reference_load": None, "cuda_graph_impl": "local"}, "--cuda-graph-impl local .* eslm"),
         ({"objective": "kd", "fp16": True}, "--objective kd with --fp16: .* use --bf16"),
         ({"reset_attention_mask": True, "pipeline_model_parallel_size": 3}, "--reset-attention-mask"),
         ({"reset_attention_mask": True, "transformer_impl": "transformer_engine"}, "--transformer-impl local"),

@@ -23,7 +23,9 @@ ELSEWHERE = {"behind.py", "modeling_*.py", "configuration_*.py", "pretrain_gpt.p
 # Names of files in the changelog that are gone, each in front of what it is called now.
 GONE = re.compile(r"- Renamed: .*?\.\n", re.DOTALL)
 
-OWN_FLAG = re.compile(r"--(?:objective|remit|rho1|kd|score|reference|row-seed|cross-entropy-impl)[a-z0-9-]*")
+OWN_FLAG = re.compile(
+    r"--(?:objective|remit|rho1|kd|eslm|tokenclean|score|reference|row-seed|cross-entropy-impl)[a-z0-9-]*"
+)
 FLAGS_OF_OTHERS = {"--reference-hf"}  # the plan's
 
 

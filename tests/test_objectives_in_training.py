@@ -1,4 +1,4 @@
-"""RHO-1, distillation and the control with permuted weights in the real training program.
+"""Every objective but plain ReMiT, and the control with permuted weights, in the real training program.
 
 One run takes a step with each of them (tests/planned_objectives.py). The parameters after a step show in all later
 figures and in the checkpoint at the end, so equal runs have equal losses and gradients throughout.
@@ -14,24 +14,33 @@ from megatron_remit import cpu
 from megatron_remit.objectives.remit import Remit
 from tests.checkpoints import load_tensors
 from tests.conftest import VOCABULARY
+from tests.planned_objectives import PLANS
 from tests.ranks import pretrain
 
 cpu.install()
 
-STEPS = 5
+STEPS = len(PLANS["all"])
+# After the first six, none of which is distillation.
+SAVED = 6
+LIKE_NTP = len(PLANS["like ntp"])
 # Values that a run logs, one per step that has the figure.
 FIGURES = {
-    "lm loss": 5,
-    "reference nll": 4,
-    "delta mean": 4,
+    "lm loss": 11,
+    "reference nll": 8,
+    "base nll": 3,
+    "delta mean": 7,
+    "prift loss": 1,
+    "eslm loss": 2,
+    "tokenclean loss": 2,
+    "contrast loss": 1,
     "rho1 loss": 3,
-    "kept share": 3,
-    "kept delta mean": 3,
+    "kept share": 7,
+    "kept delta mean": 5,
     "kd loss": 1,
     "reference kl": 1,
     "remit loss": 1,
-    "weight mean": 1,
-    "weight std": 1,
+    "weight mean": 3,
+    "weight std": 3,
 }
 # Plain SGD: the steps change the weights by the sum of their gradients times this.
 SGD = {"lr": 0.3}
@@ -48,12 +57,11 @@ LAYOUTS = {
 
 
 def train_plan(material, plan, folder, ranks=1, **overrides):
-    """Five steps, each with its objective, and a checkpoint in ``folder``."""
+    """A step with each objective of the plan, and a checkpoint in ``folder``. The policy's start is the base."""
+    models = {"reference_load": material.reference, "reference_base_load": material.policy}
     flags = material.flags(
-        objective="rho1",
-        **{"reference_load": material.reference, "train_iters": STEPS, "save": folder, "save_interval": STEPS}
-        | SGD
-        | overrides,
+        objective="contrast",
+        **models | {"train_iters": STEPS, "save": folder, "save_interval": STEPS} | SGD | overrides,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PLAN", plan)
@@ -87,7 +95,7 @@ def one_rank(train, tmp_path_factory):
 @pytest.fixture(scope="module")
 def one_rank_adam(train, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one_rank_adam")
-    return train("all", folder, save_interval=2, **ADAM), folder
+    return train("all", folder, save_interval=SAVED, **ADAM), folder
 
 
 @pytest.mark.slow
@@ -98,7 +106,8 @@ def test_losses_and_gradients_equal_those_of_one_rank(layout, train, tmp_path, r
     run = train("all", tmp_path, ranks=2, **overrides)
     for name, count in FIGURES.items():
         assert len(run.series(name)) == count, name
-        assert run.series(name) == pytest.approx(expected.series(name), rel=2e-5, abs=2e-6), name
+        # NLLs are near 6.4 here: 5e-6 is 8e-7 of them, and what their small differences can show.
+        assert run.series(name) == pytest.approx(expected.series(name), rel=2e-5, abs=5e-6), name
     assert_same_weights(tmp_path, folder)
 
 
@@ -107,48 +116,57 @@ def test_bf16_gives_the_figures_of_fp32_to_its_precision(train, one_rank, tmp_pa
     """Megatron's wrapper of 16-bit models upcasts their outputs, also the hidden states that distillation keeps."""
     expected, _ = one_rank
     run = train("all", tmp_path, ranks=2, bf16=True, tensor_model_parallel_size=2, sequence_parallel=True)
-    for name in ("lm loss", "reference nll", "kd loss", "reference kl", "remit loss", "weight mean"):
-        assert run.series(name) == pytest.approx(expected.series(name), rel=1e-2), name
+    losses = ("lm loss", "prift loss", "contrast loss", "kd loss", "remit loss")
+    for name in (*losses, "reference nll", "base nll", "reference kl", "weight mean"):
+        # The rounding of each of eleven steps, and the tokens that it has selected otherwise, add up.
+        assert run.series(name) == pytest.approx(expected.series(name), rel=2e-2), name
 
 
 @pytest.mark.slow
 def test_the_figures_are_what_they_say(one_rank):
     run, _ = one_rank
-    for share in run.series("kept share"):
-        assert share == pytest.approx(0.6, abs=0.03)
+    *shares, by_threshold, _, _, _ = run.series("kept share")
+    assert shares == pytest.approx([0.6, 0.6, 0.6], abs=0.03) and 0.1 < by_threshold < 0.9
+    assert run.series("kept share")[4:] == pytest.approx([0.6, 0.6, 0.6], abs=0.03)
+    assert run.series("weight mean")[0] == pytest.approx(1.0, abs=1e-6) and run.series("weight std")[0] > 0.01
+    for loss, ntp in zip(run.series("eslm loss"), run.series("lm loss")[1:3], strict=True):
+        assert loss > ntp, "the tokens at risk are the hard ones"
+    gap = run.series("base nll")[2] - run.series("reference nll")[3]
+    assert gap == pytest.approx(run.series("delta mean")[2], rel=1e-4)
     for kept, mean in zip(run.series("kept delta mean"), run.series("delta mean"), strict=False):
         assert kept > mean
     assert run.series("kd loss")[0] == pytest.approx(
-        0.3 * run.series("lm loss")[2] + 0.7 * 2.0**2 * run.series("reference kl")[0], rel=1e-6
+        0.3 * run.series("lm loss")[8] + 0.7 * 2.0**2 * run.series("reference kl")[0], rel=1e-6
     )
 
 
 @pytest.mark.slow
 def test_a_resumed_run_equals_the_uninterrupted_one(train, one_rank_adam, tmp_path):
     expected, folder = one_rank_adam
-    run = train("all", tmp_path, load=folder, ckpt_step=2, finetune=None, **ADAM)
+    run = train("all", tmp_path, load=folder, ckpt_step=SAVED, finetune=None, **ADAM)
     for name in ("lm loss", "delta mean"):
         assert run.series(name) == expected.series(name)[-len(run.series(name)) :], name
     for name in ("kd loss", "rho1 loss", "remit loss", "grad-norm"):
         assert run.series(name)[-1] == expected.series(name)[-1], name
-    assert len(run.series("lm loss")) == STEPS - 2
+    assert len(run.series("lm loss")) == STEPS - SAVED
     for name, tensor in final_weights(tmp_path).items():
         assert torch.equal(tensor, final_weights(folder)[name]), name
 
 
 @pytest.mark.slow
-def test_keeping_all_tokens_and_alpha_zero_equal_ntp_bit_for_bit(train, tmp_path):
+def test_keeping_all_tokens_and_weights_of_one_equal_ntp_bit_for_bit(train, tmp_path):
     """Adam and clipping, so that each step depends on every bit of the gradients before it."""
-    exact = {"optimizer": "adam", "lr": 1e-2, "clip_grad": 1.0, "weight_decay": 0.1}
+    exact = {"optimizer": "adam", "lr": 1e-2, "clip_grad": 1.0, "weight_decay": 0.1, "train_iters": LIKE_NTP}
     expected = train("ntp", tmp_path / "ntp", **exact)
     run = train("like ntp", tmp_path / "like", **exact)
     for name in ("lm loss", "grad-norm"):
         assert run.series(name) == expected.series(name)
-    assert run.series("rho1 loss")[:3] == expected.series("lm loss")[:3]
-    assert run.series("kd loss") == expected.series("lm loss")[3:4]
-    assert run.series("kept share")[:3] == [1.0, 1.0, 1.0] and run.series("reference kl")[0] > 0
-    expected_tensors = final_weights(tmp_path / "ntp")
-    for name, tensor in final_weights(tmp_path / "like").items():
+    losses = [loss for name in ("rho1", "kd", "eslm", "tokenclean", "contrast") for loss in run.series(f"{name} loss")]
+    assert losses == expected.series("lm loss")
+    assert run.series("kept share") == [1.0] * 7 and run.series("reference kl")[0] > 0
+    assert run.series("weight mean") == [1.0] and run.series("delta mean")[-1] != 0
+    expected_tensors = final_weights(tmp_path / "ntp", LIKE_NTP)
+    for name, tensor in final_weights(tmp_path / "like", LIKE_NTP).items():
         assert torch.equal(tensor, expected_tensors[name]), name
 
 

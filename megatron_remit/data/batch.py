@@ -3,7 +3,7 @@
 Shape suffixes: B sequences of the microbatch, S sequence positions on this rank, W positions of the whole sequence.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypedDict, cast
 
 import torch
@@ -35,6 +35,9 @@ class Batch(TypedDict, total=False):
     reference_nll: Tensor
     """[B, S] float32, nats, on the last stage. Set by ``scoring.ahead`` from the reference, or here from a score store:
     then NaN throughout a row that the store lacks."""
+    base_nll: Tensor
+    """[B, S] float32, nats, on the last stage, for objectives with two references: the NLLs of the reference's base.
+    Set by ``scoring.ahead`` from the model, or here from its score store."""
     score_key: Tensor | None
     """[B, 2] int64, the rows' keys in the score store, on tensor-parallel rank 0 of the last stage. Set here."""
     reference_hidden: Tensor
@@ -42,7 +45,9 @@ class Batch(TypedDict, total=False):
     document_ids: Tensor
     """[B, S] int64, on the last stage, with ``--remit-centering document``. Set here, by ReMiT's ``batch_columns``."""
     selected: Tensor
-    """[B, S] bool, with ``--rho1-scope global-batch``. Set by RHO-1's ``look_ahead``."""
+    """[B, S] bool, for objectives that choose tokens of the global batch. Set by their ``look_ahead``."""
+    weight: Tensor
+    """[B, S] float32, on the last stage. Set by PriFT's ``look_ahead``."""
 
 
 _MEGATRONS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
@@ -52,7 +57,7 @@ def get_batch(
     data_iterator: Iterator[dict[str, Any]] | None,
     micro_batch_size: int,
     vp_stage: int | None = None,
-    scored: bool = False,
+    scored: Collection[str] = (),
     columns: Callable[[Tensor], dict[str, Tensor]] | None = None,
 ) -> Batch:
     """The next microbatch of ``data_iterator``, as this rank needs it (Megatron's ``get_batch_on_this_*_rank``).
@@ -61,7 +66,7 @@ def get_batch(
         data_iterator: None on ranks that read no data (tensor-parallel rank above 0, middle pipeline stages).
         micro_batch_size: sizes the receive buffers of those ranks.
         vp_stage: the model chunk, with virtual pipeline stages.
-        scored: the samples come with the columns of a score store.
+        scored: the columns [B, W] that the samples bring along from score stores.
         columns: an objective's ``batch_columns``: called on the last stage with the whole sequences' labels [B, W].
     """
     args = get_args()
@@ -92,21 +97,21 @@ def get_batch(
     batch = {key: read.get(key) for key in _MEGATRONS}
     if columns is not None and last:
         batch |= columns(batch["labels"])
-    if scored and last:
-        batch["reference_nll"] = _broadcast_scores(raw, micro_batch_size, args.seq_length)
+    if last:
+        for name in scored:
+            batch[name] = _broadcast_scores(None if raw is None else raw[name], micro_batch_size, args.seq_length)
     batch = get_batch_on_this_cp_rank(batch, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group())
     if scored and last:
         batch["score_key"] = None if raw is None else raw["score_key"]
     return cast(Batch, batch)
 
 
-def _broadcast_scores(raw: dict[str, Any] | None, micro_batch_size: int, seq_length: int) -> Tensor:
-    """The column ``reference_nll`` on every tensor-parallel rank; Megatron's broadcast has a fixed list of keys."""
-    if raw is None:
+def _broadcast_scores(nll_BW: Tensor | None, micro_batch_size: int, seq_length: int) -> Tensor:
+    """A store's column on every tensor-parallel rank, from the first, which alone has it; Megatron's broadcast has a
+    fixed list of keys."""
+    if nll_BW is None:
         shape = (micro_batch_size, seq_length)
         nll_BW = torch.empty(shape, dtype=torch.float32, device=torch.cuda.current_device())
-    else:
-        nll_BW = raw["reference_nll"]
     group = mpu.get_tensor_model_parallel_group()
     torch.distributed.broadcast(nll_BW, mpu.get_tensor_model_parallel_src_rank(), group=group)
     return nll_BW

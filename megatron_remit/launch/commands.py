@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron_remit.errors import UserError
 from megatron_remit.launch.settings import Settings
+from megatron_remit.launch.variables import WITHOUT_REFERENCE
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Commands:
 
     settings: Settings
     base: Path  # the folder of the imported base model
-    reference: Path | None  # that of the imported reference; None for NTP
+    reference: Path | None  # that of the imported reference; None for an objective without one
     saved: int
 
     @classmethod
@@ -29,7 +30,7 @@ class Commands:
         """Those of a run as the file system has it now."""
         base = import_folder(settings.base_hf, settings.import_dir)
         reference = None
-        if settings.objective != "ntp" and settings.rl_hf is not None:
+        if settings.objective not in WITHOUT_REFERENCE and settings.rl_hf is not None:
             reference = import_folder(settings.rl_hf, settings.import_dir)
         return cls(settings, base, reference, saved_step(settings.run_dir))
 

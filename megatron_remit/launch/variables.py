@@ -26,6 +26,9 @@ class Host:
     allocation: Allocation
 
 
+# The objectives of the training program that read no reference; this file cannot ask them (it runs without torch).
+WITHOUT_REFERENCE = ("ntp", "eslm")
+
 # The settings that have been read so far, by the names of their fields.
 Values = dict[str, Any]
 
@@ -63,7 +66,7 @@ def _folder(name: str, text: str, values: Values) -> Path:
 
 
 def _reference(name: str, text: str, values: Values) -> Path | None:
-    if values["objective"] != "ntp":
+    if values["objective"] not in WITHOUT_REFERENCE:
         return _folder(name, text, values)
     return _path(name, text, values) if text else None
 
@@ -105,10 +108,10 @@ VARIABLES = (
     Variable("OBJECTIVE", "remit", "the training program's `--objective`; `ntp` is the baseline"),
     Variable(
         "RL_HF",
-        lambda values, _host: "" if values["objective"] == "ntp" else None,
+        lambda values, _host: "" if values["objective"] in WITHOUT_REFERENCE else None,
         "the Hugging Face folder of the RL model of the same tokenizer, the reference",
         _reference,
-        "needed, but not for `ntp`",
+        "needed, but not for `ntp` and `eslm`",
     ),
     Variable(
         "IMPORT_DIR",

@@ -52,8 +52,17 @@ class Objective(abc.ABC):
     """A few words for ``--help``."""
     needs_reference: ClassVar[bool] = False
     """Whether the reference scores each step first."""
+    needs_base: ClassVar[bool] = False
+    """Whether a second frozen model, the reference's base, gives the batch column ``base_nll``."""
+    reads_step: ClassVar[bool] = False
+    """Whether the step is read first although there is no reference, so that :meth:`look_ahead` is called."""
     reference_column: ClassVar[str] = "reference_nll"
     """The batch column that receives what the reference's pass gave. A score store can serve ``reference_nll``."""
+
+    @classmethod
+    def looks_ahead(cls) -> bool:
+        """Whether a step's microbatches are all read before the policy trains on the first."""
+        return cls.needs_reference or cls.reads_step
 
     @classmethod
     def add_arguments(cls, group: Any) -> None:
@@ -111,6 +120,36 @@ def context_parallel_group() -> ProcessGroup | None:
 def mean(total: Tensor, num_tokens: Tensor) -> Tensor:
     """A report value: the pair (sum, tokens) that Megatron's ``train_step`` adds up over ranks before it divides."""
     return torch.stack([total.detach().float(), num_tokens.float()])
+
+
+def selected_loss(
+    name: str, nll_BS: Tensor, mask_BS: Tensor, selected_BS: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The loss of an objective that trains on some tokens: the sum of their NLLs, their number, and a report with the
+    loss of all unmasked tokens, that of the selected ones (``<name> loss``) and their share."""
+    nll_N, mask_N, selected_N = nll_BS.reshape(-1), mask_BS.reshape(-1), selected_BS.reshape(-1).float()
+    num_tokens, num_selected = mask_N.sum().to(torch.int), selected_N.sum().to(torch.int)
+    # In the order of next-token prediction: with all tokens selected the same bits.
+    loss = (nll_N * selected_N).sum()
+    report = {
+        "lm loss": mean((nll_N.detach() * mask_N).sum(), num_tokens),
+        f"{name} loss": mean(loss, num_selected),
+        "kept share": mean(selected_N.sum(), num_tokens),
+    }
+    return loss, num_selected, report
+
+
+def masked_mean(value_BS: Tensor, mask_BS: Tensor) -> Tensor:
+    """The report value of a figure per token: its mean over the tokens whose mask is 1."""
+    mask_N = mask_BS.reshape(-1).float()
+    return mean((value_BS.reshape(-1) * mask_N).sum(), mask_N.sum().to(torch.int))
+
+
+def finish_weight_std(report: dict[str, Tensor]) -> None:
+    """Replace ``weight square`` by ``weight std``, which cannot be averaged over ranks, from the first two moments."""
+    square = report.pop("weight square", None)
+    if square is not None:
+        report["weight std"] = (square - report["weight mean"] ** 2).clamp(min=0).sqrt()
 
 
 def number_in(low: float, high: float, low_counts: bool, message: str) -> Callable[[str], float]:

@@ -9,13 +9,18 @@ import importlib
 from megatron.training import get_args, get_tokenizer
 
 from megatron_remit.objectives.base import Objective
+from megatron_remit.objectives.contrast import Contrast
+from megatron_remit.objectives.eslm import Eslm
 from megatron_remit.objectives.kd import Distillation
 from megatron_remit.objectives.ntp import NextToken
+from megatron_remit.objectives.prift import Prift
 from megatron_remit.objectives.remit import Remit
 from megatron_remit.objectives.rho1 import Rho1
+from megatron_remit.objectives.tokenclean import TokenCleaning
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    objective.name: objective for objective in (NextToken, Remit, Rho1, Distillation)
+    objective.name: objective
+    for objective in (NextToken, Remit, Rho1, Distillation, Contrast, Prift, TokenCleaning, Eslm)
 }
 
 

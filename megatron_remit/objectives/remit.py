@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megatron_remit.data.batch import Batch
 from megatron_remit.errors import UserError
-from megatron_remit.objectives.base import LossResult, Objective, context_parallel_group, mean
+from megatron_remit.objectives.base import LossResult, Objective, context_parallel_group, finish_weight_std, mean
 from megatron_remit.objectives.math.weights import Centering, document_ids, permute_weights, remit_weights
 
 
@@ -74,12 +74,16 @@ class Remit(Objective):
             return {}
         return {"document_ids": document_ids(labels_BW, self.end_of_document)}
 
+    def compared_nll(self, batch: Batch, nll_BS: Tensor) -> Tensor:
+        """What the reference's NLL is subtracted from to give delta (equation 3): the policy's NLL, no gradient."""
+        return nll_BS.detach()
+
     def loss(self, batch: Batch, output: Tensor) -> LossResult:
         """``output`` is the policy's NLL [B, S]; the sum is equation 6's numerator, nats."""
         mask_BS, nll_BS, reference_nll_BS = batch["loss_mask"].float(), output.float(), batch["reference_nll"]
         group = context_parallel_group()
         weights = remit_weights(
-            nll_BS.detach(),
+            self.compared_nll(batch, nll_BS),
             reference_nll_BS,
             mask_BS,
             self.epsilon,
@@ -105,14 +109,11 @@ class Remit(Objective):
             "clipped high": weights.clipped_high_BS,
         }
         report = {name: mean((value_BS.reshape(-1) * mask_N).sum(), num_tokens) for name, value_BS in summed.items()}
-        report["remit loss"] = mean(loss, num_tokens)
+        report[f"{self.name} loss"] = mean(loss, num_tokens)
         return loss, num_tokens, report
 
     def finish_report(self, report: dict[str, Tensor]) -> None:
-        """The standard deviation of the weight from its first two moments: it cannot be averaged over ranks."""
-        square = report.pop("weight square", None)
-        if square is not None:
-            report["weight std"] = (square - report["weight mean"] ** 2).clamp(min=0).sqrt()
+        finish_weight_std(report)
 
 
 def check_end_of_document(tokenizer: Any, name: str | None) -> None:

@@ -2,8 +2,7 @@
 
 The choice itself is in ``math/selection.py``.
 
-Shape suffixes: B sequences of a microbatch, S sequence positions on this rank, N = B * S tokens, M microbatches of a
-step.
+Shape suffixes: B sequences of a microbatch, S sequence positions on this rank, M microbatches of a step.
 """
 
 import argparse
@@ -14,7 +13,15 @@ from megatron.core import mpu
 from torch import Tensor
 
 from megatron_remit.data.batch import Batch
-from megatron_remit.objectives.base import LossResult, Objective, Step, context_parallel_group, mean, number_in
+from megatron_remit.objectives.base import (
+    LossResult,
+    Objective,
+    Step,
+    context_parallel_group,
+    masked_mean,
+    number_in,
+    selected_loss,
+)
 from megatron_remit.objectives.math.selection import Scope, select_in_global_batch, select_in_microbatch
 
 
@@ -72,17 +79,10 @@ class Rho1(Objective):
         selected_BS = batch.get("selected")
         if selected_BS is None:
             selected_BS = select_in_microbatch(excess_BS, mask_BS, self.ratio, self.scope, context_parallel_group())
-        nll_N, mask_N, selected_N = nll_BS.reshape(-1), mask_BS.reshape(-1), selected_BS.reshape(-1).float()
-        num_tokens, num_selected = mask_N.sum().to(torch.int), selected_N.sum().to(torch.int)
-        # In the order of next-token prediction: with all tokens selected the same bits.
-        loss = (nll_N * selected_N).sum()
-        excess_N = excess_BS.reshape(-1)
-        report = {
-            "lm loss": mean((nll_N.detach() * mask_N).sum(), num_tokens),
-            "rho1 loss": mean(loss, num_selected),
-            "reference nll": mean((batch["reference_nll"].reshape(-1) * mask_N).sum(), num_tokens),
-            "delta mean": mean((excess_N * mask_N).sum(), num_tokens),
-            "kept delta mean": mean((excess_N * selected_N).sum(), num_selected),
-            "kept share": mean(selected_N.sum(), num_tokens),
+        loss, num_selected, report = selected_loss(self.name, nll_BS, mask_BS, selected_BS)
+        report |= {
+            "reference nll": masked_mean(batch["reference_nll"], mask_BS),
+            "delta mean": masked_mean(excess_BS, mask_BS),
+            "kept delta mean": masked_mean(excess_BS, selected_BS),
         }
         return loss, num_selected, report

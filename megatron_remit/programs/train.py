@@ -20,14 +20,15 @@ from torch.nn import Module
 
 from megatron_remit import patches
 from megatron_remit.data.batch import Batch, get_batch
-from megatron_remit.nll import run_model
+from megatron_remit.nll import Vocabulary, run_model
 from megatron_remit.objectives.base import LossResult, Objective
 from megatron_remit.objectives.registry import current_objective, evaluation_objective, objective_class
 from megatron_remit.programs.start import check, parse_arguments
-from megatron_remit.reference.checkpoint import reference_arguments
+from megatron_remit.reference.checkpoint import BASE_FLAG, reference_arguments
 from megatron_remit.reference.model import build_reference
 from megatron_remit.scoring import session
-from megatron_remit.scoring.arguments import scores_ahead
+from megatron_remit.scoring.ahead import Base
+from megatron_remit.scoring.arguments import scores_ahead, scores_base_ahead
 from megatron_remit.scoring.dataset import train_valid_test_datasets
 from megatron_remit.specs.native import gpt_config
 
@@ -39,11 +40,14 @@ def main() -> None:
     args = parse_arguments()
     check(args)
     config = gpt_config(args)
-    if objective_class(args.objective).needs_reference and not args.skip_train:
+    if objective_class(args.objective).looks_ahead() and not args.skip_train:
         if args.score_store is not None:
             session.open_store(args, create=args.score_store_write)
+        if args.score_store_base is not None:
+            session.open_base_store(args)
         own = reference_arguments(args) if scores_ahead(args) else None
-        config.post_wrap_hooks.append(partial(_add_reference, own))
+        base = reference_arguments(args, BASE_FLAG) if scores_base_ahead(args) else None
+        config.post_wrap_hooks.append(partial(_add_references, own, base))
     try:
         pretrain(
             pretrain_cfg_container_from_args(args, config),
@@ -55,24 +59,29 @@ def main() -> None:
         session.close()
 
 
-def _add_reference(reference_args: argparse.Namespace | None, policy: list[Module]) -> list[Module]:
+def _add_references(
+    reference_args: argparse.Namespace | None, base_args: argparse.Namespace | None, policy: list[Module]
+) -> list[Module]:
     """Post-wrap hook of the policy's model config: the first moment at which the process groups stand.
 
-    ``reference_args`` is None when every score comes from a store: no reference is built.
+    ``reference_args`` is None when every score comes from a store, or when there is no reference: none is built then.
+    The same holds for ``base_args`` and the reference's base.
     """
-    patches.score_ahead_with([] if reference_args is None else build_reference(reference_args))
+    reference = [] if reference_args is None else build_reference(reference_args)
+    base = None if base_args is None else Base(build_reference(base_args), Vocabulary.of_reference(base_args))
+    patches.score_ahead_with(reference, base)
     return policy
 
 
 def forward_step(data_iterator: Iterator[Any] | None, model: Module) -> tuple[Tensor, Callable[[Tensor], LossResult]]:
     """Megatron's forward-step contract for the policy: output tensor and loss function of the next microbatch.
 
-    With a reference the iterator yields microbatches that score-ahead has read already; otherwise it is Megatron's
-    own data iterator. Evaluation is next-token prediction, whatever the objective.
+    For an objective that looks ahead the iterator yields microbatches that were read before the step; otherwise it is
+    Megatron's own data iterator. Evaluation is next-token prediction, whatever the objective.
     """
     args = get_args()
     objective = current_objective() if model.training else evaluation_objective()
-    if objective.needs_reference:
+    if objective.looks_ahead():
         batch: Batch = next(data_iterator)  # type: ignore[arg-type]  # every rank has the step's microbatches
     else:
         size = args.micro_batch_size if model.training else (args.eval_micro_batch_size or args.micro_batch_size)

@@ -44,7 +44,12 @@ NOT_INHERITED = {
 _UNKNOWN_CHOICE = {"sinkhorn", "quantile_balancing"}
 
 
-def checkpoint_folder(root: Path) -> Path:
+FLAG = "--reference-load"
+BASE_FLAG = "--reference-base-load"
+"""The flag of the second frozen model, the reference's base, which some objectives compare the reference with."""
+
+
+def checkpoint_folder(root: Path, flag: str = FLAG) -> Path:
     """The folder of ``root``'s latest iteration, after a check that it is whole.
 
     Raises:
@@ -55,7 +60,7 @@ def checkpoint_folder(root: Path) -> Path:
         check_shards(folder)
     except UserError as error:
         raise UserError(
-            f"--reference-load {root}: {error}; give a finished torch_dist checkpoint "
+            f"{flag} {root}: {error}; give a finished torch_dist checkpoint "
             "(tools/import_hf.py or a training run writes one)"
         ) from None
     return folder
@@ -76,27 +81,31 @@ def saved_arguments(folder: Path) -> argparse.Namespace:
     return saved
 
 
-def reference_arguments(args: argparse.Namespace) -> argparse.Namespace:
+def reference_arguments(args: argparse.Namespace, flag: str = FLAG) -> argparse.Namespace:
     """The run's arguments, but with the model that the reference's checkpoint states.
 
-    In ``args`` only ``remit_common_vocab_size`` changes: it says over how many tokens the reference's probabilities are
-    taken. The embedding gets the policy's number of rows, whatever the checkpoint has: then each tensor-parallel rank
-    holds the same token ids of both models, and rows that the policy lacks are not read.
+    ``flag`` names the checkpoint: that of the reference, or of its base. In ``args`` only ``remit_common_vocab_size``
+    changes, and for the reference only: it says over how many tokens the model's probabilities are taken. The result
+    has it for either. The embedding gets the policy's number of rows, whatever the checkpoint has: then each
+    tensor-parallel rank holds the same token ids of both models, and rows that the policy lacks are not read.
 
     Raises:
         UserError: the checkpoint is missing or not whole, or its vocabulary, tokenizer, sequence length or shape does
             not fit the run.
     """
-    root = args.reference_load
-    saved = saved_arguments(checkpoint_folder(root))
+    root = args.reference_load if flag == FLAG else args.reference_base_load
+    saved = saved_arguments(checkpoint_folder(root, flag))
     own = copy.copy(args)
     # Where the checkpoint says None, or nothing, the reference must not end up with what the policy has.
     vars(own).update(NEUTRAL)
     own.load, own.ckpt_step = str(root), None
     checkpointing.load_args_from_checkpoint(own)
-    name = f"--reference-load {root}"
+    name = f"{flag} {root}"
     check_length(name, own.max_position_embeddings, args.seq_length)
-    args.remit_common_vocab_size = _check_vocabulary(args, saved)
+    own.reference_load, own.reference_flag = root, flag
+    own.remit_common_vocab_size = _check_vocabulary(args, saved, root, name)
+    if flag == FLAG:
+        args.remit_common_vocab_size = own.remit_common_vocab_size
     own.padded_vocab_size = args.padded_vocab_size
     fit_experts(args, own, saved, name)
     fit_to_layout(args, own, name)
@@ -104,7 +113,7 @@ def reference_arguments(args: argparse.Namespace) -> argparse.Namespace:
     return own
 
 
-def _check_vocabulary(args: argparse.Namespace, saved: argparse.Namespace) -> int:
+def _check_vocabulary(args: argparse.Namespace, saved: argparse.Namespace, root: Path, where: str) -> int:
     """The number of tokens that both models have, after a check that these are the same tokens."""
     policy_folder = Path(args.tokenizer_model) if args.tokenizer_type == "HuggingFaceTokenizer" else None
     policy = Model(
@@ -115,9 +124,9 @@ def _check_vocabulary(args: argparse.Namespace, saved: argparse.Namespace) -> in
     )
     rows = getattr(saved, "remit_vocab_size", None) or getattr(saved, "vocab_size", None) or args.remit_vocab_size
     reference = Model(
-        f"--reference-load {args.reference_load}",
+        where,
         rows,
-        _tokenizer_folder(args.reference_load, saved),
+        _tokenizer_folder(root, saved),
         getattr(saved, "remit_tokenizer_fingerprint", None),
     )
     corpora: list[str] | None = None if args.mock_data else []

@@ -47,7 +47,7 @@ def build_reference(reference_args: argparse.Namespace) -> list[Module]:
 
 
 def _load(chunks: list[Module], reference_args: argparse.Namespace) -> None:
-    folder = str(checkpoint_folder(reference_args.reference_load))
+    folder = str(checkpoint_folder(reference_args.reference_load, reference_args.reference_flag))
     print_rank_0(f"> loading the reference from {folder} ...")
     metadata = dist_checkpointing.load_content_metadata(folder) or {}
     metadata["dp_cp_group"] = mpu.get_data_parallel_group(with_context_parallel=True)
@@ -57,8 +57,8 @@ def _load(chunks: list[Module], reference_args: argparse.Namespace) -> None:
         loaded = dist_checkpointing.load(sharded, folder)
     except (CheckpointingException, RuntimeError, KeyError, ValueError, OSError) as error:
         raise UserError(
-            f"--reference-load {reference_args.reference_load}: its tensors do not fit the model that its own "
-            f"arguments describe ({error}); import the reference again"
+            f"{reference_args.reference_flag} {reference_args.reference_load}: its tensors do not fit the model that "
+            f"its own arguments describe ({error}); import the reference again"
         ) from error
     for i, model in enumerate(models):
         model.load_state_dict(loaded[f"model{i}"], strict=True)

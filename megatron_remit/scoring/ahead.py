@@ -14,7 +14,8 @@ Shape suffixes: B sequences of a microbatch, S sequence positions on this rank.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from megatron_remit.data.batch import Batch, get_batch, regroup, set_column
 from megatron_remit.nll import Output, Vocabulary, nll_output, run_model
 from megatron_remit.objectives.base import Objective, Step
 from megatron_remit.objectives.registry import current_objective
+from megatron_remit.scoring.arguments import stored_columns
 from megatron_remit.scoring.online import filled, missing_groups, shares_experts
 
 Schedule = Callable[..., Any]
@@ -36,19 +38,30 @@ Schedule = Callable[..., Any]
 ``collect_non_loss_data`` what the forward step collects."""
 
 
+@dataclass(frozen=True)
+class Base:
+    """The reference's base, for objectives with two references."""
+
+    chunks: list[Module]
+    """This rank's model chunks, one for each virtual pipeline stage."""
+    vocabulary: Vocabulary
+    """The rows that policy and base both have."""
+
+
 class ScoreAhead:
     """Wraps the function that Megatron's ``get_forward_backward_func`` returned."""
 
-    def __init__(self, reference: list[Module], schedule: Schedule) -> None:
+    def __init__(self, reference: list[Module], base: Base | None, schedule: Schedule) -> None:
         """``reference`` holds this rank's model chunks, one for each virtual pipeline stage; none when every score
-        comes from a store."""
+        comes from a store. ``base`` is None when its scores do, or when the objective has one reference."""
         self._reference = reference
+        self._base = base
         self._schedule = schedule
 
     def __call__(self, *, data_iterator: Any, forward_only: bool, **kwargs: Any) -> list[dict[str, Tensor]]:
         """Megatron's schedule signature; returns what the policy's schedule returns."""
         objective = current_objective()
-        if forward_only or not objective.needs_reference:
+        if forward_only or not objective.looks_ahead():
             return self._schedule(data_iterator=data_iterator, forward_only=forward_only, **kwargs)
         chunked = isinstance(data_iterator, list)
         iterators = data_iterator if chunked else [data_iterator]
@@ -57,7 +70,10 @@ class ScoreAhead:
             read_step(objective, iterator, vp_stage if chunked else None) for vp_stage, iterator in enumerate(iterators)
         ]
         seq_length = kwargs["seq_length"]
-        self._add_reference_column(objective, batches, seq_length)
+        if objective.needs_reference and self._reference:
+            self._add_reference_column(objective, batches, seq_length)
+        if objective.needs_base and self._base is not None:
+            self._add_base_column(self._base, batches, seq_length)
         policy_nll = partial(self._policy_nll, kwargs["model"], batches, seq_length)
         objective.look_ahead(Step(batches, self._reference, policy_nll))
         clock.stop_reference()
@@ -70,8 +86,6 @@ class ScoreAhead:
         With a score store only the reference microbatches that hold a row it lacks are run.
         """
         args = get_args()
-        if not self._reference:
-            return  # the samples brought their scores along
         size, output = args.reference_micro_batch_size, objective.reference_output()
         groups = [regroup(chunk, size, args.micro_batch_size) for chunk in batches]
         run_reference = partial(score_microbatches, self._schedule, self._reference)
@@ -82,12 +96,16 @@ class ScoreAhead:
             selected = [[chunk[number] for number in wanted] for chunk in groups]
             scored = run_reference(selected, output, size, seq_length) if wanted else []
             values = filled(groups[-1], wanted, scored, args)
-        if values and size != args.micro_batch_size:
-            values = torch.cat(values).split(args.micro_batch_size)
-        if values:
-            # The last model chunk of the last stage computes the loss.
-            for batch, value in zip(batches[-1], values, strict=True):
-                set_column(batch, objective.reference_column, value)
+        _set_columns(batches, objective.reference_column, values)
+
+    def _add_base_column(self, base: Base, batches: list[list[Batch]], seq_length: int) -> None:
+        """Put the NLLs of the reference's base into the last model chunk's batches."""
+        args = get_args()
+        size = args.reference_micro_batch_size
+        groups = [regroup(chunk, size, args.micro_batch_size) for chunk in batches]
+        output = nll_output(base.vocabulary)
+        nlls = score_microbatches(self._schedule, base.chunks, groups, output, size, seq_length)
+        _set_columns(batches, "base_nll", nlls)
 
     def _policy_nll(self, model: list[Module] | Module, batches: list[list[Batch]], seq_length: int) -> list[Tensor]:
         """The policy's NLL of each microbatch before the step, without dropout (see :class:`Step`)."""
@@ -100,6 +118,17 @@ class ScoreAhead:
         for chunk in chunks:
             chunk.train()
         return nlls
+
+
+def _set_columns(batches: list[list[Batch]], name: str, values: Sequence[Tensor]) -> None:
+    """Set a column of the last model chunk's microbatches, which compute the loss, from values that may be cut into
+    other microbatches; a rank without values has nothing to set."""
+    size = get_args().micro_batch_size
+    if values and len(values[0]) != size:
+        values = torch.cat(tuple(values)).split(size)
+    if values:
+        for batch, value in zip(batches[-1], values, strict=True):
+            set_column(batch, name, value)
 
 
 @torch.no_grad()
@@ -137,7 +166,7 @@ def read_step(
     size, ranks = args.micro_batch_size, mpu.get_data_parallel_world_size()
     batches = []
     for index in range(get_num_microbatches()):
-        batch = get_batch(data_iterator, size, vp_stage, args.score_store is not None, objective.batch_columns)
+        batch = get_batch(data_iterator, size, vp_stage, stored_columns(args), objective.batch_columns)
         # Megatron's sampler gives each data-parallel rank a microbatch in turn.
         first = args.consumed_train_samples + (index * ranks + mpu.get_data_parallel_rank()) * size
         batch["sample"] = torch.arange(first, first + size)

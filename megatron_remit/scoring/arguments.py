@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_remit.errors import UserError
-from megatron_remit.objectives.registry import objective_class
+from megatron_remit.objectives.registry import OBJECTIVES, objective_class
 from megatron_remit.score_store.writer import SHARD_SECONDS
 
 
@@ -16,6 +16,12 @@ def add_score_store_arguments(group: Any) -> None:
         type=Path,
         metavar="DIR",
         help="Read the reference's NLLs from this store (tools/score_corpus.py) and build no reference.",
+    )
+    group.add_argument(
+        "--score-store-base",
+        type=Path,
+        metavar="DIR",
+        help="Read the NLLs of the reference's base, for objectives with two references, from this store.",
     )
     group.add_argument(
         "--score-miss",
@@ -63,18 +69,68 @@ def scores_ahead(args: argparse.Namespace) -> bool:
     return objective_class(args.objective).needs_reference and (args.score_store is None or args.score_miss == "online")
 
 
+def scores_base_ahead(args: argparse.Namespace) -> bool:
+    """Whether the run builds the reference's base and scores its training steps with it."""
+    return objective_class(args.objective).needs_base and args.score_store_base is None
+
+
+def stored_columns(args: argparse.Namespace) -> dict[str, str]:
+    """The batch columns that come with the samples, each with the flag of its store."""
+    flags = {"reference_nll": "--score-store", "base_nll": "--score-store-base"}
+    stores = {"reference_nll": args.score_store, "base_nll": args.score_store_base}
+    return {column: flag for column, flag in flags.items() if stores[column] is not None}
+
+
+def check_base(args: argparse.Namespace) -> None:
+    """Refuse a run whose objective needs a base of the reference and has none, and one that has it in vain.
+
+    Raises:
+        UserError: names the flag, what was found and what to do.
+    """
+    given = [
+        flag
+        for flag, value in (
+            ("--score-store-base", args.score_store_base),
+            ("--reference-base-load", args.reference_base_load),
+        )
+        if value is not None
+    ]
+    if objective_class(args.objective).needs_base:
+        if not given:
+            raise UserError(
+                f"--objective {args.objective} needs the NLLs of the reference's base: give --score-store-base DIR "
+                "(tools/score_corpus.py with the base as --reference-load makes it) or --reference-base-load DIR"
+            )
+        for flags, first, second in (
+            ("--score-store-base and --score-store", args.score_store_base, args.score_store),
+            ("--reference-base-load and --reference-load", args.reference_base_load, args.reference_load),
+        ):
+            if first is not None and second is not None and first.resolve() == second.resolve():
+                raise UserError(
+                    f"{flags} are both {first}: the reference would be compared with itself; give the model that the "
+                    "reference was tuned from"
+                )
+    elif given:
+        wanted = ", ".join(name for name, objective in OBJECTIVES.items() if objective.needs_base)
+        raise UserError(
+            f"{given[0]} is for objectives with two references ({wanted}), and the objective is {args.objective}; "
+            "leave it out"
+        )
+
+
 def check_score_store(args: argparse.Namespace) -> None:
     """Refuse combinations of flags that cannot work.
 
     Raises:
         UserError: names the flag, what was found and what to do.
     """
+    _check_wait(args)
     if args.score_store is None:
         given = [
             flag
             for flag, on in (
                 ("--score-miss online", args.score_miss == "online"),
-                ("--score-wait", args.score_wait > 0),
+                ("--score-wait", args.score_wait > 0 and args.score_store_base is None),
                 ("--score-store-write", args.score_store_write),
                 ("--score-dtype", args.score_dtype is not None),
             )
@@ -95,8 +151,11 @@ def check_score_store(args: argparse.Namespace) -> None:
         raise UserError("--score-miss online scores with the reference: give --reference-load DIR")
     if args.score_store_write and args.score_miss != "online":
         raise UserError("--score-store-write stores what is scored online: give --score-miss online")
+
+
+def _check_wait(args: argparse.Namespace) -> None:
     limit = args.distributed_timeout_minutes * 60
-    if args.score_wait >= limit:
+    if args.score_wait >= limit and not (args.score_store is None and args.score_store_base is None):
         raise UserError(
             f"--score-wait {args.score_wait:g} is not below the {limit} s after which the other ranks give up; raise "
             "--distributed-timeout-minutes"

@@ -1,4 +1,4 @@
-"""The training set with one more column: the reference's NLLs from a store.
+"""The training set with one more column: a frozen model's NLLs from a store.
 
 Shape suffixes: S tokens of a row.
 """
@@ -18,7 +18,8 @@ from megatron_remit.errors import UserError
 from megatron_remit.score_store.files import DamagedFile
 from megatron_remit.score_store.keys import Key, key_bytes, row_key
 from megatron_remit.score_store.reader import ScoreStore
-from megatron_remit.scoring.session import current_store
+from megatron_remit.scoring.arguments import stored_columns
+from megatron_remit.scoring.session import current_stores
 
 _POLL_SECONDS = 1.0
 _MESSAGE_SECONDS = 30.0
@@ -30,14 +31,17 @@ def train_valid_test_datasets(
     """Train, validation and test datasets of this rank (None where it reads none).
 
     Megatron calls it once for each model chunk. One rank makes the builder's index files, and all share them. With
-    ``--score-store`` the training set of the last stage brings the reference's NLLs along.
+    ``--score-store`` the training set of the last stage brings the reference's NLLs along, with ``--score-store-base``
+    those of the reference's base.
     """
     print_rank_0("> building train, validation, and test datasets ...")
     train, valid, test = build_datasets(num_samples, partial(reads_data, vp_stage))
-    store = current_store()
-    if train is not None and store is not None and mpu.is_pipeline_last_stage(vp_stage is None, vp_stage):
+    if train is not None and mpu.is_pipeline_last_stage(vp_stage is None, vp_stage):
         args = get_args()
-        train = ScoredDataset(train, store, args.score_miss == "online", args.score_wait)
+        for column, store in current_stores().items():
+            # A row that the reference's store lacks can be scored by the reference; the base's store has no such way.
+            online = column == "reference_nll" and args.score_miss == "online"
+            train = ScoredDataset(train, store, online, args.score_wait, column, stored_columns(args)[column])
     return train, valid, test
 
 
@@ -48,18 +52,31 @@ train_valid_test_datasets.is_distributed = True  # type: ignore[attr-defined]
 class ScoredDataset(Dataset):
     """Wraps Megatron's GPT or blended dataset. Each sample gains
 
-    * ``reference_nll`` [s] float32, nats; NaN throughout where the store lacks the row and ``online`` is set;
+    * ``column`` [s] float32, nats; NaN throughout where the store lacks the row and ``online`` is set;
     * ``score_key`` [2] int64, the row's key.
     """
 
-    def __init__(self, dataset: Any, store: ScoreStore, online: bool, wait_seconds: float) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        store: ScoreStore,
+        online: bool,
+        wait_seconds: float,
+        column: str = "reference_nll",
+        flag: str = "--score-store",
+    ) -> None:
         """Wrap ``dataset``.
 
         Args:
             online: a row that the store lacks is scored later; otherwise it is an error.
             wait_seconds: how long to wait first for another job to score such a row.
+            column: the name that the NLLs get.
+            flag: the flag that names the store, for messages.
         """
         self.dataset = dataset
+        self._column = column
+        self._flag = flag
+        self._instead = ", or use --score-miss online" if flag == "--score-store" else ""
         self._store = store
         self._identity = store.manifest.identity
         self._online = online
@@ -86,7 +103,7 @@ class ScoredDataset(Dataset):
         if nll_S is None:
             nll_S = numpy.full(self._identity.sequence_length, numpy.nan, dtype=numpy.float32)
         high_low = numpy.array(key, dtype=numpy.uint64).view(numpy.int64)
-        return sample | {"reference_nll": torch.from_numpy(nll_S), "score_key": torch.from_numpy(high_low)}
+        return sample | {self._column: torch.from_numpy(nll_S), "score_key": torch.from_numpy(high_low)}
 
     def _read(self, key: Key, index: int) -> numpy.ndarray | None:
         try:
@@ -96,16 +113,16 @@ class ScoredDataset(Dataset):
         except DamagedFile as error:
             if not self._online:
                 raise UserError(
-                    f"--score-store: sample {index} of the run: {error}; run 'tools/score_store.py prune "
-                    f"{self._store.folder}' and score again, or use --score-miss online"
+                    f"{self._flag}: sample {index} of the run: {error}; run 'tools/score_store.py prune "
+                    f"{self._store.folder}' and score again{self._instead}"
                 ) from None
             print(f"> scoring sample {index} online: {error}", flush=True)
             return None
         if nll_S is None and not self._online:
             raise UserError(
-                f"--score-store {self._store.folder}: sample {index} of the run (key {key_bytes(key).hex()}) is not in "
-                f"it{self._waited()}; score the corpus with tools/score_corpus.py and this run's data flags, or use "
-                "--score-miss online"
+                f"{self._flag} {self._store.folder}: sample {index} of the run (key {key_bytes(key).hex()}) is not in "
+                f"it{self._waited()}; score the corpus with tools/score_corpus.py and this run's data flags"
+                f"{self._instead}"
             )
         return nll_S
 

@@ -1,9 +1,10 @@
-"""The store of a training or scoring run: opened from its flags, checked against them, closed at its end."""
+"""The stores of a training or scoring run: opened from its flags, checked against them, closed at its end."""
 
 import argparse
+import copy
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ from megatron_remit.score_store.writer import StoreWriter
 
 @dataclass
 class Session:
-    """What this process holds of its run's store."""
+    """What this process holds of its run's stores."""
 
-    store: ScoreStore | None = None
+    stores: dict[str, ScoreStore] = field(default_factory=dict)
+    """By the batch column that the store serves."""
     writer: StoreWriter | None = None
 
 
@@ -52,13 +54,40 @@ def open_store(args: argparse.Namespace, create: bool) -> ScoreStore:
         identity = Identity(**{"dtype": "float16"} | expected)
         manifest = create_manifest(args.score_store, Manifest(identity, job_description(args)))
     else:
-        _wait_for_manifest(args)
+        _wait_for_manifest(args.score_store, args.score_wait)
         manifest = read_manifest(args.score_store)
     if expected.get("reference", manifest.identity.reference) != manifest.identity.reference:
         expected["reference"] = _named_by_store(args, manifest.identity.reference, expected["reference"])
     check_identity(args.score_store, manifest.identity, expected)
-    _session.store = ScoreStore(args.score_store)
-    return _session.store
+    _session.stores["reference_nll"] = ScoreStore(args.score_store)
+    return _session.stores["reference_nll"]
+
+
+def open_base_store(args: argparse.Namespace) -> ScoreStore:
+    """Open ``--score-store-base``, after :func:`open_store`, and check that its rows are those of this run's data.
+
+    Its model is the one that the store names; with ``--reference-base-load`` it must be that one. The stores may hold
+    NLLs in different dtypes.
+
+    Raises:
+        UserError: as :func:`open_store`, or the store is of the reference itself.
+    """
+    folder, flag = args.score_store_base, "--score-store-base"
+    own = copy.copy(args)
+    own.reference_load, own.score_dtype = args.reference_base_load, None
+    expected = expected_identity(own)
+    _wait_for_manifest(folder, args.score_wait)
+    identity = read_manifest(folder).identity
+    check_identity(folder, identity, expected, flag)
+    store = _session.stores.get("reference_nll")
+    reference = expected_identity(args).get("reference") if store is None else store.manifest.identity.reference
+    if identity.reference == reference:
+        raise UserError(
+            f"{flag} {folder}: its NLLs are those of the reference itself (model {identity.reference[:12]}), so the "
+            "two would never differ; give a store of the model that the reference was tuned from"
+        )
+    _session.stores["base_nll"] = ScoreStore(folder)
+    return _session.stores["base_nll"]
 
 
 def expected_identity(args: argparse.Namespace) -> dict[str, Any]:
@@ -114,21 +143,21 @@ def job_description(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _wait_for_manifest(args: argparse.Namespace) -> None:
-    path: Path = args.score_store / MANIFEST
-    deadline = time.monotonic() + args.score_wait
-    if path.exists() or not args.score_wait:
+def _wait_for_manifest(folder: Path, seconds: float) -> None:
+    path = folder / MANIFEST
+    deadline = time.monotonic() + seconds
+    if path.exists() or not seconds:
         return
-    print(f"> {path} is not there yet: waiting at most {args.score_wait:g} s", flush=True)
+    print(f"> {path} is not there yet: waiting at most {seconds:g} s", flush=True)
     while not path.exists():
         if time.monotonic() >= deadline:
-            raise UserError(f"{path}: still not there after {args.score_wait:g} s; start tools/score_corpus.py first")
+            raise UserError(f"{path}: still not there after {seconds:g} s; start tools/score_corpus.py first")
         time.sleep(0.5)
 
 
-def current_store() -> ScoreStore | None:
-    """The store of this process, if the run has one."""
-    return _session.store
+def current_stores() -> dict[str, ScoreStore]:
+    """The stores that serve this process's training samples, by the batch column that each fills."""
+    return _session.stores
 
 
 def start_writer(args: argparse.Namespace) -> StoreWriter | None:

@@ -8,7 +8,8 @@ import pytest
 from megatron_remit.errors import UserError
 from megatron_remit.launch.settings import RECIPES, Settings, read
 from megatron_remit.launch.slurm import Allocation
-from megatron_remit.launch.variables import VARIABLES, Host
+from megatron_remit.launch.variables import VARIABLES, WITHOUT_REFERENCE, Host
+from megatron_remit.objectives.registry import OBJECTIVES
 from tests.ranks import ROOT
 
 
@@ -93,6 +94,12 @@ def test_a_reference_is_needed_except_for_ntp(folder):
     with pytest.raises(UserError, match="RL_HF is not set: give the Hugging Face folder of the RL model"):
         settings(folder, RL_HF="")
     assert settings(folder, RL_HF="", OBJECTIVE="ntp").rl_hf is None
+    assert settings(folder, RL_HF="", OBJECTIVE="eslm").rl_hf is None
+
+
+def test_the_objectives_without_a_reference_are_those_of_the_program():
+    named = {name for name, objective in OBJECTIVES.items() if not objective.needs_reference}
+    assert named == set(WITHOUT_REFERENCE)
 
 
 def test_paths_become_whole_and_links_are_followed(folder, monkeypatch):

@@ -65,7 +65,11 @@ def test_a_score_store_serves_it(one_rank, material, own_module, tmp_path):
 @pytest.mark.parametrize(
     ("objective", "expected"),
     [
-        ("behind", "invalid choice: 'behind' (choose from ntp, remit, rho1, kd, or package.module:Class)"),
+        (
+            "behind",
+            "invalid choice: 'behind' (choose from ntp, remit, rho1, kd, contrast, "
+            "prift, tokenclean, eslm, or package.module:Class)",
+        ),
         ("nowhere:Behind", "'nowhere:Behind': the module nowhere cannot be imported"),
         ("behind:Ahead", "'behind:Ahead': the module behind has no Ahead"),
         ("behind:torch", "'behind:torch' is not a class derived from megatron_remit.objectives.base.Objective"),

@@ -46,7 +46,7 @@ def test_rows_that_the_policy_lacks_change_no_bit_of_any_objective(layout, mater
     ranks, overrides = LAYOUTS[layout]
     references = [str(folder) for folder in (material.reference, *more_rows, material.policy)]
     figures = tmp_path / "figures.json"
-    for name, value in {"PLAN": "all", "REFERENCES": ":".join(references), "FIGURES": figures}.items():
+    for name, value in {"PLAN": "one reference", "REFERENCES": ":".join(references), "FIGURES": figures}.items():
         monkeypatch.setenv(name, str(value))
     flags = material.flags(
         objective="rho1", reference_load=references[0], train_iters=5, lr=0.0, clip_grad=1.0, **overrides

@@ -99,7 +99,7 @@ def remit_weights(
     """Token weights ``clip(2 * sigmoid(delta - mean(delta)), 1 - epsilon, 1 + epsilon)`` (equations 3-5).
 
     Args:
-        policy_nll_BS: L_theta of the ground-truth tokens, nats.
+        policy_nll_BS: L_theta of the ground-truth tokens, nats (for ``contrast`` that of the reference's base).
         reference_nll_BS: L_RL of the same tokens, nats.
         mask_BS: loss mask, 1 for tokens that count.
         epsilon: clip width in [0, 1]; None turns clipping off (the paper's "no clip").
