@@ -6,6 +6,7 @@ not counted, and of causal attention only the half that is used.
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class Compute:
     attention: float
     """The policy's products of queries and keys, and of their weights and values, forward and backward."""
     reference: float
-    """The reference's forward pass: 2 for each parameter, and its attention."""
+    """The forward passes of the frozen models: 2 for each parameter, and their attention."""
 
     @property
     def total(self) -> float:
@@ -36,12 +37,14 @@ class Compute:
         return gpu.peak * utilization / self.total
 
 
-def compute(policy: argparse.Namespace, model: Model, reference: tuple[argparse.Namespace, Model] | None) -> Compute:
-    """What each token of training costs; ``reference`` is None if the run does not run one."""
+def compute(
+    policy: argparse.Namespace, model: Model, references: Sequence[tuple[argparse.Namespace, Model]]
+) -> Compute:
+    """What each token of training costs; ``references`` are the frozen models that the run runs."""
     return Compute(
         6 * model.active,
         3 * _attention_forward(policy),
-        2 * reference[1].active + _attention_forward(reference[0]) if reference else 0.0,
+        sum(2 * frozen.active + _attention_forward(args) for args, frozen in references),
     )
 
 

@@ -5,6 +5,7 @@ the NLL. It leaves out NCCL's buffers, the CUDA context, fragmentation and what 
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron.core.transformer.enums import LayerType
@@ -62,28 +63,30 @@ def layers_per_stage(args: argparse.Namespace, config: TransformerConfig) -> lis
     ]
 
 
-def estimate(policy: Placed, reference: Placed | None, microbatches: int) -> Memory:
+def estimate(policy: Placed, references: Sequence[Placed], microbatches: int) -> Memory:
     """The memory of the fullest GPU.
 
     Args:
         policy: with Megatron's validated arguments.
-        reference: None if the run builds none.
+        references: the frozen models that score ahead; none for NTP or a run from stores.
         microbatches: per step and data-parallel rank.
     """
     ranks = range(policy.args.pipeline_model_parallel_size)
     own = list(stages(policy.model, policy.layers))
-    others = list(stages(reference.model, reference.layers)) if reference else []
-    found = [
-        Memory(
-            _weights(policy, own[rank], rank, *_training_bytes(policy.args)),
-            _activations(policy, own[rank], rank, microbatches)
-            + (_logits(policy, policy.args.micro_batch_size, training=True) if rank == ranks[-1] else 0.0),
-            _weights(reference, others[rank], rank, _width(policy.args), 0) if reference else 0.0,
-            _scoring(reference) if reference and rank == ranks[-1] else 0.0,
-            _hidden(reference, microbatches) if reference and rank == ranks[-1] else 0.0,
+    others = [(reference, list(stages(reference.model, reference.layers))) for reference in references]
+    found = []
+    for rank in ranks:
+        last = references if rank == ranks[-1] else ()
+        logits = _logits(policy, policy.args.micro_batch_size, training=True) if rank == ranks[-1] else 0.0
+        found.append(
+            Memory(
+                _weights(policy, own[rank], rank, *_training_bytes(policy.args)),
+                _activations(policy, own[rank], rank, microbatches) + logits,
+                sum(_weights(model, parts[rank], rank, _width(policy.args), 0) for model, parts in others),
+                max(map(_scoring, last), default=0.0),  # the models take turns
+                sum(_hidden(model, microbatches) for model in last),
+            )
         )
-        for rank in ranks
-    ]
     return max(found, key=lambda memory: memory.peak)
 
 

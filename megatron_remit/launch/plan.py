@@ -16,7 +16,7 @@ from megatron_remit.launch.gpus import DEFAULT_GPU, Gpu, gpu
 from megatron_remit.launch.memory import Memory, Placed, estimate
 from megatron_remit.launch.plan_checks import place
 from megatron_remit.launch.vocabulary import check_vocabulary
-from megatron_remit.scoring.arguments import scores_ahead
+from megatron_remit.objectives.registry import objective_class
 
 _GIB = 2**30
 
@@ -37,8 +37,9 @@ def plan_run(
 ) -> str:
     """Some lines about the run that the training program would make with the flags ``training`` on ``gpus`` GPUs.
 
-    The models' shapes come from the configs in ``base_hf`` and ``reference_hf`` (None for NTP), two Hugging Face
-    folders, so nothing needs to be imported yet.
+    The models' shapes come from the configs in ``base_hf`` and ``reference_hf`` (None for a run that builds no
+    reference), two Hugging Face folders, so nothing needs to be imported yet. That of ``--reference-base-load`` comes
+    from the config that its import left there.
 
     Raises:
         UserError: all that the training program would refuse of its flags, models and corpora before step 1, or a
@@ -48,23 +49,25 @@ def plan_run(
     kind = gpu(wishes.gpu)
     if not 0.0 < wishes.utilization <= 1.0:
         raise UserError(f"--mfu {wishes.utilization}: expected a share above 0 and up to 1")
-    policy, reference = place(base_hf, reference_hf, gpus, training)
-    args = policy.args
+    run = place(base_hf, reference_hf, gpus, training)
+    policy, frozen, args = run.policy, list(run.frozen.values()), run.policy.args
     steps = args.train_iters or args.train_samples // args.global_batch_size
     corpora = _corpora(args, base_hf, steps, wishes.max_epochs)
-    notes = check_vocabulary(args, base_hf, reference_hf if reference is not None else None)
+    compared = list(run.frozen)
+    if objective_class(args.objective).needs_reference and reference_hf is not None and reference_hf not in compared:
+        compared.append(reference_hf)  # its scores come from a store, which were made for tokens too
+    notes = run.notes + check_vocabulary(args, base_hf, compared)
     microbatches = args.global_batch_size // (args.micro_batch_size * args.data_parallel_size)
-    runs = reference if scores_ahead(args) else None
-    models = [("policy", policy), ("reference", runs)]
     return "\n".join(
         [
-            *(_describe_model(name, placed) for name, placed in models if placed is not None),
+            _describe_model("policy", policy),
+            *(_describe_model("reference", placed) for placed in frozen),
             *_describe_steps(args, steps, corpora),
             *(f"note    {note}" for note in notes),
             *_describe_layout(args, microbatches, wishes.gpus_per_node),
-            *_describe_compute(policy, runs, steps, kind, wishes.utilization),
+            *_describe_compute(policy, frozen, steps, kind, wishes.utilization),
             *_describe_disk(policy, steps),
-            *_describe_memory(policy, runs, estimate(policy, runs, microbatches), kind),
+            *_describe_memory(policy, len(frozen), estimate(policy, frozen, microbatches), kind),
         ]
     )
 
@@ -129,19 +132,23 @@ def _describe_layout(args: argparse.Namespace, microbatches: int, gpus_per_node:
     return lines
 
 
-def _describe_compute(policy: Placed, reference: Placed | None, steps: int, kind: Gpu, utilization: float) -> list[str]:
+def _describe_compute(policy: Placed, frozen: Sequence[Placed], steps: int, kind: Gpu, utilization: float) -> list[str]:
     args = policy.args
-    per_token = cost.compute(args, policy.model, (reference.args, reference.model) if reference else None)
+    per_token = cost.compute(args, policy.model, [(placed.args, placed.model) for placed in frozen])
     speed = per_token.tokens_per_second(kind, utilization)
     hours = steps * args.global_batch_size * args.seq_length / speed / 3600
     parts = [f"policy {per_token.matrices / 1e9:.3g}", f"its attention {per_token.attention / 1e9:.3g}"]
-    if reference is not None:
-        parts.append(f"reference {per_token.reference / 1e9:.3g}")
+    if frozen:
+        parts.append(f"{_name(len(frozen))} {per_token.reference / 1e9:.3g}")
     return [
         f"compute {per_token.total / 1e9:.3g} GFLOP per token ({', '.join(parts)})",
         f"time    {hours:,.0f} GPU-hours, {hours / args.world_size:,.1f} hours, {speed:,.0f} tokens/s per GPU: at "
         f"{100 * utilization:.3g} % of the {kind.peak / 1e12:,.0f} TFLOP/s of {kind.name} (--mfu, --gpu)",
     ]
+
+
+def _name(frozen: int) -> str:
+    return "reference" if frozen == 1 else "references"
 
 
 def _describe_disk(policy: Placed, steps: int) -> list[str]:
@@ -158,10 +165,11 @@ def _describe_disk(policy: Placed, steps: int) -> list[str]:
     return lines
 
 
-def _describe_memory(policy: Placed, reference: Placed | None, memory: Memory, kind: Gpu) -> list[str]:
+def _describe_memory(policy: Placed, frozen: int, memory: Memory, kind: Gpu) -> list[str]:
     lines = [("weights, gradients, optimizer", memory.weights_and_optimizer), ("activations", memory.activations)]
-    if reference is not None:
-        lines += [("reference: weights", memory.reference_weights), ("reference: logits", memory.scoring)]
+    if frozen:
+        name = _name(frozen)
+        lines += [(f"{name}: weights", memory.reference_weights), (f"{name}: logits", memory.scoring)]
     if memory.hidden:
         lines.append(("reference: hidden states", memory.hidden))
     free = kind.memory - memory.peak
@@ -171,6 +179,6 @@ def _describe_memory(policy: Placed, reference: Placed | None, memory: Memory, k
         "buffers of NCCL and fragmentation:",
         *(f"        {name:<30}{size / _GIB:8.2f}" for name, size in lines),
         f"        {'peak':<30}{memory.peak / _GIB:8.2f}"
-        + ("   (activations and reference logits take turns)" if reference is not None else ""),
+        + ("   (activations and reference logits take turns)" if frozen else ""),
         f"        {kind.name:<30}{kind.memory / _GIB:8.2f}   {verdict}",
     ]

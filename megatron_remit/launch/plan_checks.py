@@ -8,6 +8,7 @@ import contextlib
 import copy
 import io
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron.training import arguments
@@ -21,48 +22,72 @@ from megatron_remit.launch.memory import Placed, layers_per_stage
 from megatron_remit.launch.parameters import read_model
 from megatron_remit.layout import check_divides
 from megatron_remit.model_arguments import NEUTRAL
-from megatron_remit.objectives.registry import objective_class
 from megatron_remit.reference.checkpoint import NOT_INHERITED, fit_experts, fit_to_layout
 from megatron_remit.reference.fit import check_length
+from megatron_remit.scoring.arguments import check_base, scores_ahead, scores_base_ahead
 from megatron_remit.specs.native import gpt_config
 
 
-def place(base_hf: Path, reference_hf: Path | None, gpus: int, training: list[str]) -> tuple[Placed, Placed | None]:
-    """Policy and reference on the ranks of the run that ``training`` describes; None for the reference of NTP.
+@dataclass(frozen=True)
+class Run:
+    """The models of a run on its ranks."""
+
+    policy: Placed
+    frozen: dict[Path, Placed]
+    """The models that score ahead, by the Hugging Face folder that their shape is from: reference, reference's base."""
+    notes: list[str]
+    """What could not be looked at, a sentence each."""
+
+
+def place(base_hf: Path, reference_hf: Path | None, gpus: int, training: list[str]) -> Run:
+    """Policy and frozen models on the ranks of the run that ``training`` describes.
 
     Raises:
         UserError: flags that the training program would refuse, or a model that does not fit the layout.
     """
     policy = _parse(training)
+    check_base(policy)
     _set_layout(policy, gpus)
     _check_microbatches(policy)
     _set_shape(policy, base_hf)
     check_divides(policy, str(base_hf))
-    needs_reference = objective_class(policy.objective).needs_reference
-    if needs_reference:
+    if scores_ahead(policy):
         if reference_hf is None:
             raise UserError(
                 f"--objective {policy.objective} needs --reference-hf, the Hugging Face folder of the reference"
             )
         policy.reference_load = policy.reference_load or reference_hf  # its import may not be there yet
+    folders, notes = _frozen_folders(policy, reference_hf)
     # Megatron reports all that it sets.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arguments.validate_args(policy)
         check_arguments(policy)
-        placed = _placed(policy, base_hf)
-        if not needs_reference or reference_hf is None:
-            return placed, None
-        own = copy.copy(policy)
-        # A reference of another family has none of the policy's shape arguments.
-        vars(own).update(NEUTRAL)
-        _set_shape(own, reference_hf)
-        # As in training: only the rows that the policy has are built.
-        own.padded_vocab_size = policy.padded_vocab_size
-        fit_experts(policy, own, argparse.Namespace(), str(reference_hf))
-        fit_to_layout(policy, own, str(reference_hf))
-        vars(own).update(NOT_INHERITED)
-        return placed, _placed(own, reference_hf)
+        return Run(_placed(policy, base_hf), {hf: _place_frozen(policy, hf) for hf in folders}, notes)
+
+
+def _frozen_folders(args: argparse.Namespace, reference_hf: Path | None) -> tuple[list[Path], list[str]]:
+    """The folders of the models that score ahead in this run, and notes about those that have none."""
+    folders = [reference_hf] if reference_hf is not None and scores_ahead(args) else []
+    if not scores_base_ahead(args):
+        return folders, []
+    base = args.reference_base_load / "hf"
+    if (base / "config.json").is_file():
+        return [*folders, base], []
+    return folders, [f"{base}/config.json is not there, so --reference-base-load is not counted"]
+
+
+def _place_frozen(policy: argparse.Namespace, hf: Path) -> Placed:
+    own = copy.copy(policy)
+    # A reference of another family has none of the policy's shape arguments.
+    vars(own).update(NEUTRAL)
+    _set_shape(own, hf)
+    # As in training: only the rows that the policy has are built.
+    own.padded_vocab_size = policy.padded_vocab_size
+    fit_experts(policy, own, argparse.Namespace(), str(hf))
+    fit_to_layout(policy, own, str(hf))
+    vars(own).update(NOT_INHERITED)
+    return _placed(own, hf)
 
 
 def _parse(training: list[str]) -> argparse.Namespace:

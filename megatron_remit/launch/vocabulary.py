@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron.core.tokenizers import MegatronTokenizer
@@ -13,10 +14,10 @@ from megatron_remit.data.tokenizer import holds_tokenizer
 from megatron_remit.reference.fit import Model, check_tokens
 
 
-def check_vocabulary(args: argparse.Namespace, base_hf: Path, reference_hf: Path | None) -> list[str]:
+def check_vocabulary(args: argparse.Namespace, base_hf: Path, references: Sequence[Path]) -> list[str]:
     """Check rows, tokenizers and corpora of the run with the parsed flags ``args`` as training will.
 
-    ``reference_hf`` is None for a run without a reference.
+    ``references`` are the Hugging Face folders of the frozen models of the run.
 
     Returns:
         What a user should know about the reference's vocabulary, a sentence each.
@@ -33,14 +34,16 @@ def check_vocabulary(args: argparse.Namespace, base_hf: Path, reference_hf: Path
         opened = MegatronTokenizer.from_pretrained(str(base_hf), metadata_path={"library": "huggingface"})
         check_tokenizer(run, opened, str(base_hf / "config.json"))
     check_corpora(run, run.remit_vocab_size)
-    if reference_hf is None:
-        return []
-    return check_tokens(
-        Model(str(base_hf), run.remit_vocab_size, base_hf if strings else None),
-        Model(str(reference_hf), rows_of(reference_hf), reference_hf),
-        None if args.mock_data else list(corpora_of(args)),
-        args.allow_reference_special_tokens,
-    )
+    return [
+        note
+        for hf in references
+        for note in check_tokens(
+            Model(str(base_hf), run.remit_vocab_size, base_hf if strings else None),
+            Model(str(hf), rows_of(hf), hf),
+            None if args.mock_data else list(corpora_of(args)),
+            args.allow_reference_special_tokens,
+        )
+    ]
 
 
 def rows_of(hf: Path) -> int:

@@ -49,8 +49,8 @@ def test_operations_are_those_that_megatron_counts(family, planned, tmp_path):
         architectures=[model_class.__name__],
     )
     config.save_pretrained(tmp_path)
-    policy, _ = place(tmp_path, None, 32, [*PAPER, "--objective", "ntp"])
-    own = cost.compute(policy.args, policy.model, None)
+    policy = place(tmp_path, None, 32, [*PAPER, "--objective", "ntp"]).policy
+    own = cost.compute(policy.args, policy.model, [])
     expected = num_floating_point_operations(policy.args, 1) / policy.args.seq_length
     assert own.total == pytest.approx(expected, rel=1e-6)
 
@@ -71,7 +71,7 @@ def test_the_papers_run_by_hand(planned):
 
 def test_what_is_kept_on_disk(planned):
     def kept(*flags):
-        policy, _ = place(planned.folder / "base", None, 32, [*PAPER, "--objective", "ntp", *map(str, flags)])
+        policy = place(planned.folder / "base", None, 32, [*PAPER, "--objective", "ntp", *map(str, flags)]).policy
         return cost.disk(policy.args, policy.model, 23842)
 
     save = ("--save", planned.folder / "run", "--save-interval", 500)

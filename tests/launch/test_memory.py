@@ -19,9 +19,9 @@ LAYER = 4 * H * H + 3 * H * F
 
 def memory(planned, *flags, reference=False):
     training = [*PAPER, *map(str, flags), *(() if reference else ("--objective", "ntp"))]
-    policy, other = place(planned.folder / "base", planned.folder / "rl", 32, training)
-    args = policy.args
-    return estimate(policy, other, args.global_batch_size // (args.micro_batch_size * args.data_parallel_size))
+    run = place(planned.folder / "base", planned.folder / "rl", 32, training)
+    args, frozen = run.policy.args, list(run.frozen.values())
+    return estimate(run.policy, frozen, args.global_batch_size // (args.micro_batch_size * args.data_parallel_size))
 
 
 @pytest.mark.parametrize(("layers", "norm_bytes"), [("local", 8), ("transformer_engine", 0)])
@@ -64,13 +64,13 @@ def test_the_reference_has_weights_and_a_chunk_of_logits(planned):
 
 def test_fp32_and_one_optimizer_per_rank(planned):
     flags = [flag for flag in PAPER if flag not in ("--bf16", "--use-distributed-optimizer")]
-    policy, _ = place(planned.folder / "base", None, 32, [*flags, "--objective", "ntp"])
-    assert estimate(policy, None, 4).weights_and_optimizer == 16 * policy.model.parameters
+    policy = place(planned.folder / "base", None, 32, [*flags, "--objective", "ntp"]).policy
+    assert estimate(policy, [], 4).weights_and_optimizer == 16 * policy.model.parameters
 
 
 def test_experts_are_divided_over_their_ranks(planned):
     """A layer of eight experts, of which a token meets two."""
-    args, _ = place(planned.folder / "base", None, 32, [*PAPER, "--objective", "ntp"])
+    args = place(planned.folder / "base", None, 32, [*PAPER, "--objective", "ntp"]).policy
     shape = argparse.Namespace(**vars(args.args) | {"num_experts": 8, "moe_router_topk": 2})
     shape.expert_model_parallel_size = 8
     name = "decoder.layers.mlp.experts.experts.linear_fc{}.weight"
@@ -80,7 +80,7 @@ def test_experts_are_divided_over_their_ranks(planned):
     assert (layer.kept_split, layer.kept_whole) == (2 * 3 * F, 2 * H)
     model = Model("a", "b", (layer,), 0, 0, 0)
     shape.num_layers = 1
-    found = estimate(Placed(shape, model, [1]), None, 4)
+    found = estimate(Placed(shape, model, [1]), [], 4)
     assert found.weights_and_optimizer == pytest.approx(3 * H * F * (6 + 12 / 4))
 
 

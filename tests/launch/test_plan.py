@@ -110,6 +110,37 @@ def test_ntp_needs_no_reference(folder):
     assert "reference" not in text
 
 
+def test_scores_from_stores_need_no_model_in_memory(folder, tmp_path):
+    """The memory is that of next-token prediction; where the folder of the reference is given, its tokens are read."""
+    data = ["--data-path", str(folder / "corpus")]
+    stores = ["--objective", "tokenclean", "--score-store", "s", "--score-store-base", "b"]
+    ntp = plan_run(folder / "base", None, 32, [*PAPER, *data, "--objective", "ntp"])
+    assert plan_run(folder / "base", None, 32, [*PAPER, *data, *stores]) == ntp
+    assert plan(folder, *stores) == ntp
+    make_olmo2(tmp_path / "other", vocab_size=400, max_position_embeddings=4096)
+    with pytest.raises(UserError, match=r"other: its tokenizer .* is not that of"):
+        plan(folder, *stores, rl=tmp_path / "other")
+    assert gib(plan(folder, "--score-store", "s", "--score-miss", "online"), "reference: weights") > 0
+
+
+def test_a_second_reference_is_counted_where_it_is_built(folder, tmp_path):
+    shutil.copytree(folder / "base", tmp_path / "imported" / "hf")
+    online = plan(folder, "--objective", "contrast", "--reference-base-load", str(tmp_path / "imported"))
+    one = gib(plan(folder), "reference: weights")
+    assert gib(online, "references: weights") == pytest.approx(2 * one, abs=0.02)
+    stored = plan(folder, "--objective", "contrast", "--score-store-base", "b")
+    assert gib(stored, "reference: weights") == one
+    unknown = plan(folder, "--objective", "contrast", "--reference-base-load", str(tmp_path))
+    assert f"{tmp_path}/hf/config.json is not there, so the memory of --reference-base-load is not counted" in unknown
+    with pytest.raises(UserError, match="--objective contrast needs the NLLs of the reference's base"):
+        plan(folder, "--objective", "contrast")
+
+
+def test_eslm_needs_no_reference(folder):
+    text = plan_run(folder / "base", None, 32, [*PAPER, "--data-path", str(folder / "corpus"), "--objective", "eslm"])
+    assert "reference" not in text
+
+
 @pytest.mark.parametrize(
     ("flags", "gpus", "message"),
     [
