@@ -65,7 +65,11 @@ class Material:
 
 @pytest.fixture(scope="session")
 def material(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("material")
+    return make_material(tmp_path_factory.mktemp("material"))
+
+
+def make_material(folder):
+    """Two models, as Hugging Face folders hf_policy and hf_reference too, and a corpus in ``folder``."""
     for name, seed in (("policy", 1), ("reference", 2)):
         make_olmo2(folder / f"hf_{name}", seed=seed, vocab_size=VOCABULARY)
         source = folder / f"hf_{name}"
