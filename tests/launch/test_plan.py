@@ -131,7 +131,7 @@ def test_a_second_reference_is_counted_where_it_is_built(folder, tmp_path):
     stored = plan(folder, "--objective", "contrast", "--score-store-base", "b")
     assert gib(stored, "reference: weights") == one
     unknown = plan(folder, "--objective", "contrast", "--reference-base-load", str(tmp_path))
-    assert f"{tmp_path}/hf/config.json is not there, so the memory of --reference-base-load is not counted" in unknown
+    assert f"{tmp_path}/hf/config.json is not there, so --reference-base-load is not counted" in unknown
     with pytest.raises(UserError, match="--objective contrast needs the NLLs of the reference's base"):
         plan(folder, "--objective", "contrast")
 

@@ -51,7 +51,11 @@ def test_flags_that_cannot_run(flags, gpus, message, planned):
     ("shape", "flags", "message"),
     [
         ({"num_attention_heads": 12, "hidden_size": 1536, "num_key_value_heads": 12}, (TP, 8), "its 12 .* over .* 8"),
-        ({"num_key_value_heads": 12, "num_attention_heads": 24}, (TP, 8), "its 12 groups of query heads do not divide"),
+        (
+            {"num_key_value_heads": 12, "num_attention_heads": 24, "hidden_size": 3072},
+            (TP, 8),
+            "its 12 groups of query heads do not divide",
+        ),
         ({"intermediate_size": 8196}, (TP, 8), "its 8196 feed-forward units do not divide"),
         ({"num_hidden_layers": 18}, (PP, 4), "its 18 layers do not divide over"),
         ({"num_hidden_layers": 20}, (PP, 4, PER_CHUNK, 2), "its 20 layers do not divide over 4 pipeline stages of 2"),
