@@ -54,7 +54,7 @@ def train(args: Namespace, model: PreTrainedModel, rows_RW: torch.Tensor, refere
             w_S = (2 * torch.sigmoid(delta_S - delta_S.mean())).clamp(1 - epsilon, 1 + epsilon)  # equations 4 and 5
             loss = (w_S * nll_S).mean() / args.batch  # equation 6
             loss.backward()
-            report[step, :2] += torch.tensor([nll_S.mean() / args.batch, loss])
+            report[step, :2] += torch.tensor([nll_S.mean().item() / args.batch, loss.item()])
         report[step, 2] = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
