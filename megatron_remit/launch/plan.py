@@ -1,6 +1,7 @@
 """The plan of a run, made without a GPU: whether it can run, its length, its cost, and its memory per GPU."""
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ def plan_run(
         UserError: all that the training program would refuse of its flags, models and corpora before step 1, or a
             corpus that is read more often than ``wishes`` allow.
     """
+    # Megatron tells of every index that it opens, on the plan's own output.
+    logging.getLogger("megatron").setLevel(logging.WARNING)
     wishes = wishes or Wishes()
     kind = gpu(wishes.gpu)
     if not 0.0 < wishes.utilization <= 1.0:

@@ -42,6 +42,9 @@ def report(found):
         if value != expected_machine.get(name):
             print(f"{name}: {value} here, {expected_machine.get(name)} in {curves.FILE.name}")
     for objective, own in found.items():
+        if objective not in expected:
+            print(f"{objective}: not in {curves.FILE.name} yet")
+            continue
         for name, difference in curves.differences(own, expected[objective]).items():
             print(f"{objective:>6}  {name:<12} {'equal' if not difference else f'{difference:.1e}'}")
 
