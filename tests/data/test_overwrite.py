@@ -4,18 +4,20 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 
 import psutil
 import pytest
 
-from megatron_remit.artifacts import removed_on_signal
 from megatron_remit.data import corpus_files
 from megatron_remit.data.preprocess import preprocess
 from megatron_remit.errors import UserError
 from megatron_remit.programs.commands import preprocess_command
+from tests.ranks import ROOT
 
+TOOL = ROOT / "tools/preprocess_corpus.py"
 CORPUS = ["out.bin", "out.idx", "out.json"]
 
 
@@ -93,32 +95,24 @@ def test_a_prefix_that_is_a_folder_is_refused(write, tmp_path, monkeypatch, caps
 def test_a_signal_leaves_no_file_and_no_process(number, tokenizer, tmp_path):
     source = tmp_path / "long.jsonl"
     source.write_text((json.dumps({"text": "many words of one long document " * 50}) + "\n") * 20_000)
-    child = os.fork()
-    if child == 0:
-        # A copy of pytest, which must end here whatever happens.
-        status = 1
-        try:
-            sys.stderr = (tmp_path / "log").open("w", buffering=1)
-            with removed_on_signal():
-                preprocess([source], tmp_path / "out", "HuggingFaceTokenizer", tokenizer, workers=2)
-        except SystemExit as end:
-            status = end.code
-        finally:
-            os._exit(status)
+    flags = ["--input", source, "--output-prefix", tmp_path / "out", "--tokenizer-model", tokenizer, "--workers", "2"]
+    with (tmp_path / "log").open("w") as log:
+        program = subprocess.Popen([sys.executable, TOOL, *flags], stderr=log, cwd=ROOT)
     workers = []
     try:
         until = time.monotonic() + 60
-        temporary = tmp_path / f"out.bin.tmp-{child}"
+        temporary = tmp_path / f"out.bin.tmp-{program.pid}"
         while not (temporary.exists() and temporary.stat().st_size and len(workers) >= 2):
             assert time.monotonic() < until
-            workers = psutil.Process(child).children()
+            workers = psutil.Process(program.pid).children()
             time.sleep(0.02)
-        os.kill(child, number)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + number
+        program.send_signal(number)
+        assert program.wait(timeout=60) == 128 + number
         assert names(tmp_path) == ["log", "long.jsonl"]
         assert f"ended by {number.name}: nothing is left behind" in (tmp_path / "log").read_text()
         assert psutil.wait_procs(workers, timeout=10)[1] == []
     finally:
+        program.kill()
         for process in workers:
             if process.is_running():
                 process.kill()
