@@ -12,7 +12,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from megatron_remit.data.tokenizer import fingerprint, holds_tokenizer
+from megatron_remit.convert.hf_side_files import has_tokenizer
+from megatron_remit.data.tokenizer import fingerprint
 from megatron_remit.errors import UserError
 
 
@@ -43,7 +44,7 @@ def read_table(folder: Path) -> TokenTable | None:
     Raises:
         UserError: it cannot be read.
     """
-    if not holds_tokenizer(folder):
+    if not has_tokenizer(folder):
         return None
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -13,6 +13,7 @@ import sentencepiece
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from megatron_remit.convert.hf_side_files import has_tokenizer
 from megatron_remit.errors import UserError
 
 
@@ -22,14 +23,9 @@ def fingerprint(vocabulary: dict[str, int]) -> str:
     return hashlib.sha256(json.dumps(pairs, ensure_ascii=True).encode()).hexdigest()
 
 
-def holds_tokenizer(folder: Path) -> bool:
-    """Whether there is a Hugging Face tokenizer in ``folder``."""
-    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
-
-
 def folder_fingerprint(folder: Path) -> str | None:
     """Fingerprint of the Hugging Face tokenizer in ``folder``; None when it holds no tokenizer."""
-    if not holds_tokenizer(folder):
+    if not has_tokenizer(folder):
         return None
     return fingerprint(AutoTokenizer.from_pretrained(folder).get_vocab())
 

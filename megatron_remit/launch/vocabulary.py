@@ -9,8 +9,8 @@ from megatron.core.tokenizers import MegatronTokenizer
 
 from megatron_remit.arguments import check_tokenizer
 from megatron_remit.convert.families import read_config
+from megatron_remit.convert.hf_side_files import has_tokenizer
 from megatron_remit.data.checked import check_corpora, corpora_of
-from megatron_remit.data.tokenizer import holds_tokenizer
 from megatron_remit.reference.fit import Model, check_tokens
 
 
@@ -30,7 +30,7 @@ def check_vocabulary(args: argparse.Namespace, base_hf: Path, references: Sequen
     strings = args.tokenizer_type != "NullTokenizer"
     run = copy.copy(args)
     run.remit_vocab_size, run.tokenizer_model = rows_of(base_hf), str(base_hf)
-    if strings and holds_tokenizer(base_hf):
+    if strings and has_tokenizer(base_hf):
         opened = MegatronTokenizer.from_pretrained(str(base_hf), metadata_path={"library": "huggingface"})
         check_tokenizer(run, opened, str(base_hf / "config.json"))
     check_corpora(run, run.remit_vocab_size)

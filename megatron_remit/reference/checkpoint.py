@@ -9,9 +9,9 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.training import checkpointing
 
+from megatron_remit.convert.hf_side_files import has_tokenizer
 from megatron_remit.convert.megatron_io import check_shards, iteration_folder
 from megatron_remit.data.checked import corpora_of
-from megatron_remit.data.tokenizer import holds_tokenizer
 from megatron_remit.errors import UserError
 from megatron_remit.layout import check_divides
 from megatron_remit.model_arguments import NEUTRAL
@@ -143,7 +143,7 @@ def _tokenizer_folder(root: Path, saved: argparse.Namespace) -> Path:
     """Where the reference's tokenizer lies: next to an imported model, else where its own training took it from."""
     imported = root / "hf"
     trained_with = getattr(saved, "tokenizer_model", None)
-    if not holds_tokenizer(imported) and trained_with and holds_tokenizer(Path(trained_with)):
+    if not has_tokenizer(imported) and trained_with and has_tokenizer(Path(trained_with)):
         return Path(trained_with)
     return imported
 
