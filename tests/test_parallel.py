@@ -1,8 +1,10 @@
 """What is chosen among the tokens of a sequence or batch is the same when ranks hold parts of it."""
 
+from functools import partial
+
 import torch
 
-from megatron_remit.objectives.math.selection import select_in_global_batch, select_in_microbatch
+from megatron_remit.objectives.math.selection import choose_in_global_batch, select_highest, select_in_microbatch
 from megatron_remit.objectives.math.weights import permute_weights
 from megatron_remit.parallel import own_part, whole_batch, whole_sequence
 from tests.ranks import run_ranks
@@ -34,11 +36,12 @@ def _split_values_give_the_choice_of_whole_ones(rank):
     assert torch.equal(part, whole[:, columns])
 
     # One rank reads the same twelve sequences as six microbatches.
-    alone = select_in_global_batch(excess.view(6, 2, 8), mask.view(6, 2, 8), 0.6).view(3, 2, 2, 8)
-    dealt = select_in_global_batch(excess[:, rank], mask[:, rank], 0.6, dp_group=group)
+    choice = partial(select_highest, ratio=0.6)
+    alone = choose_in_global_batch(choice, excess.view(6, 2, 8), mask.view(6, 2, 8)).view(3, 2, 2, 8)
+    dealt = choose_in_global_batch(choice, excess[:, rank], mask[:, rank], dp_group=group)
     assert torch.equal(dealt, alone[:, rank])
-    split = select_in_global_batch(
-        excess.view(6, 2, 8)[..., columns], mask.view(6, 2, 8)[..., columns], 0.6, None, group
+    split = choose_in_global_batch(
+        choice, excess.view(6, 2, 8)[..., columns], mask.view(6, 2, 8)[..., columns], None, group
     )
     assert torch.equal(split, alone.view(6, 2, 8)[..., columns])
 

@@ -4,12 +4,13 @@ An objective is one file: its flags, the check of them, the batch columns that i
 made once per run from the parsed arguments (``registry.current_objective``), so a loss reads no global state.
 docs/new-objective.md goes through a new one.
 
-Shape suffixes: B sequences of a microbatch, S sequence positions on this rank, W positions of the whole sequence.
+Shape suffixes: M microbatches of a step, B sequences of a microbatch, S sequence positions on this rank, W positions of
+the whole sequence, N = B * S tokens.
 """
 
 import abc
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from torch.nn import Module
 
 from megatron_remit.data.batch import Batch
 from megatron_remit.nll import Output, Vocabulary, nll_output
+from megatron_remit.objectives.math.selection import Choice, choose_in_global_batch
 
 LossResult = tuple[Tensor, Tensor, dict[str, Tensor]]
 """``(sum of the loss over this rank's tokens, number of tokens int32, report)``.
@@ -120,6 +122,19 @@ def context_parallel_group() -> ProcessGroup | None:
 def mean(total: Tensor, num_tokens: Tensor) -> Tensor:
     """A report value: the pair (sum, tokens) that Megatron's ``train_step`` adds up over ranks before it divides."""
     return torch.stack([total.detach().float(), num_tokens.float()])
+
+
+def select_in_step(scored: Sequence[Batch], scores: Sequence[Tensor], choice: Choice) -> None:
+    """Set the column ``selected`` of a step's microbatches: what ``choice`` takes of the tokens of the global batch.
+
+    ``scores`` holds each microbatch's [B, S]. For the ranks that compute a loss.
+    """
+    mask_MBS = torch.stack([batch["loss_mask"].float() for batch in scored])
+    selected_MBS = choose_in_global_batch(
+        choice, torch.stack(tuple(scores)), mask_MBS, mpu.get_data_parallel_group(), context_parallel_group()
+    )
+    for batch, selected_BS in zip(scored, selected_MBS, strict=True):
+        batch["selected"] = selected_BS
 
 
 def selected_loss(

@@ -4,15 +4,13 @@ A selection without a reference: a token's score is the policy's own NLL. Next t
 and what the reference. The paper's other score, the entropy of the policy's distribution, is not offered. The choice
 itself is in ``math/selection.py``.
 
-Shape suffixes: M microbatches of a step, B sequences of a microbatch, S sequence positions on this rank.
+Shape suffixes: B sequences of a microbatch, S sequence positions on this rank.
 """
 
 import argparse
 from functools import partial
 from typing import Any
 
-import torch
-from megatron.core import mpu
 from torch import Tensor
 
 from megatron_remit.data.batch import Batch
@@ -22,11 +20,11 @@ from megatron_remit.objectives.base import (
     Step,
     context_parallel_group,
     number_in,
+    select_in_step,
     selected_loss,
 )
 from megatron_remit.objectives.math.selection import (
     Scope,
-    choose_in_global_batch,
     choose_in_microbatch,
     select_at_risk,
 )
@@ -69,14 +67,7 @@ class Eslm(Objective):
         nlls = step.policy_nll()
         if not nlls:
             return
-        scored = step.batches[-1]
-        nll_MBS = torch.stack([nll_BS.float() for nll_BS in nlls])
-        mask_MBS = torch.stack([batch["loss_mask"].float() for batch in scored])
-        selected_MBS = choose_in_global_batch(
-            self.choice, nll_MBS, mask_MBS, mpu.get_data_parallel_group(), context_parallel_group()
-        )
-        for batch, selected_BS in zip(scored, selected_MBS, strict=True):
-            batch["selected"] = selected_BS
+        select_in_step(step.batches[-1], [nll_BS.float() for nll_BS in nlls], self.choice)
 
     def loss(self, batch: Batch, output: Tensor) -> LossResult:
         """``output`` is the policy's NLL [B, S]; the sum of the selected tokens' NLLs and their number."""

@@ -2,14 +2,13 @@
 
 The choice itself is in ``math/selection.py``.
 
-Shape suffixes: B sequences of a microbatch, S sequence positions on this rank, M microbatches of a step.
+Shape suffixes: B sequences of a microbatch, S sequence positions on this rank.
 """
 
 import argparse
+from functools import partial
 from typing import Any
 
-import torch
-from megatron.core import mpu
 from torch import Tensor
 
 from megatron_remit.data.batch import Batch
@@ -20,9 +19,10 @@ from megatron_remit.objectives.base import (
     context_parallel_group,
     masked_mean,
     number_in,
+    select_in_step,
     selected_loss,
 )
-from megatron_remit.objectives.math.selection import Scope, select_in_global_batch, select_in_microbatch
+from megatron_remit.objectives.math.selection import Scope, select_highest, select_in_microbatch
 
 
 class Rho1(Objective):
@@ -62,15 +62,8 @@ class Rho1(Objective):
         if not nlls:
             return
         scored = step.batches[-1]
-        excess_MBS = torch.stack(
-            [nll_BS.float() - batch["reference_nll"] for nll_BS, batch in zip(nlls, scored, strict=True)]
-        )
-        mask_MBS = torch.stack([batch["loss_mask"].float() for batch in scored])
-        selected_MBS = select_in_global_batch(
-            excess_MBS, mask_MBS, self.ratio, mpu.get_data_parallel_group(), context_parallel_group()
-        )
-        for batch, selected_BS in zip(scored, selected_MBS, strict=True):
-            batch["selected"] = selected_BS
+        excess = [nll_BS.float() - batch["reference_nll"] for nll_BS, batch in zip(nlls, scored, strict=True)]
+        select_in_step(scored, excess, partial(select_highest, ratio=self.ratio))
 
     def loss(self, batch: Batch, output: Tensor) -> LossResult:
         """The sum of the selected tokens' NLLs and their number; the report covers the unmasked tokens too."""

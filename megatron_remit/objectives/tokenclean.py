@@ -6,15 +6,14 @@ at the start, and from two score stores a step costs what one of next-token pred
 of the whole data set; here those of the global batch compete for a share, or an absolute threshold holds throughout.
 The choice itself is in ``math/selection.py``.
 
-Shape suffixes: M microbatches of a step, B sequences of a microbatch, S sequence positions on this rank.
+Shape suffixes: B sequences of a microbatch, S sequence positions on this rank.
 """
 
 import argparse
 import math
+from functools import partial
 from typing import Any
 
-import torch
-from megatron.core import mpu
 from torch import Tensor
 
 from megatron_remit.data.batch import Batch
@@ -23,12 +22,12 @@ from megatron_remit.objectives.base import (
     LossResult,
     Objective,
     Step,
-    context_parallel_group,
     masked_mean,
     number_in,
+    select_in_step,
     selected_loss,
 )
-from megatron_remit.objectives.math.selection import select_in_global_batch
+from megatron_remit.objectives.math.selection import select_highest
 
 _KEEP_RATIO = 0.6
 
@@ -75,13 +74,7 @@ class TokenCleaning(Objective):
         scored = step.batches[-1]
         if self.threshold is not None or scored[0].get("base_nll") is None:
             return  # the loss compares each token with the threshold; or a rank that computes no loss
-        score_MBS = torch.stack([_score(batch) for batch in scored])
-        mask_MBS = torch.stack([batch["loss_mask"].float() for batch in scored])
-        selected_MBS = select_in_global_batch(
-            score_MBS, mask_MBS, self.ratio, mpu.get_data_parallel_group(), context_parallel_group()
-        )
-        for batch, selected_BS in zip(scored, selected_MBS, strict=True):
-            batch["selected"] = selected_BS
+        select_in_step(scored, [_score(batch) for batch in scored], partial(select_highest, ratio=self.ratio))
 
     def loss(self, batch: Batch, output: Tensor) -> LossResult:
         """``output`` is the policy's NLL [B, S]; the sum of the selected tokens' NLLs and their number."""

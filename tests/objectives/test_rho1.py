@@ -1,11 +1,13 @@
 """RHO-1's choice of tokens, from the excess loss of policy over reference."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_remit.objectives.math.selection import select_highest, select_in_global_batch, select_in_microbatch
+from megatron_remit.objectives.math.selection import choose_in_global_batch, select_highest, select_in_microbatch
 
 
 def test_hand_computed_case():
@@ -28,7 +30,7 @@ def test_a_sequence_is_ranked_by_itself_and_a_microbatch_as_a_whole():
 
 def test_the_global_batch_is_ranked_over_all_its_microbatches():
     excess = torch.tensor([[[4.0, 3.0]], [[2.0, 5.0]], [[-1.0, 6.0]]])
-    kept = select_in_global_batch(excess, torch.ones(3, 1, 2), 0.5)
+    kept = choose_in_global_batch(partial(select_highest, ratio=0.5), excess, torch.ones(3, 1, 2))
     assert kept.tolist() == [[[True, False]], [[False, True]], [[False, True]]]
 
 

@@ -86,17 +86,6 @@ def select_in_microbatch(
     return choose_in_microbatch(partial(select_highest, ratio=ratio), excess_BS, mask_BS, scope, cp_group)
 
 
-def select_in_global_batch(
-    excess_MBS: Tensor,
-    mask_MBS: Tensor,
-    ratio: float,
-    dp_group: ProcessGroup | None = None,
-    cp_group: ProcessGroup | None = None,
-) -> Tensor:
-    """True for the tokens that :func:`select_highest` selects, [M, B, S]: :func:`choose_in_global_batch`."""
-    return choose_in_global_batch(partial(select_highest, ratio=ratio), excess_MBS, mask_MBS, dp_group, cp_group)
-
-
 def choose_in_microbatch(
     choice: Choice, score_BS: Tensor, mask_BS: Tensor, scope: Scope, cp_group: ProcessGroup | None = None
 ) -> Tensor:
