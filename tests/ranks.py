@@ -3,6 +3,7 @@
 import atexit
 import os
 import pickle
+import random
 import socket
 import subprocess
 import sys
@@ -43,9 +44,14 @@ def _rank(rank, world_size, port, function, args):
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nothing listens on, below those that the kernel hands out: gloo's connections, of which a run makes
+    dozens, could otherwise take it before rank 0 listens."""
+    handed_out_from = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.SystemRandom().randrange(10_000, handed_out_from)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
 
 
 @dataclass
