@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_remit.objectives.registry import OBJECTIVES
 from tests.ranks import pretrain
 
 FILE = Path(__file__).with_name("curves.json")
@@ -21,8 +22,12 @@ FIGURES = {
     "remit": ("lm loss", "remit loss", "weight mean", "weight std", "grad-norm"),
     "rho1": ("lm loss", "rho1 loss", "grad-norm"),
     "kd": ("lm loss", "kd loss", "grad-norm"),
+    "contrast": ("lm loss", "contrast loss", "weight mean", "weight std", "grad-norm"),
+    "prift": ("lm loss", "prift loss", "weight mean", "weight std", "grad-norm"),
+    "tokenclean": ("lm loss", "tokenclean loss", "kept delta mean", "grad-norm"),
+    "eslm": ("lm loss", "eslm loss", "kept share", "grad-norm"),
 }
-"""What is compared, by objective. The loss of ntp is the lm loss; only remit has weights."""
+"""What is compared, by objective. The loss of ntp is the lm loss; not every objective has weights."""
 RUN = {
     "train_iters": STEPS,
     "optimizer": "adam",
@@ -39,8 +44,11 @@ Curves = dict[str, list[float]]
 
 def record(material, objective, *flags):
     """The curves of one objective; ``flags`` are added to the run's."""
-    reference = {} if objective == "ntp" else {"reference_load": material.reference}
-    run = pretrain(1, *material.flags(**RUN, objective=objective, **reference), *flags)
+    chosen = OBJECTIVES[objective]
+    models = {"reference_load": material.reference} if chosen.needs_reference else {}
+    if chosen.needs_base:
+        models["reference_base_load"] = material.policy
+    run = pretrain(1, *material.flags(**RUN, objective=objective, **models), *flags)
     return {name: run.series(name) for name in FIGURES[objective]}
 
 
