@@ -14,6 +14,7 @@ from torch.nn import Module
 
 from megatron_remit import cpu, step_metrics
 from megatron_remit.layout import check_divides, in_one_line
+from megatron_remit.megatron_flags import CHOSEN_ANEW, check_megatron_flags, check_not_replaced, given
 from megatron_remit.model_arguments import take_left_out
 from megatron_remit.scoring.ahead import Base, ScoreAhead
 
@@ -87,7 +88,7 @@ def _load_args(original: Any) -> Any:
 
     @functools.wraps(original)
     def call(args: Any, *rest: Any, **kwargs: Any) -> Any:
-        given, grouped_gemm = args.padded_vocab_size, args.moe_grouped_gemm
+        padded_rows, stated = args.padded_vocab_size, given()
         if args.tokenizer_model is not None:
             args.use_tokenizer_model_from_checkpoint_args = False
         result = original(args, *rest, **kwargs)
@@ -95,13 +96,15 @@ def _load_args(original: Any) -> Any:
             return result
         saved = result[1]
         take_left_out(args, saved)
-        # Which kernels run the experts is the run's choice; Megatron would take it from the run that saved.
-        args.moe_grouped_gemm = args.moe_grouped_gemm or grouped_gemm
+        # Dropout and the kernels of the experts are the run's choice; Megatron takes them from the run that saved.
+        vars(args).update({name: stated[name] for name in CHOSEN_ANEW if name in stated})
+        if not hasattr(args, "reference_flag"):  # the flags describe the policy
+            check_not_replaced(args, stated, saved)
         if args.multi_latent_attention and args.rope_type == "rope":
             # Megatron fuses RoPE into this attention for YaRN only, refuses it here, and has it on by default.
             args.apply_rope_fusion = False
         args.remit_vocab_size = getattr(saved, "remit_vocab_size", None)
-        if given is None and args.remit_vocab_size is not None:
+        if padded_rows is None and args.remit_vocab_size is not None:
             args.padded_vocab_size = calculate_padded_vocab_size(
                 args.remit_vocab_size, args.make_vocab_size_divisible_by, args.tensor_model_parallel_size
             )
@@ -111,10 +114,12 @@ def _load_args(original: Any) -> Any:
 
 
 def _validate(original: Any) -> Any:
-    """Megatron's validation says in one line what it refuses, and what does not divide over the ranks comes first."""
+    """Megatron's validation says in one line what it refuses. What this program refuses comes first, and what does not
+    divide over the ranks."""
 
     @functools.wraps(original)
     def call(args: Any, *rest: Any, **kwargs: Any) -> Any:
+        check_megatron_flags(args)
         if args.num_layers is not None and args.yaml_cfg is None:
             check_divides(args, f"--load {args.load}" if args.use_checkpoint_args else "the model")
         with in_one_line(args):

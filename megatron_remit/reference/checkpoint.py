@@ -99,10 +99,10 @@ def reference_arguments(args: argparse.Namespace, flag: str = FLAG) -> argparse.
     # Where the checkpoint says None, or nothing, the reference must not end up with what the policy has.
     vars(own).update(NEUTRAL)
     own.load, own.ckpt_step = str(root), None
+    own.reference_load, own.reference_flag = root, flag
     checkpointing.load_args_from_checkpoint(own)
     name = f"{flag} {root}"
     check_length(name, own.max_position_embeddings, args.seq_length)
-    own.reference_load, own.reference_flag = root, flag
     own.remit_common_vocab_size = _check_vocabulary(args, saved, root, name)
     if flag == FLAG:
         args.remit_common_vocab_size = own.remit_common_vocab_size

@@ -1,0 +1,118 @@
+"""Which of Megatron's flags this program honours, refuses or takes without an effect, by ``megatron_flags.toml``.
+
+Megatron's parser takes some 800 flags, those of its other programs too. A flag that would change nothing here is an
+error where its user expects something of it.
+"""
+
+import argparse
+import functools
+import importlib.util
+import sys
+import tomllib
+from collections.abc import Iterable
+from importlib import resources
+from typing import Any
+
+from megatron.training import arguments
+
+from megatron_remit.errors import UserError
+from megatron_remit.model_arguments import MODEL_ARGUMENTS
+
+CHOSEN_ANEW = ("attention_dropout", "hidden_dropout", "moe_grouped_gemm")
+"""Values that are the run's own choice although Megatron's --use-checkpoint-args takes them from the checkpoint."""
+_MUON = ("muon", "dist_muon", "adaptive_muon")
+
+
+@functools.cache
+def table() -> dict[str, Any]:
+    """The table as it is written: ``refused`` and ``harmless`` are lists of (because, flags), ``honoured`` has names by
+    Megatron's groups."""
+    text = resources.files("megatron_remit").joinpath("megatron_flags.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+@functools.cache
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    return arguments.add_megatron_arguments(parser)
+
+
+def spelt(name: str) -> str:
+    """How a user writes the flag whose value is ``name`` in the parsed arguments."""
+    for action in _parser()._actions:
+        if action.dest == name and action.option_strings:
+            return action.option_strings[0]
+    return f"--{name.replace('_', '-')}"
+
+
+def given(command_line: Iterable[str] | None = None) -> dict[str, Any]:
+    """The values of those of Megatron's flags that the command line (default: this process's) has, by name."""
+    words = sys.argv[1:] if command_line is None else list(command_line)
+    finder = argparse.ArgumentParser(allow_abbrev=False, add_help=False, argument_default=argparse.SUPPRESS)
+    arguments.add_megatron_arguments(finder)
+    for action in finder._actions:
+        action.default = argparse.SUPPRESS
+    return vars(finder.parse_known_args(words)[0])
+
+
+def check_megatron_flags(args: argparse.Namespace) -> None:
+    """Refuse flags of Megatron that this program does not honour. ``args`` may be those before Megatron's validation.
+
+    Raises:
+        UserError: names the flag, its value and the reason.
+    """
+    for row in table()["refused"]:
+        for name in row["flags"]:
+            value = getattr(args, name, None)
+            if value not in (None, False, _parser().get_default(name)):
+                shown = "" if value is True else f" {value}"
+                raise UserError(f"{spelt(name)}{shown} is not supported: {row['because']}")
+    if args.ckpt_format != "torch_dist":
+        raise UserError(
+            f"--ckpt-format {args.ckpt_format} is not supported: checkpoints are torch_dist; imports, references and "
+            "exports read nothing else. Leave the flag out"
+        )
+    if args.dataloader_type == "external":
+        raise UserError("--dataloader-type external is not supported: the data is a corpus; use 'single' or 'cyclic'")
+    if args.optimizer in _MUON and importlib.util.find_spec("emerging_optimizers") is None:
+        raise UserError(
+            f"--optimizer {args.optimizer} needs NVIDIA's package emerging-optimizers, which is not installed; install "
+            "it or use adam"
+        )
+    if args.transformer_impl == "local" and (args.qk_clip or args.log_max_attention_logit):
+        flag = "--qk-clip" if args.qk_clip else "--log-max-attention-logit"
+        raise UserError(
+            f"{flag} with --transformer-impl local: torch's fused attention does not give the largest logit; use "
+            "Transformer Engine's layers or leave the flag out"
+        )
+
+
+def check_not_replaced(args: argparse.Namespace, stated: dict[str, Any], saved: argparse.Namespace) -> None:
+    """Refuse flags that describe another model than the one that ``--use-checkpoint-args`` takes.
+
+    ``args`` are those after the checkpoint's were taken, ``stated`` what :func:`given` found before. An import
+    describes its model wholly: what it does not state is neutral there.
+
+    Raises:
+        UserError: names the flag, its value and the checkpoint's.
+    """
+    imported = hasattr(saved, "remit_architecture")
+    unstated = {
+        row.name: row.neutral
+        for row in MODEL_ARGUMENTS
+        if imported and (row.fingerprint or row.export) and getattr(saved, row.name, None) is None
+    }
+    for name, value in stated.items():
+        found = unstated.get(name, getattr(args, name, value))
+        if not _equal(found, value):
+            raise UserError(
+                f"{spelt(name)} {value} with --use-checkpoint-args: the checkpoint in --load {args.load} has {found}, "
+                "which the model was made with; leave the flag out"
+            )
+
+
+def _equal(found: Any, value: Any) -> bool:
+    """A checkpoint may hold a list where a flag gives a tuple."""
+    if isinstance(found, list | tuple) and isinstance(value, list | tuple):
+        return list(found) == list(value)
+    return bool(found == value)
