@@ -202,6 +202,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             "trains experts under tensor parallelism with --sequence-parallel only; pass it"
         )
     chosen = objective_class(args.objective)
+    _check_not_in_vain(args, chosen)
     for objective in OBJECTIVES.values():
         if not issubclass(chosen, objective):  # an heir takes the flags of its parent
             objective.check_arguments(args, chosen=False)
@@ -210,6 +211,20 @@ def check_arguments(args: argparse.Namespace) -> None:
     if chosen.looks_ahead():
         _check_look_ahead(args)
     chosen.check_arguments(args, chosen=True)
+
+
+def _check_not_in_vain(args: argparse.Namespace, chosen: type[Objective]) -> None:
+    """Refuse a reference that the objective does not read: the run would be next-token prediction without a word."""
+    if args.reference_load is not None and not chosen.needs_reference:
+        raise UserError(
+            f"--reference-load {args.reference_load} with --objective {args.objective}, which reads no reference; give "
+            "--objective remit (or another with a reference), or leave --reference-load out"
+        )
+    if args.skip_train and chosen.looks_ahead():
+        raise UserError(
+            f"--skip-train with --objective {args.objective}: evaluation is next-token prediction and reads no "
+            "reference; leave --objective and the reference's flags out"
+        )
 
 
 def check_tokenizer(args: argparse.Namespace, tokenizer: Any, model: str) -> None:
@@ -238,9 +253,20 @@ def _check_look_ahead(args: argparse.Namespace) -> None:
             f"--cuda-graph-impl {args.cuda_graph_impl} with --objective {args.objective}: Megatron captures its graphs "
             "in the first passes that it sees, which come before the step; use 'none'"
         )
-    if args.rampup_batch_size is not None:
+    for flag, value in (
+        ("--rampup-batch-size", args.rampup_batch_size),
+        ("--step-batch-size-schedule", args.step_batch_size_schedule),
+        ("--decrease-batch-size-if-needed", args.decrease_batch_size_if_needed or None),
+    ):
+        if value is not None:
+            raise UserError(
+                f"{flag} is not supported with --objective {args.objective}; give one --global-batch-size that divides "
+                "over the ranks"
+            )
+    if args.defer_embedding_wgrad_compute:
         raise UserError(
-            f"--rampup-batch-size is not supported with --objective {args.objective}; give one --global-batch-size"
+            f"--defer-embedding-wgrad-compute is not supported with --objective {args.objective}: the reference's "
+            "passes would join the deferred work; leave the flag out"
         )
     if scores_ahead(args) or scores_base_ahead(args):
         _check_reference_micro_batch(args)

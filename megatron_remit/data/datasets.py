@@ -7,23 +7,38 @@ from typing import Any
 import numpy
 from megatron.core import mpu
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
+from megatron.core.datasets.gpt_dataset import GPTDatasetConfig, MockGPTDataset
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 from megatron.training import get_args, get_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split
+from torch.utils.data import Dataset
 
 from megatron_remit.data.checked import CheckedGPTDataset
+from megatron_remit.errors import UserError
 
 
-def build_datasets(num_samples: tuple[int, int, int], built_here: Callable[[], bool]) -> list[GPTDataset | None]:
-    """Train, validation and test datasets as Megatron's flags describe them, where ``built_here`` says so."""
+def build_datasets(num_samples: tuple[int, int, int], built_here: Callable[[], bool]) -> list[Any]:
+    """Train, validation and test datasets as Megatron's flags describe them, where ``built_here`` says so, else None.
+
+    With ``--full-validation`` the validation entry is a list of sets.
+
+    Raises:
+        UserError: too few rows.
+    """
     args = get_args()
     if args.mock_data:
         dataset_class = MockGPTDataset
     else:
         dataset_class = CheckedGPTDataset if args.row_seed is None else FixedRowsDataset
-    return BlendedMegatronDatasetBuilder(dataset_class, list(num_samples), built_here, _dataset_config()).build()
+    built = BlendedMegatronDatasetBuilder(dataset_class, list(num_samples), built_here, _dataset_config()).build()
+    train, valid, test = built
+    if args.full_validation:
+        rows = args.eval_global_batch_size
+        valid = [
+            one if one is None else WholeSteps(one, rows) for one in (valid if isinstance(valid, list) else [valid])
+        ]
+    return [train, valid, test]
 
 
 def reads_data(vp_stage: int | None = None) -> bool:
@@ -54,7 +69,28 @@ def _dataset_config() -> GPTDatasetConfig:
         create_attention_mask=args.create_attention_mask_in_dataloader,
         object_storage_cache_path=args.object_storage_cache_path,
         mid_level_dataset_surplus=args.mid_level_dataset_surplus,
+        allow_ambiguous_pad_tokens=args.allow_ambiguous_pad_tokens,
     )
+
+
+class WholeSteps(Dataset):
+    """A validation set's rows as far as they fill evaluation steps, each then read once by ``--full-validation``."""
+
+    def __init__(self, dataset: Any, rows_of_step: int) -> None:
+        """Raises UserError: there are fewer rows than ``rows_of_step``, those of an evaluation step on all ranks."""
+        self.dataset, self.split = dataset, Split.valid
+        self._rows = len(dataset) // rows_of_step * rows_of_step
+        if self._rows == 0:
+            raise UserError(
+                f"{dataset.dataset_path}: {len(dataset)} rows for validation are fewer than the {rows_of_step} that "
+                "the ranks read at once; give a larger validation set, or leave --full-validation out"
+            )
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
 
 
 class FixedRowsDataset(CheckedGPTDataset):
@@ -82,6 +118,11 @@ class FixedRowsDataset(CheckedGPTDataset):
         self.num_samples = num_samples
         self._order_seed = config.random_seed
         self._rows = super().__len__()
+        if self._rows == 0:
+            raise UserError(
+                f"{dataset_path}: the {index_split.name} split has fewer tokens than one row of --seq-length "
+                f"{config.sequence_length}; give a longer corpus or another --split"
+            )
         self._epoch = -1
         self._order = numpy.empty(0, dtype=numpy.uint32)
 

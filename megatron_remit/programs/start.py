@@ -18,6 +18,7 @@ from megatron_remit.data.checked import check_corpora, check_manifests
 from megatron_remit.data.eod import RunTokenizer
 from megatron_remit.data.tokenizer import megatron_fingerprint
 from megatron_remit.errors import UserError
+from megatron_remit.programs.start_checks import check_reads_and_writes
 from megatron_remit.reference.checkpoint import saved_arguments
 
 _SHAPE_FLAG = "--use-checkpoint-args"
@@ -43,6 +44,11 @@ def parse_arguments(
     if flags is not None:
         # Megatron's parser reads the process's command line only.
         sys.argv = [sys.argv[0], *flags]
+    if "--yaml-cfg" in sys.argv:
+        # Megatron's parser would put the file's values in the place of all flags before anything is checked.
+        raise UserError(
+            "--yaml-cfg is not supported: it would replace every flag, those of this program too; give flags"
+        )
     try:
         return parse_and_validate_args(extra_args_provider=add_arguments)
     except UserError as error:
@@ -60,6 +66,7 @@ def check(args: argparse.Namespace) -> None:
             not taken from it, or a bad corpus.
     """
     check_arguments(args)
+    check_reads_and_writes(args)
     _check_shape(args)
     set_vocabulary(args)
     check_corpora(args, args.remit_vocab_size)

@@ -40,7 +40,7 @@ def main() -> None:
     args = parse_arguments()
     check(args)
     config = gpt_config(args)
-    if objective_class(args.objective).looks_ahead() and not args.skip_train:
+    if objective_class(args.objective).looks_ahead():
         if args.score_store is not None:
             session.open_store(args, create=args.score_store_write)
         if args.score_store_base is not None:

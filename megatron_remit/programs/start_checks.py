@@ -1,0 +1,93 @@
+"""What would end a run only after its first step, or without a word, looked at before it: what it reads and writes."""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+from megatron.core.datasets.blended_megatron_dataset_config import parse_and_normalize_split
+from megatron.training.utils import get_blend_and_blend_per_split
+
+from megatron_remit.errors import UserError, note
+from megatron_remit.megatron_flags import given
+
+
+def check_reads_and_writes(args: argparse.Namespace) -> None:
+    """Check ``--load``, ``--save`` and the validation data; an evaluation that nobody asked for is switched off.
+
+    Raises:
+        UserError: names the flag, what was found and what to do.
+    """
+    _check_load(args)
+    if args.save is not None and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        _check_save(Path(args.save))
+    _check_validation(args)
+
+
+def _check_load(args: argparse.Namespace) -> None:
+    """Megatron ends with exit status 0 here, which a job script takes for success."""
+    if args.load is None or not args.exit_on_missing_checkpoint or args.pretrained_checkpoint is not None:
+        return
+    if not (Path(args.load) / "latest_checkpointed_iteration.txt").is_file():
+        raise UserError(
+            f"--load {args.load} with --exit-on-missing-checkpoint: the folder holds no checkpoint "
+            "(latest_checkpointed_iteration.txt is not there); give one that tools/import_hf.py or a run's --save wrote"
+        )
+
+
+def _check_save(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--save {folder} cannot be written ({error.strerror}); give a folder that this user may write"
+        ) from None
+
+
+def _check_validation(args: argparse.Namespace) -> None:
+    """Megatron makes no data for a split without a share and evaluates on it all the same."""
+    if args.multiple_validation_sets != args.full_validation:
+        # One alone ends in a NotImplementedError, the other in a TypeError at the first evaluation.
+        raise UserError(
+            "--full-validation and --multiple-validation-sets work together only, in Megatron 0.19.2, for one set too; "
+            "pass both or neither"
+        )
+    if args.full_validation:
+        _set_whole_validation(args)
+    if not (args.full_validation or args.eval_iters > 0) or args.mock_data or _has_validation(args):
+        return
+    if not args.full_validation and "eval_iters" not in given():
+        if args.rank == 0:
+            note(f"--split {args.split} leaves nothing for validation, so there is none")
+        args.eval_iters = 0
+        return
+    flag = "--full-validation" if args.full_validation else f"--eval-iters {args.eval_iters}"
+    raise UserError(
+        f"{flag}, but the data flags (--split {args.split}) leave nothing for validation; give it a share or "
+        "--valid-data-path, or pass --eval-iters 0"
+    )
+
+
+def _set_whole_validation(args: argparse.Namespace) -> None:
+    """Megatron reads whole validation sets row by row, whatever the batch size, and repeats them where an evaluation
+    step takes more than a row from each rank."""
+    if args.eval_micro_batch_size != 1 and "eval_micro_batch_size" in given():
+        raise UserError(
+            f"--eval-micro-batch-size {args.eval_micro_batch_size} with --full-validation: Megatron reads whole "
+            "validation sets row by row; leave the flag out"
+        )
+    if args.virtual_pipeline_model_parallel_size is not None:
+        raise UserError(
+            "--full-validation with virtual pipeline stages: Megatron 0.19.2 mixes up the sets of model chunks; use "
+            "--eval-iters"
+        )
+    args.eval_micro_batch_size, args.eval_global_batch_size = 1, args.data_parallel_size
+
+
+def _has_validation(args: argparse.Namespace) -> bool:
+    _, per_split = get_blend_and_blend_per_split(args)
+    if per_split is not None:
+        return per_split[1] is not None
+    return parse_and_normalize_split(args.split)[1] > 0
