@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from megatron_remit.analysis.figures import STYLE, png
-from megatron_remit.analysis.page import machine, versions
 from megatron_remit.analysis.scalars import read_scalars
 from megatron_remit.artifacts import write_whole
+from megatron_remit.versions import machine, versions
 
 # name -> what it is, colour (Okabe and Ito, safe for colour-blind eyes), dashes
 ARMS = {

@@ -1,16 +1,11 @@
 """HTML pages that load nothing: the templates that all pages share, the page of a comparison, and what made a page."""
 
-import importlib.metadata
-import os
-import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from jinja2 import Environment, FileSystemLoader, PackageLoader, StrictUndefined
 from jinja2.loaders import ChoiceLoader
 
@@ -18,9 +13,9 @@ from megatron_remit.analysis.figures import Drawn
 from megatron_remit.analysis.heatmap import Heatmap, ShownText, TokenMargin
 from megatron_remit.analysis.inputs import Texts
 from megatron_remit.analysis.score import Scores
+from megatron_remit.versions import machine, versions
 
 SHOWN_MARGINS = 20
-PACKAGES = ("torch", "megatron-core", "transformers", "trl", "lm_eval", "tokenizers", "numpy")
 
 
 class Table(NamedTuple):
@@ -104,45 +99,3 @@ def _models(models: dict[str, Path], scores: Scores) -> Table:
 def _margins(margins: list[TokenMargin]) -> Table:
     rows = [(one.token, f"{one.count:,}", f"{one.mean:+.3f} ± {one.stderr:.3f}") for one in margins]
     return Table(("token", "times", "mean margin, nats ± standard error"), rows)
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that matter, None for one that is not installed, and the git commit."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found | {"git commit": _commit()}
-
-
-def machine() -> dict[str, Any]:
-    """The device and the processor cores that this process may use."""
-    if torch.cuda.is_available() and torch.version.cuda and torch.cuda.device_count():
-        device = torch.cuda.get_device_name(0)
-    else:
-        device = "CPU"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"device": device, "processor": _processor(), "cores": cores, "system": platform.platform(terse=True)}
-
-
-def _commit() -> str | None:
-    """The commit of the source tree, with '+changes' if tracked files differ from it; None outside a repository."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        status = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+changes" if status.stdout.strip() else "")
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

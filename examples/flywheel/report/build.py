@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from megatron_remit.analysis.page import machine, versions
 from megatron_remit.analysis.scalars import smooth
 from megatron_remit.artifacts import write_whole
 from megatron_remit.errors import UserError
+from megatron_remit.versions import machine, versions
 from report.figures import clip_threshold
 from report.heldout import ScoredText, score_texts, spread
 from report.load import ARM_NAMES, LOSS, RunFolder, load_run
