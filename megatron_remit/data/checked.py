@@ -1,5 +1,7 @@
 """A corpus is checked before step 1, and each of its samples when it is drawn; errors name the file at fault."""
 
+import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.training import get_args
 from megatron.training.utils import get_blend_and_blend_per_split
 
+from megatron_remit.data.digest import corpus_digest
 from megatron_remit.data.eod import RunTokenizer
 from megatron_remit.data.manifest import check_manifest, has_manifest, what_is_unknown
 from megatron_remit.errors import UserError
@@ -21,7 +24,22 @@ _FULL_SCAN_TOKENS = 200_000_000
 
 class CheckedGPTDataset(GPTDataset):
     """Megatron's GPT dataset that refuses a token outside the vocabulary: an embedding look-up would read past its
-    end on a GPU, far from the cause."""
+    end on a GPU, far from the cause.
+
+    Megatron stores the order of documents and rows next to the corpus and finds it again by the corpus' path. Here its
+    name follows from the corpus' content too: one that was replaced gets an order of its own.
+    """
+
+    def _build_document_sample_shuffle_indices(self) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
+        self.unique_identifiers["corpus_digest"] = corpus_digest(self.dataset_path)
+        # As Megatron makes both, before it calls this.
+        self.unique_description = json.dumps(
+            self.unique_identifiers, indent=4, default=lambda value: value.unique_identifiers
+        )
+        self.unique_description_hash = hashlib.md5(
+            self.unique_description.encode("utf-8"), usedforsecurity=False
+        ).hexdigest()
+        return super()._build_document_sample_shuffle_indices()
 
     def __getitem__(self, index: int | None) -> dict[str, Any]:
         """One sample: ``tokens``, ``labels`` [s] int64 and the masks (GPTDataset). Raises UserError on a bad token."""
