@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from megatron.core.datasets import utils as dataset_utils
-from megatron.core.optimizer import distrib_optimizer
-from megatron.training import arguments, checkpointing, training
+from megatron.core.optimizer import distrib_optimizer, optimizer
+from megatron.training import arguments, checkpointing, get_args, training
 from megatron.training.vocab_utils import calculate_padded_vocab_size
 from torch.nn import Module
 
@@ -19,6 +19,8 @@ from megatron_remit.model_arguments import take_left_out
 from megatron_remit.scoring.ahead import Base, ScoreAhead
 
 _applied = False
+# What a parameter group has of the learning-rate schedule.
+_RATES = ("max_lr", "min_lr", "start_wd", "end_wd")
 
 
 def apply() -> None:
@@ -37,6 +39,11 @@ def apply() -> None:
     arguments.validate_args = _validate(arguments.validate_args)
     training.train_step = step_metrics.with_step_metrics(training.train_step)
     training.training_log = step_metrics.with_negative_means(training.training_log)
+    _resume_with_other_rates()
+    # In fp32 the distributed optimizer's parameters are views of the model's own, which may be written without autograd
+    # only; Megatron loads them with it, and fails.
+    sharded = distrib_optimizer.DistributedOptimizer
+    sharded._set_main_param_and_optimizer_states = torch.no_grad()(sharded._set_main_param_and_optimizer_states)
     if not distrib_optimizer.HAVE_APEX_OR_TE:
         _resume_torch_adam(distrib_optimizer.DistributedOptimizer)
 
@@ -126,6 +133,45 @@ def _validate(original: Any) -> Any:
             return original(args, *rest, **kwargs)
 
     return call
+
+
+def _resume_with_other_rates() -> None:
+    """Let ``--override-opt_param-scheduler`` change the learning rate of a resumed run.
+
+    Megatron finds the saved state of a parameter group by values that include its highest and lowest rate, so that
+    another ``--lr`` finds none, whatever the flag says.
+    """
+    plain, sharded = optimizer.MegatronOptimizer, distrib_optimizer.DistributedOptimizer
+    reorder, load_state_dict = plain._filter_and_reorder_param_groups, sharded.load_state_dict
+
+    @functools.wraps(reorder)
+    def reorder_with_rates(current: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        _give_rates(current, saved)
+        return reorder(current, saved)
+
+    @functools.wraps(load_state_dict)
+    def load(self: Any, state: Any) -> None:
+        if "optimizer" in state:
+            _give_rates(self.optimizer.param_groups, state["optimizer"].get("param_groups", []))
+        load_state_dict(self, state)
+
+    plain._filter_and_reorder_param_groups = staticmethod(reorder_with_rates)
+    sharded.load_state_dict = load
+
+
+def _give_rates(current: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
+    """Each saved group gets the rates of the present group that it is equal to otherwise, if there is but one."""
+    if not get_args().override_opt_param_scheduler:
+        return
+
+    def rest(group: dict[str, Any]) -> tuple[Any, ...]:
+        names = [name for name in optimizer.param_group_identifier_keys if name not in _RATES]
+        return tuple(group.get(name) for name in names)
+
+    for group in saved:
+        alike = [one for one in current if rest(one) == rest(group)]
+        if len(alike) == 1:
+            group.update({name: alike[0][name] for name in _RATES if name in alike[0]})
 
 
 def _resume_torch_adam(optimizer_class: Any) -> None:

@@ -24,6 +24,7 @@ EDGES = {
     "megatron_remit/scoring/dataset.py",
     "megatron_remit/step_metrics.py",
     "megatron_remit/data/batch.py",
+    "megatron_remit/patches.py",
     "megatron_remit/data/datasets.py",
     "megatron_remit/scoring/ahead.py",
     "megatron_remit/scoring/scorer.py",

@@ -9,7 +9,8 @@ import torch
 from megatron.training.arguments import add_megatron_arguments
 
 from megatron_remit import cpu, patches
-from megatron_remit.arguments import add_remit_arguments, check_arguments
+from megatron_remit.argument_checks import check_arguments
+from megatron_remit.arguments import add_remit_arguments
 from megatron_remit.data.checked import check_corpora, check_sample
 from megatron_remit.data.tokenizer import folder_fingerprint
 from megatron_remit.errors import UserError
@@ -157,6 +158,12 @@ def test_reference_micro_batch_that_does_not_divide_the_step(material):
 def test_flags_that_cannot_work_together(flags, named, material):
     with pytest.raises(UserError, match=named):
         check_arguments(parsed(material.remit(**flags)))
+
+
+@pytest.mark.parametrize("objective", ["remit", "contrast"])
+def test_the_control_belongs_to_remit_and_its_heir(objective, material):
+    base = material.policy if objective == "contrast" else None
+    check_arguments(parsed(material.remit(objective=objective, remit_control="permute", reference_base_load=base)))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from megatron_remit.arguments import check_arguments
+from megatron_remit.argument_checks import check_arguments
 from megatron_remit.convert.hf_to_megatron import import_hf
 from megatron_remit.convert.megatron_to_hf import export_hf
 from megatron_remit.errors import UserError

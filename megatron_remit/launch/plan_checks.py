@@ -15,7 +15,8 @@ from megatron.training import arguments
 from megatron.training.vocab_utils import calculate_padded_vocab_size
 
 from megatron_remit import cpu, patches
-from megatron_remit.arguments import add_remit_arguments, check_arguments
+from megatron_remit.argument_checks import check_arguments
+from megatron_remit.arguments import add_remit_arguments
 from megatron_remit.convert.families import read_config
 from megatron_remit.errors import UserError
 from megatron_remit.launch.memory import Placed, layers_per_stage

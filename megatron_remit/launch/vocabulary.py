@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron.core.tokenizers import MegatronTokenizer
 
-from megatron_remit.arguments import check_tokenizer
+from megatron_remit.argument_checks import check_tokenizer
 from megatron_remit.convert.families import read_config
 from megatron_remit.convert.hf_side_files import has_tokenizer
 from megatron_remit.data.checked import check_corpora, corpora_of

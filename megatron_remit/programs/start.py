@@ -13,7 +13,8 @@ from megatron.training import get_tokenizer
 from megatron.training.arguments import parse_and_validate_args
 
 from megatron_remit import cpu, patches
-from megatron_remit.arguments import add_remit_arguments, check_arguments, check_tokenizer
+from megatron_remit.argument_checks import check_arguments, check_tokenizer
+from megatron_remit.arguments import add_remit_arguments
 from megatron_remit.data.checked import check_corpora, check_manifests
 from megatron_remit.data.eod import RunTokenizer
 from megatron_remit.data.tokenizer import megatron_fingerprint

@@ -23,6 +23,7 @@ from megatron_remit.data.batch import Batch, get_batch
 from megatron_remit.nll import Vocabulary, run_model
 from megatron_remit.objectives.base import LossResult, Objective
 from megatron_remit.objectives.registry import current_objective, evaluation_objective, objective_class
+from megatron_remit.programs.resume import check_run
 from megatron_remit.programs.start import check, parse_arguments
 from megatron_remit.reference.checkpoint import BASE_FLAG, reference_arguments
 from megatron_remit.reference.model import build_reference
@@ -39,6 +40,7 @@ def main() -> None:
     """Run training as the command line says. Raises UserError on bad input before the first step."""
     args = parse_arguments()
     check(args)
+    check_run(args)
     config = gpt_config(args)
     if objective_class(args.objective).looks_ahead():
         if args.score_store is not None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_remit import cpu
-from megatron_remit.arguments import check_arguments
+from megatron_remit.argument_checks import check_arguments
 from megatron_remit.data.tokenizer import folder_fingerprint
 from megatron_remit.errors import UserError
 from megatron_remit.reference import fingerprint

@@ -4,7 +4,7 @@ import numpy
 import pytest
 
 from megatron_remit import cpu
-from megatron_remit.arguments import check_arguments
+from megatron_remit.argument_checks import check_arguments
 from megatron_remit.errors import UserError
 from megatron_remit.score_store.manifest import Manifest, create_manifest, read_manifest
 from megatron_remit.score_store.reader import ScoreStore

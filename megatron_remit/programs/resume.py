@@ -1,0 +1,102 @@
+"""A run that goes on from its own checkpoint: what must be as it was, and what Megatron cannot take up again.
+
+Each of these shows in Megatron as an assertion while it loads, or not at all; here it is an error before that.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_remit.convert.megatron_io import iteration_folder
+from megatron_remit.errors import UserError
+from megatron_remit.megatron_flags import spelt
+from megatron_remit.programs.identity import check_same_run, run_identity, write_run_file
+from megatron_remit.reference.checkpoint import saved_arguments
+
+# What Megatron's scheduler compares with the checkpoint's values (``OptimizerParamScheduler.load_state_dict``).
+_SCHEDULE = (
+    *("lr", "min_lr", "lr_decay_style", "lr_warmup_iters", "lr_warmup_samples", "lr_warmup_fraction"),
+    *("start_weight_decay", "end_weight_decay", "weight_decay_incr_style"),
+)
+# The distributed optimizer's state is stored as the ranks of these sizes hold it.
+_MODEL_LAYOUT = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "expert_model_parallel_size")
+
+
+def check_run(args: argparse.Namespace) -> None:
+    """Compare a resumed run with its checkpoint, and record this start, on rank 0. The corpora are checked by then.
+
+    ``args.remit_run`` becomes the run's identity, and so a part of its checkpoints.
+
+    Raises:
+        UserError: what has changed, or cannot be resumed, by name.
+    """
+    _check_optimizer_format(args)
+    if args.rank != 0:
+        return
+    identity = run_identity(args)
+    earlier, step = _earlier(args)
+    if earlier is not None:
+        where = f"--load {args.load}"
+        saved_identity = getattr(earlier, "remit_run", None)
+        if saved_identity is not None:
+            check_same_run(identity, saved_identity, args.allow_changed, where)
+        if not args.no_load_optim:
+            _check_schedule(args, earlier, where)
+            _check_layout(args, earlier, where)
+    args.remit_run = identity
+    if args.save is not None:
+        write_run_file(args, identity, step)
+
+
+def _earlier(args: argparse.Namespace) -> tuple[argparse.Namespace | None, int]:
+    """The arguments in the checkpoint that the run goes on from and its step; None and 0 for a new run."""
+    if args.load is None or args.finetune or not (Path(args.load) / "latest_checkpointed_iteration.txt").is_file():
+        return None, 0
+    folder = iteration_folder(Path(args.load), args.ckpt_step)
+    if not folder.name.startswith("iter_"):
+        return None, 0
+    return saved_arguments(folder), int(folder.name.removeprefix("iter_"))
+
+
+def _check_schedule(args: argparse.Namespace, earlier: argparse.Namespace, where: str) -> None:
+    if args.override_opt_param_scheduler or args.use_checkpoint_opt_param_scheduler:
+        return
+    for name, before, now in _schedule_changes(args, earlier):
+        raise UserError(
+            f"{spelt(name)} {now}, but the run in {where} was started with {before}, and the learning rate follows it. "
+            "Pass --override-opt_param-scheduler to follow the new flags from here on, "
+            "--use-checkpoint-opt_param-scheduler to stay with the earlier ones, or give the earlier value"
+        )
+
+
+def _schedule_changes(args: argparse.Namespace, earlier: argparse.Namespace) -> Iterator[tuple[str, object, object]]:
+    """Name, earlier and present value."""
+    length, decay = ("train_samples", "lr_decay_samples") if args.train_samples else ("train_iters", "lr_decay_iters")
+    # Megatron stores the decay's length; without one of its own it is that of the run.
+    name = length if getattr(args, decay) is None else decay
+    found = [(name, getattr(earlier, decay, None), getattr(args, name))]
+    if length == "train_iters":
+        found.append(("global_batch_size", getattr(earlier, "global_batch_size", None), args.global_batch_size))
+    found += [(name, getattr(earlier, name, None), getattr(args, name)) for name in _SCHEDULE if hasattr(earlier, name)]
+    yield from (one for one in found if one[1] != one[2])
+
+
+def _check_layout(args: argparse.Namespace, earlier: argparse.Namespace, where: str) -> None:
+    if not args.use_distributed_optimizer or args.dist_ckpt_optim_fully_reshardable:
+        return
+    for name in _MODEL_LAYOUT:
+        before, now = getattr(earlier, name, None), getattr(args, name)
+        if before not in (None, now):
+            raise UserError(
+                f"{spelt(name)} {now}, but the run in {where} was saved with {before}: the distributed optimizer's "
+                "state cannot be loaded in another model-parallel layout. Give the earlier value (only the number of "
+                "nodes may change), or pass --no-load-optim --no-load-rng to go on with a fresh optimizer"
+            )
+
+
+def _check_optimizer_format(args: argparse.Namespace) -> None:
+    if args.dist_ckpt_optim_fully_reshardable and args.use_distributed_optimizer:
+        raise UserError(
+            "--dist-ckpt-optim-fully-reshardable: Megatron 0.19.2 writes zeros for the optimizer's state of all "
+            "gradient buckets but the first (mended in its #5077); leave the flag out"
+        )

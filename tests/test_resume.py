@@ -1,0 +1,182 @@
+"""A resumed run is the run that it goes on from, or says what has changed, by name, before its first step."""
+
+import json
+import re
+import shutil
+
+import numpy
+import pytest
+import torch
+
+from tests.checkpoints import load_tensors
+from tests.conftest import VOCABULARY, write_corpus, write_documents
+from tests.ranks import pretrain
+
+SAVED = 2
+
+
+@pytest.fixture(scope="module")
+def started(material, tmp_path_factory):
+    """The flags of a run of 4 steps that has saved its second, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("started") / "run"
+    pretrain(1, *material.remit(**run_flags(folder), exit_interval=SAVED))
+    assert (folder / "latest_checkpointed_iteration.txt").read_text() == str(SAVED)
+    return folder
+
+
+def run_flags(folder, **overrides):
+    return {"train_iters": 4, "save": folder, "save_interval": SAVED, "lr": 1e-2, "optimizer": "adam"} | overrides
+
+
+def resume(material, started, tmp_path, *flags, **overrides):
+    """Goes on from a copy of ``started``."""
+    folder = tmp_path / "run"
+    shutil.copytree(started, folder)
+    goes_on = run_flags(folder, load=folder, finetune=None) | overrides
+    return pretrain(1, *material.remit(**goes_on), *flags, check=False)
+
+
+def test_the_same_flags_go_on(material, started, tmp_path):
+    run = resume(material, started, tmp_path)
+    assert run.returncode == 0, run.failure()
+    assert len(run.series("remit loss")) == 4 - SAVED
+    content = json.loads((tmp_path / "run/run.json").read_text())
+    assert [start["step"] for start in content["starts"]] == [0, SAVED]
+    assert content["identity"]["remit_epsilon"] == 0.2 and len(content["identity"]["reference"]) == 64
+    assert {"torch", "megatron-core", "git commit"} <= content["starts"][0]["versions"].keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("seed", {"seed": 8}, "--seed 8, but the run in .* was trained with 7: from here on it would read other rows"),
+        ("split", {"split": "90,10,0", "eval_iters": 0}, "--split 90,10,0, but .* 100,0,0"),
+        ("row_seed", {"row_seed": 1}, "--row-seed 1, but .* was trained with null"),
+        ("eod_mask_loss", {"eod_mask_loss": None}, "--eod-mask-loss false, but .* true"),
+        ("remit_epsilon", {"remit_epsilon": 0.3}, "--remit-epsilon 0.3, but .* 0.2: .* another loss"),
+        ("remit_control", {"remit_control": "permute"}, "--remit-control permute, but .* none: "),
+        ("objective", {"objective": "rho1"}, "--objective rho1, but .* remit"),
+    ],
+)
+def test_a_changed_flag_is_refused_by_name_and_allowed_on_request(
+    material, started, tmp_path, name, overrides, message
+):
+    run = resume(material, started, tmp_path, **overrides)
+    assert run.returncode == 2, run.output
+    (error,) = [line for line in run.output.splitlines() if line.startswith("error: ")]
+    assert re.search(message, error) and f"--allow-changed {name}" in error
+    shutil.rmtree(tmp_path / "run")
+    allowed = resume(material, started, tmp_path, "--allow-changed", name, **overrides)
+    assert allowed.returncode == 0, allowed.failure()
+    assert f"note: {name} was " in allowed.output
+
+
+def test_another_reference_is_refused(material, started, tmp_path):
+    run = resume(material, started, tmp_path, reference_load=material.policy)
+    assert run.returncode == 2 and "error: the reference is " in run.output
+    assert "--allow-changed reference" in run.output
+
+
+@pytest.mark.parametrize("change", ["reordered", "smaller", "one token"])
+def test_a_corpus_replaced_at_its_path_is_refused(material, tmp_path, change):
+    draw = numpy.random.default_rng(3)
+    documents = [torch.from_numpy(numpy.append(draw.integers(1, VOCABULARY, 30), 0)) for _ in range(100)]
+    corpus, folder = tmp_path / "corpus", tmp_path / "run"
+    write_documents(corpus, documents)
+    flags = run_flags(folder, data_path=corpus)
+    pretrain(1, *material.remit(**flags, exit_interval=SAVED))
+    if change == "reordered":
+        documents.reverse()
+    elif change == "smaller":
+        documents = documents[:60]
+    else:
+        documents[50][3] = (documents[50][3] + 1) % VOCABULARY
+    for suffix in (".bin", ".idx"):
+        corpus.with_name(f"corpus{suffix}").unlink()
+    write_documents(corpus, documents)
+    run = pretrain(1, *material.remit(**flags | {"load": folder, "finetune": None}), check=False)
+    assert run.returncode == 2 and "error: the content of the corpora is" in run.output, run.output
+    assert "--allow-changed corpora" in run.output
+
+
+def test_a_replaced_corpus_gets_an_order_of_its_own(material, tmp_path):
+    """Megatron's cached order of the earlier one, of the same size at the same path, is not used."""
+    for seed in (1, 2):
+        write_corpus(tmp_path / "corpus", VOCABULARY, documents=200, seed=seed)
+        found = pretrain(1, *material.flags(data_path=tmp_path / "corpus"))
+        shutil.copytree(tmp_path, tmp_path.with_name(f"alone{seed}"), ignore=shutil.ignore_patterns("cache"))
+        alone = pretrain(1, *material.flags(data_path=tmp_path.with_name(f"alone{seed}") / "corpus"))
+        assert found.series("lm loss") == alone.series("lm loss")
+
+
+def test_a_corpus_may_be_moved(material, started, tmp_path):
+    for suffix in (".bin", ".idx"):
+        shutil.copy(f"{material.corpus}{suffix}", tmp_path / f"moved{suffix}")
+    run = resume(material, started, tmp_path, data_path=tmp_path / "moved")
+    assert run.returncode == 0, run.failure()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"train_iters": 6}, "--train-iters 6, but the run in .* was started with 4"),
+        ({"lr": 2e-2}, "--lr 0.02, but the run in .* was started with 0.01"),
+        ({"lr_decay_style": "cosine"}, "--lr-decay-style cosine, but .* constant"),
+    ],
+)
+def test_a_longer_run_or_another_learning_rate_says_how(material, started, tmp_path, overrides, named):
+    run = resume(material, started, tmp_path, **overrides)
+    assert run.returncode == 2
+    assert re.search(f"error: {named}.*--override-opt_param-scheduler", run.output), run.output
+    shutil.rmtree(tmp_path / "run")
+    extended = resume(material, started, tmp_path, "--override-opt_param-scheduler", **overrides)
+    assert extended.returncode == 0, extended.failure()
+    assert len(extended.series("lm loss")) == overrides.get("train_iters", 4) - SAVED
+    if "lr" in overrides:
+        assert extended.series("learning-rate") == pytest.approx([2e-2] * 2)
+
+
+def test_a_new_run_from_a_checkpoint_is_no_resumed_one(material, started, tmp_path):
+    run = resume(material, started, tmp_path, finetune=True, seed=9, objective="rho1", save=tmp_path / "new")
+    assert run.returncode == 0, run.failure()
+    assert json.loads((tmp_path / "new/run.json").read_text())["identity"]["objective"] == "rho1"
+
+
+def test_a_damaged_record_is_named(material, started, tmp_path):
+    shutil.copytree(started, tmp_path / "run")
+    (tmp_path / "run/run.json").write_text("{")
+    run = pretrain(1, *material.remit(**run_flags(tmp_path / "run", load=tmp_path / "run", finetune=None)), check=False)
+    assert run.returncode == 2 and f"error: {tmp_path}/run/run.json is damaged" in run.output
+
+
+def test_the_distributed_optimizer_names_another_model_layout(material, tmp_path):
+    flags = run_flags(tmp_path / "run", use_distributed_optimizer=True, bf16=True)
+    pretrain(1, *material.remit(**flags, exit_interval=SAVED))
+    layout = {"tensor_model_parallel_size": 2, "load": tmp_path / "run", "finetune": None}
+    run = pretrain(2, *material.remit(**flags | layout), check=False)
+    assert run.returncode != 0 and "error: --tensor-model-parallel-size 2, but the run in" in run.output
+
+
+def test_more_ranks_go_on_with_the_distributed_optimizer(material, tmp_path):
+    flags = run_flags(tmp_path / "run", use_distributed_optimizer=True, bf16=True)
+    pretrain(1, *material.remit(**flags, exit_interval=SAVED))
+    goes_on = material.remit(**flags | {"load": tmp_path / "run", "finetune": None, "lr": 3e-2})
+    more = pretrain(2, *goes_on, "--override-opt_param-scheduler")
+    assert more.series("learning-rate") == pytest.approx([3e-2] * 2)
+    assert load_tensors(tmp_path / "run/iter_0000004")
+
+
+def test_the_distributed_optimizer_resumes_in_fp32_bit_for_bit(material, tmp_path):
+    flags = run_flags(tmp_path / "run", use_distributed_optimizer=True)
+    whole = pretrain(1, *material.remit(**flags | {"save": tmp_path / "whole"}))
+    pretrain(1, *material.remit(**flags, exit_interval=SAVED))
+    rest = pretrain(1, *material.remit(**flags | {"load": tmp_path / "run", "finetune": None}))
+    assert rest.series("remit loss") == whole.series("remit loss")[SAVED:]
+    assert rest.series("grad-norm") == whole.series("grad-norm")[SAVED:]
+
+
+def test_the_fully_reshardable_format_is_refused(material):
+    run = pretrain(
+        1, *material.remit(use_distributed_optimizer=True), "--dist-ckpt-optim-fully-reshardable", check=False
+    )
+    assert run.returncode == 2 and "error: --dist-ckpt-optim-fully-reshardable: Megatron" in run.output
