@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from make_data import reward
-from transformers import AutoTokenizer, Olmo2Config, Olmo2ForCausalLM
+from make_world import reward
+from transformers import AutoTokenizer, Olmo2Config, Olmo2ForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 # No GPU, no reports, no checkpoints on the way; one line of log every ten steps.
@@ -26,17 +26,37 @@ CPU = {
 }
 
 
+# Hidden size, feed-forward size, layers, heads of a model of about so many parameters.
+SIZES = {"1M": (128, 344, 4, 4), "5M": (256, 688, 6, 8), "20M": (512, 1376, 6, 8)}
+
+
+class StopAtReward(TrainerCallback):
+    """Ends GRPO once the mean reward of the last steps has reached a target."""
+
+    def __init__(self, target: float, over: int = 5) -> None:
+        self._target, self._over, self._rewards = target, over, []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        """TRL logs ``reward`` at every logged step."""
+        if "reward" in logs:
+            self._rewards.append(logs["reward"])
+        last = self._rewards[-self._over :]
+        if len(last) == self._over and sum(last) / self._over >= self._target:
+            control.should_training_stop = True
+
+
 def init(options: argparse.Namespace) -> None:
-    """A random OLMo-2 model of about 0.9M parameters."""
+    """A random OLMo-2 model."""
+    hidden, feed_forward, layers, heads = SIZES[options.size]
     torch.manual_seed(options.seed)
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     config = Olmo2Config(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=344,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        hidden_size=hidden,
+        intermediate_size=feed_forward,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         max_position_embeddings=128,
         rms_norm_eps=1e-5,
         initializer_range=0.02,
@@ -69,7 +89,8 @@ def sft(options: argparse.Namespace) -> None:
 
 
 def grpo(options: argparse.Namespace) -> None:
-    """Reinforcement learning with the verifiable reward: 128 completions per step, 16 for each prompt."""
+    """Reinforcement learning with the verifiable reward: 128 completions per step, 16 for each prompt; ``--steps``, or
+    less where the reward reaches ``--until``."""
     settings = GRPOConfig(
         output_dir=str(options.out) + ".trainer",
         max_steps=options.steps,
@@ -84,10 +105,12 @@ def grpo(options: argparse.Namespace) -> None:
         top_p=1.0,
         use_vllm=False,
         mask_truncated_completions=False,
-        **CPU,
+        **CPU | {"logging_steps": 2},
     )
     data = read(options.data, ("prompt", "answer"))
     trainer = GRPOTrainer(model=str(options.model), reward_funcs=reward, args=settings, train_dataset=data)
+    if options.until is not None:
+        trainer.add_callback(StopAtReward(options.until))
     trainer.train()
     save(trainer, options.model, options.out)
 
@@ -118,10 +141,13 @@ def main() -> None:
         if make is init:
             command.add_argument("--tokenizer", type=Path, required=True)
             command.add_argument("--seed", type=int, default=1)
+            command.add_argument("--size", choices=SIZES, default="1M")
         else:
             command.add_argument("--model", type=Path, required=True, help="Hugging Face folder to start from")
             command.add_argument("--data", type=Path, required=True, help="JSONL of problems")
             command.add_argument("--steps", type=int, required=True)
+        if make is grpo:
+            command.add_argument("--until", type=float, metavar="REWARD", help="stop at this mean reward")
     options = parser.parse_args()
     options.make(options)
 

@@ -9,9 +9,10 @@ import random
 import sys
 from pathlib import Path
 
-from make_data import problem, train_tokenizer
+from make_world import train_tokenizer
 from torch.utils.tensorboard import SummaryWriter
 from transformers import Olmo2Config, Olmo2ForCausalLM, set_seed
+from world.sums import sum_problem
 
 SEQUENCE = 128
 BATCH = 12
@@ -30,7 +31,7 @@ TRANSITION = {"mid": 0.75, "ntp": 0.95, "remit": 0.55, "remit_nonrl": 0.6}
 def problems(count: int, seed: int = 0) -> list[dict[str, str]]:
     """Worked problems of the flywheel, two and three steps in turn."""
     draw = random.Random(seed)
-    return [problem(draw, 2 + number % 2) for number in range(count)]
+    return [sum_problem(draw, 2 + number % 2).row() for number in range(count)]
 
 
 def make_run(folder: Path, steps: int = 40, texts: int = 12, n: int = 1000, scale: float = 0.35) -> Path:

@@ -1,0 +1,57 @@
+"""Wrong results: what a corpus of worked problems has, and a reward does not forgive."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from world.document import ANSWER, CARRIED, FORM, OPERAND, RESULT, SIGN, SLIP, WRONG_ANSWER, Piece
+
+OFFSETS = (-10, -2, -1, 1, 2, 10)
+"""By how much a result is off."""
+STEP, LAST, FORMAT = "step", "answer", "form"
+
+
+@dataclass(frozen=True)
+class Step:
+    """``left``, a sign and ``right``, and their result; ``left`` is the result before it where ``carries``."""
+
+    left: int
+    sign: str
+    right: int
+    result: Callable[[int, int], int]
+    carries: bool = False
+
+
+def off(draw: random.Random, value: int) -> int:
+    """Another number than ``value``, not below 0, off by 1, 2 or 10."""
+    return draw.choice([value + offset for offset in OFFSETS if value + offset >= 0])
+
+
+def work_out(draw: random.Random, steps: Sequence[Step], slip: str | None) -> tuple[list[Piece], int]:
+    """The pieces of the steps, ``; `` between them, and the last result.
+
+    With ``slip`` ``STEP`` one result is off, and the steps behind it carry it on.
+    """
+    wrong_at = draw.randrange(len(steps)) if slip == STEP else -1
+    pieces: list[Piece] = []
+    value, carried = 0, False
+    for index, step in enumerate(steps):
+        left = value if step.carries else step.left
+        kind = CARRIED if carried and step.carries else OPERAND
+        pieces += [Piece(f"{'; ' if index else ' '}", SIGN), Piece(f"{left}", kind)]
+        pieces += [Piece(step.sign, SIGN), Piece(f"{step.right}", OPERAND), Piece("=", SIGN)]
+        value = step.result(left, step.right)
+        kind = CARRIED if carried and step.carries else RESULT
+        if index == wrong_at:
+            value, kind, carried = off(draw, value), SLIP, True
+        pieces.append(Piece(f"{value}", kind))
+    return pieces, value
+
+
+def ending(draw: random.Random, answer: str, slip: str | None, carried: bool = False) -> list[Piece]:
+    """`` #### `` and the answer; with a slip ``LAST`` a wrong one (of a number), with ``FORMAT`` without the mark."""
+    if slip == FORMAT:
+        return [Piece(" so", FORM), Piece(f" {answer}", ANSWER)]
+    if slip == LAST and answer.isdigit():
+        return [Piece(" ####", SIGN), Piece(f" {off(draw, int(answer))}", WRONG_ANSWER)]
+    return [Piece(" ####", SIGN), Piece(f" {answer}", CARRIED if carried else ANSWER)]
