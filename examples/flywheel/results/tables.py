@@ -1,0 +1,163 @@
+"""The tables of the results page: every row is made from the cells, and every claim from an interval."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from intervals import Interval, difference, mean, percent, reach, verdict
+
+from results.arms import CONTROLS, MODELS, STAGES, in_order, named
+from results.cells import MAIN, Cells
+
+MISSING = "\N{EN DASH}"
+BEFORE = {"errors": 0.3, "size": "1M"}
+"""The setting of a study that varies neither the share of errors nor the size."""
+NTP = "ntp"
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shown(found: Interval, digits: int = 3, unit: str = "") -> str:
+    """An estimate with its interval."""
+    return f"{found.mean:.{digits}f}{unit} ({found.low:.{digits}f} to {found.high:.{digits}f})"
+
+
+def arms_of(cells: Cells, **wanted: Any) -> list[str]:
+    """The methods and controls of a study, in the order of the table."""
+    return [arm for arm in in_order(set(cells.values("arm", **wanted))) if arm not in MODELS]
+
+
+def change(cells: Cells, arm: str, than: str, skills: tuple[str, ...] | None = MAIN, **wanted: Any) -> Interval | None:
+    """By how many percent the solutions of ``arm`` cost more nats than those of ``than``; None without shared runs."""
+    one, other = (cells.runs("nll", skills, arm=name, **wanted) for name in (arm, than))
+    return percent(one, other) if set(one) & set(other) else None
+
+
+def methods(cells: Cells, **wanted: Any) -> str:
+    """Nats a solution and accuracy of each arm at its end, and how far it is from NTP."""
+    head = ["arm", "runs", "two-step, nats", "three-step, nats", "all skills, nats", "right, %", "against NTP"]
+    rows = []
+    for arm in arms_of(cells, **wanted):
+        per_skill = [cells.runs("nll", skills, arm=arm, **wanted) for skills in (MAIN[:1], MAIN[1:], None)]
+        right = cells.runs("right", MAIN, arm=arm, **wanted)
+        found = None if arm == NTP else change(cells, arm, NTP, **wanted)
+        row = [named(arm).name, str(len(per_skill[2]))]
+        row += [shown(mean(runs)) if runs else MISSING for runs in per_skill]
+        row += [shown(mean(right).through(lambda share: 100 * share), 1) if right else MISSING]
+        rows.append([*row, verdict(found, "NTP") if found else MISSING])
+    return markdown(head, rows)
+
+
+def against_controls(cells: Cells, **wanted: Any) -> str:
+    """Every arm against the two controls, on the two- and three-step problems."""
+    arms = arms_of(cells, **wanted)
+    rows = []
+    for arm in (arm for arm in arms if arm not in (NTP, *CONTROLS)):
+        found = [change(cells, arm, control, **wanted) for control in CONTROLS]
+        words = [verdict(one, "the control") if one else MISSING for one in found]
+        rows.append([named(arm).name, *words])
+    return markdown(["arm", *(f"against {named(control).name}" for control in CONTROLS)], rows)
+
+
+def per_skill(cells: Cells, **wanted: Any) -> str:
+    """Nats of NTP in each skill, and the change of each arm against it in percent."""
+    skills = [skill for skill in cells.skills() if cells.runs("nll", (skill,), arm=NTP, **wanted)]
+    rows = [["NTP, nats", *(shown(mean(cells.runs("nll", (skill,), arm=NTP, **wanted)), 2) for skill in skills)]]
+    for arm in (arm for arm in arms_of(cells, **wanted) if arm != NTP):
+        found = [change(cells, arm, NTP, (skill,), **wanted) for skill in skills]
+        ends = [f"{one.mean:+.0f} ({one.low:+.0f} to {one.high:+.0f})" if one else MISSING for one in found]
+        rows.append([f"{named(arm).name}, %", *ends])
+    return markdown(["arm", *(skill.replace("_", "-") for skill in skills)], rows)
+
+
+def models(cells: Cells) -> str:
+    """The models that arms start from and their references."""
+    rows = []
+    for arm in MODELS:
+        runs = [cells.runs("nll", skills, arm=arm, **BEFORE) for skills in (MAIN[:1], MAIN[1:])]
+        if runs[0]:
+            rows.append([named(arm).name, str(len(runs[0])), *(shown(mean(one)) if one else MISSING for one in runs)])
+    return markdown(["model", "bases", "two-step, nats", "three-step, nats"], rows) if rows else ""
+
+
+def convergence(cells: Cells, **wanted: Any) -> str:
+    """Tokens and seconds at which each arm comes down to the end of NTP."""
+    rows = []
+    for arm in arms_of(cells, **wanted):
+        rows.append([named(arm).name, *(reached(cells, arm, axis, **wanted) for axis in ("tokens", "seconds"))])
+    return markdown(["arm", "tokens to NTP's end", "seconds of training to NTP's end"], rows)
+
+
+def reached(cells: Cells, arm: str, axis: str, **wanted: Any) -> str:
+    """Where an arm reaches NTP's end, in words with the interval. Seconds are means over the runs at each point."""
+    curves, ntp = (cells.curves("nll", MAIN, arm=name, **wanted) for name in (arm, NTP))
+    lengths = {len(curve) for curve in [*curves.values(), *ntp.values()]}
+    if not set(curves) & set(ntp) or len(lengths) != 1:
+        return MISSING
+    x = np.mean([[point[axis] for point in cell["points"]] for cell in cells.where(arm=arm, **wanted)], axis=0)
+    found = reach(curves, ntp, x)
+    if not np.isfinite(found.mean):
+        return "not reached"
+    high = f"{found.high:,.0f}" if np.isfinite(found.high) else "not reached"
+    return f"{found.mean:,.0f} ({max(0, found.low):,.0f} to {high})"
+
+
+def lasting(cells: Cells, study: str) -> str:
+    """NTP and the change against it after each stage."""
+    rows = []
+    for stage in [stage for stage in STAGES if cells.where(study=study, stage=stage)]:
+        runs = cells.runs("nll", MAIN, study=study, arm=NTP, stage=stage, **BEFORE)
+        for arm in arms_of(cells, study=study, stage=stage, **BEFORE):
+            found = change(cells, arm, NTP, study=study, stage=stage, **BEFORE) if arm != NTP else None
+            own = cells.runs("nll", MAIN, study=study, arm=arm, stage=stage, **BEFORE)
+            words = verdict(found, "NTP") if found and runs else MISSING
+            rows.append([STAGES[stage], named(arm).name, str(len(own)), shown(mean(own)) if own else MISSING, words])
+    return markdown(["stage", "arm", "runs", "nats a solution", "against NTP"], rows)
+
+
+def varied(cells: Cells, study: str, key: str, name: Callable[[Any], str]) -> str:
+    """The change against NTP at each value of what a study varies."""
+    rows = []
+    for value in cells.values(key, study=study):
+        for arm in arms_of(cells, study=study, **{key: value}):
+            wanted = {"study": study, key: value}
+            own = cells.runs("nll", MAIN, arm=arm, **wanted)
+            found = change(cells, arm, NTP, **wanted) if arm != NTP else None
+            words = verdict(found, "NTP") if found else MISSING
+            rows.append([name(value), named(arm).name, str(len(own)), shown(mean(own)) if own else MISSING, words])
+    return markdown([key, "arm", "runs", "nats a solution", "against NTP"], rows)
+
+
+def threads(cells: Cells) -> str:
+    """The same base and order with one thread and with two: the verdict of each, and the difference of each arm."""
+    rows = []
+    for arm in arms_of(cells, study="threads"):
+        one, two = (cells.runs("nll", MAIN, study=study, arm=arm, **BEFORE) for study in ("methods", "threads"))
+        shared = {key: one[key] for key in one if key in two}
+        if not shared:
+            continue
+        pairs = [change(cells, arm, NTP, study="threads", **BEFORE) if arm != NTP else None]
+        ntp = {key: cells.runs("nll", MAIN, study="methods", arm=NTP, **BEFORE).get(key) for key in shared}
+        known = {key: value for key, value in ntp.items() if value is not None}
+        with_one = percent(shared, known) if arm != NTP and known else None
+        gap = difference(two, shared)
+        words = [verdict(found, "NTP") if found else MISSING for found in (with_one, *pairs)]
+        rows.append([named(arm).name, str(len(shared)), shown(gap), *words])
+    return markdown(["arm", "runs", "two threads less one, nats", "one thread", "two threads"], rows)
+
+
+def kinds(found: list[dict[str, Any]]) -> str:
+    """Weight by kind of token; the kinds are those that the generator of the world wrote."""
+    names = [name for name in found[0] if name != "kind"]
+    rows = [[str(one["kind"]), *(_cell(one.get(name)) for name in names)] for one in found]
+    return markdown(["kind", *names], rows)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

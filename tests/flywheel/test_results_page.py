@@ -1,0 +1,148 @@
+"""The results page: every number from the cells, words from the intervals, and nothing for what was not run."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from results.cells import gather, groups, load
+from results.page import NOT_RUN, Page
+from results.tables import change
+
+from megatron_remit.errors import UserError
+from tests.flywheel.cells import EFFECT, campaign, cell
+
+PROGRAM = Path(__file__).parents[2] / "examples" / "flywheel" / "results_page.py"
+METHODS = {"study": "methods", "stage": "mid", "errors": 0.3, "size": "1M"}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """(folder of the page, its text, its cells) of a campaign with cells of every study."""
+    folder = tmp_path_factory.mktemp("results")
+    cells = load(gather(campaign(folder / "run"), folder / "page.json"))
+    return folder, Page(cells, folder / "page.md").text(), cells
+
+
+def section(text, title):
+    return text.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def row(text, name):
+    return next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+
+
+def test_groups_keep_the_mean_and_are_of_about_ten():
+    values = np.arange(64.0)
+    assert len(groups(values)) == 6
+    assert np.mean(groups(np.arange(40.0))) == 19.5
+    assert groups(np.array([1.0, 3.0])) == [2.0]
+
+
+def test_the_change_is_that_of_the_cells(built):
+    _, _, cells = built
+    found = change(cells, "remit", "ntp", **METHODS)
+    by_hand = []
+    for arm in ("remit", "ntp"):
+        ends = [cell(arm, base, o, EFFECT[arm])["points"][-1]["nll"] for base in (1, 2, 3) for o in "abc"]
+        by_hand.append(np.mean([one[skill] for one in ends for skill in ("two_step", "three_step")]))
+    assert found.mean == pytest.approx(100 * (by_hand[0] / by_hand[1] - 1), abs=0.02)
+    assert (found.bases, found.orders, found.problems) == (3, 9, 8)
+
+
+def test_the_message_comes_first_and_follows_from_the_intervals(built):
+    _, text, _ = built
+    message = " ".join(text.split("\n\n")[1].split())
+    assert "ReMiT is below NTP by 1" in message
+    assert "control: reference before RL is not distinguishable from NTP (interval" in message
+    assert "3 bases, 9 runs, 8 groups of ten problems" in " ".join(message.split())
+
+
+def test_lines_end_where_those_of_the_docs_do(built):
+    assert [line for line in built[1].splitlines() if len(line) > 120 and not line.startswith("|")] == []
+
+
+def test_every_figure_of_the_page_is_there_and_small(built):
+    folder, text, _ = built
+    names = {part.split(")")[0] for part in text.split("](")[1:]}
+    pictures = {path.name for path in folder.glob("*.png")}
+    assert pictures == {name for name in names if name.endswith(".png")} and len(pictures) == 8
+    assert all(path.stat().st_size < 150_000 for path in folder.glob("*.png"))
+
+
+def test_every_study_has_its_numbers(built):
+    _, text, _ = built
+    assert NOT_RUN not in text
+    assert "| 9 |" in row(section(text, "Methods side by side"), "RHO-1")
+    assert "below NTP by" in section(text, "What lasts through SFT and GRPO")
+    assert "Without errors ReMiT is not distinguishable from NTP" in section(text, "Effect against the share of errors")
+    assert "| result wrong | 90 | 0.850 |" in section(text, "Weight by kind of token, against the truth")
+    assert "without the variation of bases" not in text.split("\n\n")[1]
+
+
+def test_tokens_to_the_end_of_ntp_are_interpolated(built):
+    _, text, _ = built
+    rows = section(text, "Tokens and seconds to NTP's end")
+    assert row(rows, "NTP").split("|")[2].strip().startswith("600,000")
+    # RHO-1 falls from 3 to 0.6 and passes NTP's 1.0 between the last two points, at 5/6 of the way.
+    assert int(row(rows, "RHO-1").split("|")[2].split("(")[0].replace(",", "")) == pytest.approx(500_000, rel=0.03)
+
+
+def test_a_campaign_that_is_not_finished_says_what_it_lacks(tmp_path):
+    run = campaign(tmp_path / "run", everything=False)
+    for path in sorted((run / "eval").glob("*.json"))[-5:]:
+        path.unlink()
+    text = Page(load(gather(run, tmp_path / "c.json")), tmp_path / "p.md").text()
+    assert NOT_RUN in section(text, "Effect against size") and NOT_RUN in section(text, "One thread and two")
+    assert "| 4 |" in row(section(text, "Methods side by side"), "RHO-1")
+    assert "Appendix" in text
+
+
+def test_the_page_comes_from_the_committed_file_alone(built, tmp_path, monkeypatch):
+    folder, text, _ = built
+    out = tmp_path / "page.md"
+    monkeypatch.setattr(sys, "argv", ["x", "--json", str(folder / "page.json"), "--out", str(out)])
+    runpy.run_path(str(PROGRAM), run_name="__main__")
+    assert out.read_text() == text
+
+
+def test_a_run_that_ends_on_the_way_leaves_the_old_page_and_its_figures(built, tmp_path, monkeypatch):
+    folder, _, _ = built
+    old = {"page.md": b"old", "page-methods.png": b"old"}
+    for name, content in old.items():
+        (tmp_path / name).write_bytes(content)
+
+    def fails(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("results.figures.errors", fails)
+    monkeypatch.setattr(sys, "argv", ["x", "--json", str(folder / "page.json"), "--out", str(tmp_path / "page.md")])
+    with pytest.raises(KeyboardInterrupt):
+        runpy.run_path(str(PROGRAM), run_name="__main__")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "not valid JSON"),
+        ('{"study": "methods"}', "'arm'"),
+        (json.dumps(cell("ntp", 1, "a", 1) | {"points": []}), "no point"),
+    ],
+)
+def test_a_broken_cell_is_named_and_nothing_is_written(tmp_path, content, words):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "bad.json").write_text(content)
+    with pytest.raises(UserError, match=r"bad\.json") as caught:
+        gather(tmp_path, tmp_path / "out.json")
+    assert words in str(caught.value) and not (tmp_path / "out.json").exists()
+
+
+def test_a_folder_without_cells_and_another_file_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no cell"):
+        gather(tmp_path, tmp_path / "out.json")
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(UserError, match="format None"):
+        load(tmp_path / "other.json")
