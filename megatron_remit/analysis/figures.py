@@ -42,6 +42,14 @@ LINES = (
     ("#E69F00", (0, (3, 1, 1, 1))),
 )
 PNG_DPI = 160
+# Colours of STYLE -> those of the page (page.css).
+PAGE_COLOURS = {
+    "#222222": "currentColor",
+    "#444444": "var(--tick)",
+    "#8a8a8a": "var(--axis)",
+    "#e6e6e6": "var(--grid)",
+    "#ffffff": "none",
+}
 
 
 @dataclass
@@ -82,10 +90,13 @@ def svg_text(figure: Figure, name: str) -> Markup:
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     # matplotlib names groups and glyphs alike in every figure; on one page an id must be there once.
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name.replace(' ', '-')}-", text)
+    # Text and axes in the page's own colours, so that a dark page has light ones; no white ground.
+    for colour, name_of_it in PAGE_COLOURS.items():
+        text = text.replace(f": {colour}", f": {name_of_it}")
     head, body = text.split(">", 1)
     head = re.sub(r' (width|height)="[^"]*"', "", head)
     # Safe to mark: matplotlib drew it, with every word as outlines.
-    return Markup(f'{head} role="img" aria-label="{name}">{body}')
+    return Markup(f'{head} fill="currentColor" role="img" aria-label="{name}">{body}')
 
 
 def png(figure: Figure, dpi: int = PNG_DPI) -> bytes:

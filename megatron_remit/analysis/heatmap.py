@@ -33,10 +33,10 @@ class Token(NamedTuple):
 
     shown: str
     margin: float
-    colour: str
-    """Its background, ``#rrggbb``, or empty for none."""
+    share: float
+    """Its colour: -1 full blue, 0 none, 1 full red. The style sheet has the colours, on light and on dark."""
     tip: str
-    """What is shown when a reader points at it."""
+    """What is shown when a reader points at it or touches it."""
     underlined: bool = False
 
 
@@ -49,13 +49,18 @@ class ShownText(NamedTuple):
     tokens: list[Token]
 
 
-def colour(margin: float, full: float, two_sided: bool = False) -> str:
-    """The background of a token, ``#rrggbb``: white to red at a margin of ``full`` nats; two-sided also to blue."""
+def colour_share(margin: float, full: float, two_sided: bool = False) -> float:
+    """How much colour a token gets, up to 1 (red) at a margin of ``full`` nats; two-sided also down to -1 (blue)."""
     if (abs(margin) < WHITE_BELOW) if two_sided else (margin <= 0):
-        return "#ffffff"
-    share = min(abs(margin) / full, 1.0)
-    end = RED if margin > 0 else BLUE
-    return "#" + "".join(f"{round(255 + share * (value - 255)):02x}" for value in end)
+        return 0.0
+    return max(-1.0, min(margin / full, 1.0))
+
+
+def colour(margin: float, full: float, two_sided: bool = False) -> str:
+    """The background of a token on white, ``#rrggbb``."""
+    share = colour_share(margin, full, two_sided)
+    end = RED if share > 0 else BLUE
+    return "#" + "".join(f"{round(255 + abs(share) * (value - 255)):02x}" for value in end)
 
 
 def full_margin(margin_N: np.ndarray, two_sided: bool = False) -> float:
@@ -99,16 +104,11 @@ class Heatmap:
         """The background of a token, ``#rrggbb``."""
         return colour(margin, full, self.two_sided)
 
-    def scale(self) -> tuple[str, list[str], str]:
-        """The legend of the colours: the words at its left, its colours from left to right, the words at its right."""
+    def scale(self) -> tuple[str, str, str]:
+        """The legend of the colours: the words at its left, its class in the style sheet, the words at its right."""
         full = self.full()
-        low = -full if self.two_sided else 0.0
         left = f"{MINUS}{full:g} nats: {self.b} surer" if self.two_sided else "≤ 0"
-        return (
-            left,
-            [self.colour(low + (full - low) * i / 16, full) for i in range(17)],
-            f"+{full:g} nats: {self.a} surer",
-        )
+        return left, "two-sided" if self.two_sided else "one-sided", f"+{full:g} nats: {self.a} surer"
 
     def shown(self, texts: Texts) -> list[ShownText]:
         """The first texts, every token with its log-probabilities as a tip."""
@@ -129,7 +129,7 @@ class Heatmap:
             f"log p {self.b:<{wide}}  {self.logp_b_N[place]:8.3f}\n"
             f"margin{'':<{wide}}   {margin:+8.3f} nats"
         )
-        return Token(shown_piece(piece), margin, self.colour(margin, full), tip)
+        return Token(shown_piece(piece), margin, colour_share(margin, full, self.two_sided), tip)
 
 
 def draw(heatmap: Heatmap, texts: Texts) -> bytes:

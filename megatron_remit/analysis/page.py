@@ -30,7 +30,7 @@ class HeatmapSection:
     """The coloured texts of a pair of models, and the tokens with the largest margins."""
 
     title: str
-    scale: tuple[str, list[str], str]
+    scale: tuple[str, str, str]
     texts: list[ShownText]
     tables: list[tuple[str, Table]]
 
@@ -50,7 +50,7 @@ def environment(folder: Path | None = None) -> Environment:
     A page extends ``base.html``, which has the style sheet in it; ``macros.html`` has tables and coloured texts.
     """
     loaders = [PackageLoader("megatron_remit.analysis")]
-    return Environment(
+    found = Environment(
         loader=ChoiceLoader(loaders if folder is None else [FileSystemLoader(folder), *loaders]),
         autoescape=True,
         undefined=StrictUndefined,
@@ -58,6 +58,8 @@ def environment(folder: Path | None = None) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    found.filters["normal"] = lambda text: " ".join(text.split())
+    return found
 
 
 def now() -> str:

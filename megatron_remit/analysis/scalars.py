@@ -38,9 +38,9 @@ def seconds_behind(folder: Path, tokens_per_step: int) -> dict[int, float]:
     return behind
 
 
-def smooth(values: np.ndarray) -> np.ndarray:
-    """Centred moving average over about 1/30 of the steps (at the ends over what is there), NaN ignored. [steps]."""
-    half = len(values) // 60
+def smooth(values: np.ndarray, parts: int = 30) -> np.ndarray:
+    """Centred moving average over about 1/parts of the steps (at the ends over what is there), NaN ignored. [steps]."""
+    half = len(values) // (2 * parts)
     known = np.isfinite(values)
     total = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
     count = np.concatenate([[0], np.cumsum(known)])

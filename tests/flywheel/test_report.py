@@ -13,12 +13,11 @@ import pytest
 import torch
 from report.build import build_report
 from report.figures import clip_threshold
-from report.heldout import spread
+from report.heldout import spread, weight_share
 from report.load import ARM_NAMES, Accuracy, load_run
 from report.reading import reading, same_start, tokens_to_reach_ntp
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megatron_remit.analysis.heatmap import colour
 from tests.flywheel.synthetic import ACCURACY, BATCH, SEQUENCE, make_run, write_log
 from tests.ranks import ROOT
 
@@ -178,7 +177,7 @@ def test_heatmap_weights_are_equation_5(run_dir, tags):
 
 def test_heatmap_tokens_spell_the_text(run_dir, html):
     text = json.loads((run_dir / "data" / "heldout.jsonl").read_text().splitlines()[0])["text"]
-    block = re.search(r'<div class="text">.*?<p>(.*?)</p></div>', html, re.DOTALL).group(1)
+    block = re.search(r'<div class="text">.*?<p>(.*?)</p><details>', html, re.DOTALL).group(1)
     assert re.sub(r"<[^>]*>", "", block).replace("↵", "") == text
 
 
@@ -193,7 +192,7 @@ def test_texts_with_markup_and_other_scripts_are_escaped(broken):
     (broken / "data" / "heldout.jsonl").write_text(json.dumps(row) + "\n")
     html = build_report(broken).read_text(encoding="utf-8")
     assert "<b onclick" not in html and "<i>" not in html
-    block = re.search(r'<div class="text">.*?<p>(.*?)</p></div>', html, re.DOTALL).group(1)
+    block = re.search(r'<div class="text">.*?<p>(.*?)</p><details>', html, re.DOTALL).group(1)
     assert "東" in block and "€" in block
 
 
@@ -234,7 +233,7 @@ def test_arms_that_started_apart_are_called_so(run_dir, html):
 
 
 def test_reading_claims_no_more_than_two_standard_errors_allow(run_dir, html):
-    assert "44.0 ± 1.9 points above NTP" in html and "one seed" in html
+    assert "44.0 ± 1.9 points above NTP" in html and "One run of each arm" in html
     run = load_run(run_dir)
     run.accuracies["remit"] = run.accuracies["ntp"]
     text = " ".join(paragraph.text for paragraph in reading(run))
@@ -242,9 +241,18 @@ def test_reading_claims_no_more_than_two_standard_errors_allow(run_dir, html):
     assert "points below the run with the non-RL reference" in text
 
 
-def test_colour_goes_from_white_to_red():
-    assert colour(-3.0, 2.0) == colour(0.0, 2.0) == "#ffffff"
-    assert colour(2.0, 2.0) == colour(9.0, 2.0) == "#ec5c48"
+def test_colour_is_the_weight_and_full_at_the_bounds_of_the_clip(tags):
+    assert weight_share(1.0, 0.2) == 0.0
+    assert weight_share(1.2, 0.2) == pytest.approx(1.0) and weight_share(0.8, 0.2) == pytest.approx(-1.0)
+    assert weight_share(1.1, 0.2) == pytest.approx(0.5)
+    assert weight_share(2.0, None) == 1.0
+    for token in heatmap_tokens(tags):
+        weight = float(token["data-tip"].split()[-1])
+        full = float(token["style"].removeprefix("--c:").removesuffix("%"))
+        assert full == pytest.approx(100 * abs(weight_share(weight, 0.2)), abs=1)
+        assert "up" in token["class"].split() or weight <= 1
+        assert "down" in token["class"].split() or weight >= 1
+    assert any(token["style"] == "--c:100%" for token in heatmap_tokens(tags)), "tokens at the clip's bounds"
 
 
 def test_resumed_run_counts_every_step_once(tmp_path):

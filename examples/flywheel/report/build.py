@@ -10,6 +10,7 @@ from megatron_remit.analysis.scalars import smooth
 from megatron_remit.artifacts import write_whole
 from megatron_remit.errors import UserError
 from megatron_remit.versions import machine, versions
+from report.effect import Effect
 from report.figures import clip_threshold
 from report.heldout import ScoredText, score_texts, spread
 from report.load import ARM_NAMES, LOSS, RunFolder, load_run
@@ -39,10 +40,14 @@ def build_report(run_dir: Path, out: Path | None = None, max_texts: int = 600) -
     if not texts:
         raise UserError(f"{run_dir / 'data' / 'heldout.jsonl'}: every text is empty; expected held-out problems")
     content = results(run, texts)
-    html = page(run, texts, content)
+    effect = Effect.of(run_dir)
+    html = page(run, texts, content, effect)
     write_whole(run_dir / "results.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     write_whole(out, html)
+    if effect:
+        print(effect.terminal())
     print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB) and {run_dir / 'results.json'}")
+    print(f"open file://{out.resolve()}")
     return out
 
 

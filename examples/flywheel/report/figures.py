@@ -1,17 +1,15 @@
 """The figures of the report: inline SVG by matplotlib, in Okabe and Ito's colours (safe for colour-blind eyes)."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from megatron_remit.analysis.figures import MINUS, STYLE, svg_text
+from megatron_remit.analysis.figures import MINUS
 from megatron_remit.analysis.scalars import smooth
+from report.drawing import figure
 from report.heldout import ScoredText
 from report.load import ARM_NAMES, CURVE_ARMS, LOSS, Curves, RunFolder
 
@@ -36,7 +34,7 @@ def clip_threshold(epsilon: float) -> float:
 def accuracy_figure(run: RunFolder) -> Markup:
     """Accuracy of every arm, one panel per task, with 95 % Wilson intervals."""
     arms = list(run.accuracies)
-    with _figure("accuracy", 9.6, 0.9 + 0.36 * len(arms), len(run.tasks), sharey=True) as (figure, axes, svg):
+    with figure("accuracy", 9.6, 0.9 + 0.36 * len(arms), len(run.tasks), sharey=True) as (whole, axes, svg):
         for ax, task in zip(axes, run.tasks, strict=True):
             for row, arm in enumerate(arms):
                 found = run.accuracies[arm][task]
@@ -58,13 +56,13 @@ def accuracy_figure(run: RunFolder) -> Markup:
             ax.set_title(task.replace("_", "-") + " problems", fontsize=11, loc="left")
             ax.set_yticks(range(len(arms)), [ARM_NAMES[arm] for arm in arms])
             ax.grid(axis="y", visible=False)
-        figure.tight_layout()
+        whole.tight_layout()
     return svg[0]
 
 
 def loss_figure(curves: dict[str, Curves]) -> Markup:
     """The unweighted NTP loss of the three arms against tokens: thin every step, thick the moving average."""
-    with _figure("loss") as (_, (ax,), svg):
+    with figure("loss") as (_, (ax,), svg):
         for arm in CURVE_ARMS:
             _curve(ax, curves[arm], LOSS, arm)
         late = np.concatenate([curves[arm].series[LOSS][len(curves[arm].tokens) // 20 :] for arm in CURVE_ARMS])
@@ -76,7 +74,7 @@ def loss_figure(curves: dict[str, Curves]) -> Markup:
 
 def difference_figure(curves: dict[str, Curves]) -> Markup:
     """Loss of each ReMiT arm less that of NTP at the same step, that is on the same tokens; below zero is better."""
-    with _figure("loss difference") as (_, (ax,), svg):
+    with figure("loss difference") as (_, (ax,), svg):
         ntp = curves["ntp"]
         for arm in CURVE_ARMS[1:]:
             tokens, here, there = np.intersect1d(curves[arm].tokens, ntp.tokens, return_indices=True)
@@ -90,7 +88,7 @@ def difference_figure(curves: dict[str, Curves]) -> Markup:
 
 def weight_figure(curves: dict[str, Curves], epsilon: float | None) -> Markup:
     """Mean weight with a band of one standard deviation over the tokens of a step."""
-    with _figure("weights") as (_, (ax,), svg):
+    with figure("weights") as (_, (ax,), svg):
         for arm in CURVE_ARMS[1:]:
             mean, std = (smooth(curves[arm].series[tag]) for tag in ("weight mean", "weight std"))
             ax.fill_between(curves[arm].tokens, mean - std, mean + std, color=COLOURS[arm], alpha=0.13, linewidth=0)
@@ -111,7 +109,7 @@ def weight_figure(curves: dict[str, Curves], epsilon: float | None) -> Markup:
 
 def clipped_figure(curves: dict[str, Curves]) -> Markup:
     """Shares of tokens whose weight met the upper and the lower bound."""
-    with _figure("clipped shares", axes=2, sharey=True) as (_, axes, svg):
+    with figure("clipped shares", axes=2, sharey=True) as (_, axes, svg):
         for ax, tag, title in zip(axes, ("clipped high", "clipped low"), ("at 1 + ε", f"at 1 {MINUS} ε"), strict=True):
             for arm in CURVE_ARMS[1:]:
                 ax.plot(
@@ -129,7 +127,7 @@ def clipped_figure(curves: dict[str, Curves]) -> Markup:
 
 def gradient_figure(curves: dict[str, Curves]) -> Markup:
     """Gradient norm before clipping, logarithmic."""
-    with _figure("gradient norm") as (_, (ax,), svg):
+    with figure("gradient norm") as (_, (ax,), svg):
         for arm in CURVE_ARMS:
             _curve(ax, curves[arm], "grad-norm", arm)
         ax.set_yscale("log")
@@ -143,7 +141,7 @@ def gradient_figure(curves: dict[str, Curves]) -> Markup:
 
 def gap_figure(curves: dict[str, Curves]) -> Markup:
     """Mean delta of each ReMiT arm over training: how far the policy is from its reference."""
-    with _figure("mean delta") as (_, (ax,), svg):
+    with figure("mean delta") as (_, (ax,), svg):
         for arm in CURVE_ARMS[1:]:
             _curve(ax, curves[arm], "delta mean", arm)
         ax.axhline(0, color="#222222", linewidth=1)
@@ -158,7 +156,7 @@ def delta_figure(texts: list[ScoredText], epsilon: float | None) -> Markup:
     reach = max(1.0, math.ceil(2 * np.quantile(np.abs(np.concatenate([delta, centered])), 0.995)) / 2)
     bins = np.linspace(-reach, reach, 81)
     each = np.full(len(delta), 100 / len(delta))
-    with _figure("delta", 9.6, 3.7) as (figure, (ax,), svg):
+    with figure("delta", 9.6, 3.7) as (whole, (ax,), svg):
         ax.hist(
             np.clip(centered, -reach, reach), bins, weights=each, color="#9ecae1", label=f"centered: δ {MINUS} mean(δ)"
         )
@@ -173,7 +171,7 @@ def delta_figure(texts: list[ScoredText], epsilon: float | None) -> Markup:
         ax.set_xlabel(f"δ = nll base {MINUS} nll RL, nats    (right: the RL reference predicts the token better)")
         ax.set_ylabel(f"% of tokens per {2 * reach / 80:.3g} nats (log)")
         ax.legend(loc="upper left", fontsize=9.5)
-        figure.tight_layout()
+        whole.tight_layout()
     return svg[0]
 
 
@@ -211,16 +209,3 @@ def _count(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:g}{unit}"
     return f"{value:g}"
-
-
-@contextmanager
-def _figure(
-    name: str, width: float = 6.2, height: float = 3.7, axes: int = 1, sharey: bool = False
-) -> Iterator[tuple[Figure, list[Axes], list[Markup]]]:
-    """A figure to draw on; when the block ends, the list at the third place holds its SVG text."""
-    svg: list[Markup] = []
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height))
-        grid = figure.subplots(1, axes, sharey=sharey, squeeze=False)
-        yield figure, list(grid[0]), svg
-        svg.append(svg_text(figure, name))

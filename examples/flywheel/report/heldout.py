@@ -1,6 +1,7 @@
 """Held-out texts under the base and the RL model, token by token: scored, and as the heatmap shows them.
 
-The heatmap colours tokens by log p_RL - log p_base (paper, figures 3 and 10). All values are in nats.
+The heatmap colours tokens by their weight (equation 5): red up to 1 + eps, blue down to 1 - eps, none at 1. All values
+but the weights are in nats.
 Shape suffixes: N tokens of all texts, B texts, S positions.
 """
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from megatron_remit.analysis.figures import MINUS
-from megatron_remit.analysis.heatmap import ShownText, Token, colour, full_margin, shown_piece
+from megatron_remit.analysis.heatmap import ShownText, Token, shown_piece
 from megatron_remit.analysis.inputs import Texts
 from megatron_remit.analysis.models import load_model, load_tokenizer, start_token, tokenize
 from megatron_remit.analysis.score import token_logprobs
@@ -83,23 +84,24 @@ def choose(texts: list[ScoredText], per_task: int = 4) -> list[ScoredText]:
     return [text for task in tasks for text in [t for t in texts if t.task == task][:per_task]]
 
 
-def full_colour(texts: list[ScoredText]) -> float:
-    """The margin, nats, at which the colour is full."""
-    return full_margin(np.concatenate([text.margin for text in texts]))
+def weight_share(weight: float, epsilon: float | None) -> float:
+    """The colour of a weight: 1 (full red) at 1 + eps, -1 (full blue) at 1 - eps, 0 at exactly 1. Without a clip the
+    weights lie between 0 and 2, and so do the full colours."""
+    reach = epsilon if epsilon else 1.0
+    return max(-1.0, min((weight - 1) / reach, 1.0))
 
 
-def shown(text: ScoredText, full: float, threshold: float) -> ShownText:
-    """The text for the page. ``full`` is the margin of full colour; below ``-threshold`` a token is underlined."""
-    return ShownText(text.task, "", [_token(text, i, full, threshold) for i in range(len(text.pieces))])
+def shown(text: ScoredText, epsilon: float | None) -> ShownText:
+    """The text for the page."""
+    return ShownText(text.task, "", [_token(text, i, epsilon) for i in range(len(text.pieces))])
 
 
-def _token(text: ScoredText, i: int, full: float, threshold: float) -> Token:
-    margin = float(text.margin[i])
+def _token(text: ScoredText, i: int, epsilon: float | None) -> Token:
+    margin, weight = float(text.margin[i]), float(text.weight[i])
     tip = (
         f"log p RL    {text.logp_rl[i]:8.3f}\n"
         f"log p base  {text.logp_base[i]:8.3f}\n"
         f"margin      {margin:+8.3f} nats\n"
-        f"weight      {text.weight[i]:8.3f}"
+        f"weight      {weight:8.3f}"
     ).replace("-", MINUS)
-    background = colour(margin, full) if margin > 0 else ""
-    return Token(shown_piece(text.pieces[i]), margin, background, tip, underlined=margin < -threshold)
+    return Token(shown_piece(text.pieces[i]), margin, weight_share(weight, epsilon), tip)

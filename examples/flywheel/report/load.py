@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from results.cells import read_cells
 
 from megatron_remit.analysis.scalars import SPEED, event_folders, read_scalars
 from megatron_remit.errors import UserError
@@ -86,6 +87,11 @@ class RunFolder:
         return self.settings["epsilon"]
 
     @property
+    def complete(self) -> bool:
+        """Whether it has the evaluations by lm-eval and the logs of one run of each arm."""
+        return set(CURVE_ARMS) <= set(self.curves) and set(CURVE_ARMS) <= set(self.accuracies)
+
+    @property
     def sequence_length(self) -> int:
         """The length of a training sequence, tokens."""
         return self.settings["sequence_length"]
@@ -97,12 +103,14 @@ def load_run(folder: Path) -> RunFolder:
         raise UserError(f"--run-dir {folder}: no such folder; run examples/flywheel_tiny.sh first")
     settings = _settings(folder / "settings.json")
     accuracies, seconds = {}, {}
+    # Where the run has cells (several runs of each arm), they say what the effect is, and the rest may be there or not.
+    optional = tuple(ARM_NAMES) if read_cells(folder) else OPTIONAL_ARMS
     for arm in ARM_NAMES:
         path = folder / "eval" / f"{arm}.json"
-        if arm in OPTIONAL_ARMS and not path.exists():
+        if arm in optional and not path.exists():
             continue
         accuracies[arm], seconds[arm] = _evaluation(path)
-    tasks = list(accuracies["base"])
+    tasks = list(next(iter(accuracies.values()), ()))
     for arm, per_task in accuracies.items():
         if set(per_task) != set(tasks):
             found = ", ".join(sorted(per_task))
@@ -110,10 +118,12 @@ def load_run(folder: Path) -> RunFolder:
                 f"{folder / 'eval' / (arm + '.json')}: tasks {found}; expected those of base.json: {', '.join(tasks)}; "
                 "evaluate all arms on the same tasks"
             )
-    curves = {arm: _curves(folder / "tb" / arm, settings["sequence_length"]) for arm in CURVE_ARMS}
-    for arm in OPTIONAL_ARMS:
-        if (folder / "tb" / arm).is_dir():
-            curves[arm] = _curves(folder / "tb" / arm, settings["sequence_length"])
+    logs = {arm: folder / "tb" / arm for arm in (*CURVE_ARMS, *OPTIONAL_ARMS)}
+    curves = {
+        arm: _curves(path, settings["sequence_length"])
+        for arm, path in logs.items()
+        if arm not in optional or path.is_dir()
+    }
     for arm in ("base", "rl_reference"):
         if not (folder / "hf" / arm / "config.json").is_file():
             raise UserError(f"{folder / 'hf' / arm}: no Hugging Face model there (config.json is missing); export it")

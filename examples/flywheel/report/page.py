@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from megatron_remit.analysis.figures import MINUS
-from megatron_remit.analysis.heatmap import colour
+from megatron_remit.analysis.figures import MINUS, PAGE_COLOURS
 from megatron_remit.analysis.page import environment, now
 from report import figures
-from report.heldout import ScoredText, choose, full_colour, shown
+from report.effect import Effect
+from report.facts import checks, kinds
+from report.heldout import ScoredText, choose, shown
 from report.load import ARM_NAMES, CURVE_ARMS, RunFolder
 from report.reading import other_tokens, reading, same_start
 
@@ -27,35 +28,48 @@ class ArmRow(NamedTuple):
     numbers: list[str]
 
 
-def page(run: RunFolder, texts: list[ScoredText], results: dict[str, Any]) -> str:
+def page(run: RunFolder, texts: list[ScoredText], results: dict[str, Any], effect: Effect | None) -> str:
     """The whole report as one HTML document that loads nothing."""
-    chosen, full = choose(texts), full_colour(texts)
-    threshold = figures.clip_threshold(run.epsilon) if run.epsilon and run.epsilon < 1 else 0.5
+    chosen, reach = choose(texts), run.epsilon or 1
+    head, kinds_found = kinds(run.folder)
     timings = {stage: duration(seconds) for stage, seconds in run.timings.items()}
-    return environment(Path(__file__).parent).get_template("report.html").render(
-        meta=_meta(run, results),
-        reading=reading(run),
-        other_tokens=other_tokens(run),
-        tasks=_tasks(run),
-        arms=[_arm(run, arm, results["arms"][arm]) for arm in run.accuracies],
-        same_start=same_start(run),
-        accuracy_figure=figures.accuracy_figure(run),
-        loss_figure=figures.loss_figure(run.curves),
-        difference_figure=figures.difference_figure(run.curves),
-        weight_figure=figures.weight_figure(run.curves, run.epsilon),
-        clipped_figure=figures.clipped_figure(run.curves),
-        gap_figure=figures.gap_figure(run.curves),
-        gradient_figure=figures.gradient_figure(run.curves),
-        delta_figure=figures.delta_figure(texts, run.epsilon),
-        delta_note=_delta_note(results["delta"], run.epsilon),
-        per_task=_per_task(chosen),
-        scale=("≤ 0", [colour(full * i / 4, full) for i in range(5)], f"≥ {full:g} nats"),
-        threshold=f"{threshold:.2f}",
-        texts=[shown(text, full, threshold) for text in chosen],
-        timings=_pairs(timings | {"all stages": duration(sum(run.timings.values()))}),
-        settings=_pairs(flatten(run.settings)),
-        versions=_pairs(results["versions"] | results["machine"]),
-    )  # fmt: skip
+    content: dict[str, Any] = {
+        "meta": _meta(run, results),
+        "effect": effect,
+        "complete": run.complete,
+        "checks": checks(run.folder),
+        "kinds_head": head,
+        "kinds": kinds_found,
+        "scale": (f"weight {1 - reach:g}", "two-sided", f"{1 + reach:g}"),
+        "texts": [shown(text, run.epsilon) for text in chosen],
+        "per_task": _per_task(chosen),
+        "delta_figure": figures.delta_figure(texts, run.epsilon),
+        "delta_note": _delta_note(results["delta"], run.epsilon),
+        "timings": _pairs(timings | {"all stages": duration(sum(run.timings.values()))}),
+        "settings": _pairs(flatten(run.settings)),
+        "versions": _pairs(results["versions"] | results["machine"]),
+    }
+    if run.complete:
+        content |= _one_run(run, results)
+    return environment(Path(__file__).parent).get_template("report.html").render(content)
+
+
+def _one_run(run: RunFolder, results: dict[str, Any]) -> dict[str, Any]:
+    """What the page says of one run of each arm: accuracies by lm-eval and the training curves."""
+    return {
+        "reading": reading(run),
+        "other_tokens": other_tokens(run),
+        "tasks": _tasks(run),
+        "arms": [_arm(run, arm, results["arms"][arm]) for arm in run.accuracies],
+        "same_start": same_start(run),
+        "accuracy_figure": figures.accuracy_figure(run),
+        "loss_figure": figures.loss_figure(run.curves),
+        "difference_figure": figures.difference_figure(run.curves),
+        "weight_figure": figures.weight_figure(run.curves, run.epsilon),
+        "clipped_figure": figures.clipped_figure(run.curves),
+        "gap_figure": figures.gap_figure(run.curves),
+        "gradient_figure": figures.gradient_figure(run.curves),
+    }
 
 
 def _tasks(run: RunFolder) -> list[tuple[str, str]]:
@@ -75,7 +89,8 @@ def _arm(run: RunFolder, arm: str, content: dict[str, Any]) -> ArmRow:
         _number(content["evaluation_seconds"]),
     ]
     accuracies = [(f"{100 * one.accuracy:.1f}", f"{100 * one.stderr:.1f}") for one in found]
-    return ArmRow(arm, ARM_NAMES[arm], figures.COLOURS[arm], accuracies, numbers)
+    colour = figures.COLOURS[arm]
+    return ArmRow(arm, ARM_NAMES[arm], PAGE_COLOURS.get(colour, colour), accuracies, numbers)
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -99,10 +114,11 @@ def duration(seconds: float) -> str:
 def _meta(run: RunFolder, results: dict[str, Any]) -> str:
     host = results["machine"]
     commit = results["versions"]["git commit"] or "unknown"
-    tokens = ", ".join(f"{ARM_NAMES[arm]} {run.curves[arm].tokens[-1]:,}" for arm in CURVE_ARMS)
+    logs = [arm for arm in CURVE_ARMS if arm in run.curves]
+    tokens = ", ".join(f"{ARM_NAMES[arm]} {run.curves[arm].tokens[-1]:,}" for arm in logs)
     return (
         f"{now()} · {host['device']} ({host['processor']}, {host['cores']} cores) · commit {commit} · "
-        f"mid-training tokens: {tokens} · clip ε = {run.epsilon}"
+        f"{f'mid-training tokens: {tokens} · ' if logs else ''}clip ε = {run.epsilon}"
     )
 
 

@@ -1,0 +1,110 @@
+"""The effect as points of several runs: what the cells of a demo say, as a table, a figure and sentences.
+
+The cells are those of a comparison (results/cells.py): RUN_DIR/eval/<name>.json with "study". All sentences follow from
+the intervals; the arms are compared on the two- and three-step problems, in nats a solution.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from intervals import Interval, mean, verdict
+from markupsafe import Markup
+from results.arms import named
+from results.cells import GROUPS, MAIN, Cells, read_cells
+from results.tables import NTP, arms_of, change
+
+from report.drawing import figure
+
+
+class Row(NamedTuple):
+    """An arm in the table of effects; all values are texts."""
+
+    arm: str
+    name: str
+    runs: str
+    nats: str
+    right: str
+    against: str
+
+
+class Effect:
+    """The cells of a run folder at the end of mid-training."""
+
+    def __init__(self, cells: Cells) -> None:
+        self.cells = cells
+        self.wanted = {"stage": "mid"}
+        self.arms = arms_of(cells, **self.wanted)
+
+    @classmethod
+    def of(cls, run_dir: Path) -> "Effect | None":
+        """The effect in a run folder; None where it has no cell of NTP."""
+        effect = cls(Cells(read_cells(run_dir), {}))
+        return effect if NTP in effect.arms else None
+
+    def change(self, arm: str, than: str = NTP) -> Interval | None:
+        """Nats a solution of ``arm`` against ``than``, %."""
+        return change(self.cells, arm, than, **self.wanted) if arm != than else None
+
+    def rows(self) -> list[Row]:
+        """The table: one row per arm."""
+        rows = []
+        for arm in self.arms:
+            nll, right = (self.cells.runs(name, MAIN, arm=arm, **self.wanted) for name in ("nll", "right"))
+            found = self.change(arm)
+            rows.append(Row(arm, named(arm).name, str(len(nll)), _shown(nll and mean(nll), 3),
+                            _shown(right and mean(right).through(lambda x: 100 * x), 1),
+                            verdict(found, "NTP") if found else "\N{EN DASH}"))  # fmt: skip
+        return rows
+
+    def verdicts(self) -> list[str]:
+        """What may be said: every other arm against NTP, and ReMiT against each control."""
+        told = []
+        for arm in self.arms:
+            found = self.change(arm)
+            if found:
+                name = named(arm).name
+                told.append(f"{name[0].upper()}{name[1:]} is {verdict(found, 'NTP')}.")
+        for control in ("remit_before_rl", "remit_permuted"):
+            if control in self.arms and "remit" in self.arms:
+                found = self.change("remit", control)
+                if found:
+                    told.append(f"ReMiT is {verdict(found, named(control).name)}.")
+        return told
+
+    def basis(self) -> str:
+        """What the sentences rest on."""
+        found = next((one for one in map(self.change, self.arms) if one), None)
+        return f"Nats a solution; 95 % intervals from {found.basis(GROUPS)}." if found else ""
+
+    def drawn(self) -> Markup:
+        """Each run as a dot, the mean and its interval as a bar."""
+        with figure("effect", 9.6, 1.1 + 0.42 * len(self.arms)) as (_, (ax,), svg):
+            for place, arm in enumerate(self.arms):
+                runs, style = self.cells.runs("nll", MAIN, arm=arm, **self.wanted), named(arm)
+                found = self.change(arm)
+                ntp = self.cells.runs("nll", MAIN, arm=NTP, **self.wanted)
+                each = [100 * (runs[key].mean() / ntp[key].mean() - 1) for key in runs if key in ntp]
+                ax.plot(each, [place + 0.2] * len(each), "o", color=style.colour, markersize=4.5, alpha=0.6)
+                if found:
+                    ax.plot([found.low, found.high], [place, place], color=style.colour, linewidth=2.6)
+                    ax.plot(found.mean, place, style.marker, color=style.colour, markersize=7)
+            ax.axvline(0, color="#222222", linewidth=1)
+            ax.set_yticks(range(len(self.arms)), [named(arm).name for arm in self.arms])
+            ax.set_ylim(len(self.arms) - 0.4, -0.6)
+            ax.grid(axis="y", visible=False)
+            ax.set_xlabel("nats a solution against NTP on the same base and order, %")
+            ax.figure.tight_layout()
+        return svg[0]
+
+    def terminal(self) -> str:
+        """The table and the verdict for a terminal."""
+        rows = [("arm", "runs", "nats a solution", "right, %", "against NTP"), *(row[1:] for row in self.rows())]
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, "", *self.verdicts(), self.basis()])
+
+
+def _shown(found: Interval | dict, digits: int) -> str:
+    if not isinstance(found, Interval):
+        return "\N{EN DASH}"
+    return f"{found.mean:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"

@@ -1,0 +1,79 @@
+"""The report of a run with several runs of each arm: the effect, the checks and the kinds are those of its files."""
+
+import json
+import re
+import shutil
+
+import pytest
+from intervals import verdict
+from report.build import build_report
+from report.effect import Effect
+
+from megatron_remit.errors import UserError
+from tests.flywheel.cells import cell
+
+EFFECTS = {"ntp": 1.0, "remit": 0.85, "remit_before_rl": 1.0}
+
+
+@pytest.fixture
+def demo(broken):
+    """A run folder as the demo leaves it: one base, three orders, no evaluation by lm-eval and no logs."""
+    for path in (broken / "eval").iterdir():
+        path.unlink()
+    shutil.rmtree(broken / "tb")
+    for name in ("report.html", "results.json"):
+        (broken / name).unlink()
+    for arm, effect in EFFECTS.items():
+        for order in "abc":
+            path = broken / "eval" / f"demo.{arm}.1{order}.json"
+            path.write_text(json.dumps(cell(arm, 1, order, effect, study="demo")))
+    (broken / "checks").mkdir()
+    check = {"name": "ones", "claim": "weights of one give NTP", "equal": True, "compared": "losses of 5 steps"}
+    (broken / "checks" / "ones.json").write_text(json.dumps(check))
+    (broken / "token_kinds.json").write_text(json.dumps({"kinds": [{"kind": "result wrong", "weight": 0.8312}]}))
+    return broken
+
+
+def test_the_page_has_the_effect_the_checks_and_the_kinds_of_its_run(demo, capsys):
+    html = build_report(demo).read_text(encoding="utf-8")
+    effect = Effect.of(demo)
+    for row in effect.rows():
+        assert all(f">{value}</td>" in html for value in row[1:])
+    words = verdict(effect.change("remit"), "NTP")
+    assert words.startswith("below NTP by 1") and f"ReMiT is {words}." in html
+    assert "Control: reference before RL is not distinguishable from NTP" in html
+    assert "without the variation of bases" in html, "one base: the interval does not hold other bases"
+    assert "<td>equal</td><td>weights of one give NTP <small>losses of 5 steps</small>" in html
+    assert "<td>result wrong</td><td>0.831</td>" in html
+    assert "Training curves" not in html and "One run of each arm" not in html
+    # The terminal ends with the same table, the verdict, and where the page is.
+    told = capsys.readouterr().out
+    assert f"ReMiT is {words}." in told and told.rstrip().endswith(f"file://{demo / 'report.html'}")
+
+
+def test_tokens_can_be_read_without_a_mouse(run_dir):
+    html = (run_dir / "report.html").read_text(encoding="utf-8")
+    texts, lists = html.count('<div class="text">'), re.findall(r"<details>.*?</details>", html, re.DOTALL)
+    assert texts == len(lists) > 0
+    assert sum(one.count("<li>") for one in lists) == html.count("data-tip=")
+    assert html.count('tabindex="-1"') == html.count("data-tip=")
+
+
+def test_the_page_is_dark_where_the_reader_asks_for_it_and_its_figures_too(run_dir):
+    html = (run_dir / "report.html").read_text(encoding="utf-8")
+    assert "prefers-color-scheme: dark" in html
+    figures = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
+    assert "currentColor" in figures
+    assert not re.search(r"(fill|stroke): (#ffffff|#222222|#444444|white|black)\b", figures)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("checks/ones.json", "{"), ("checks/ones.json", '{"claim": "x"}'), ("token_kinds.json", "[]"),
+     ("eval/demo.ntp.1a.json", '{"study": "demo"}')],
+)  # fmt: skip
+def test_a_broken_file_is_named_and_no_page_is_left(demo, name, content):
+    (demo / name).write_text(content)
+    with pytest.raises(UserError, match=re.escape(name.rsplit("/", maxsplit=1)[-1])):
+        build_report(demo)
+    assert not (demo / "report.html").exists() and not (demo / "results.json").exists()
