@@ -1,0 +1,211 @@
+"""The studies: which worlds, arms and orders each question needs, and what must be made before."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from results.arms import named
+
+from compare.arms import ARMS, FIRST
+from compare.schedule import Node
+from compare.stages import Stages
+from compare.worlds import Sizes, World
+
+STUDIES = ("methods", "lasting", "flywheel", "errors", "threads", "size")
+KEPT = ("ntp", "kd", "remit")
+"""Arms whose models go through post-training."""
+OF_ERRORS = ("ntp", "remit", "remit_no_clip")
+OF_SIZE = ("ntp", "remit", "remit_before_rl")
+SHARES = (0.0, 0.1, 0.5)
+"""Of wrong problems, in addition to that of the other studies."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked for."""
+
+    run_dir: Path
+    sizes: Sizes
+    bases: Sequence[int] = (1, 2, 3)
+    orders: Sequence[int] = (1, 2, 3)
+    arms: Sequence[str] = tuple(ARMS)
+
+    def world(self, base: int, errors: float = 0.3, size: str = "1M", threads: int = 1) -> World:
+        """One of its worlds."""
+        return World(self.run_dir, self.sizes, base, errors, size, threads)
+
+    def stages(self, world: World, node: str) -> Stages:
+        """The stages of ``world`` for a node of that name."""
+        return Stages(world, self.run_dir / f"logs/{node}.log")
+
+
+def nodes(asked: Asked, study: str) -> Iterator[Node]:
+    """All that ``study`` needs, what comes first in front."""
+    yield from {
+        "methods": _methods,
+        "lasting": _lasting,
+        "flywheel": _flywheel,
+        "errors": _errors,
+        "threads": _threads,
+        "size": _size,
+    }[study](asked)
+
+
+def _world(asked: Asked, world: World) -> Iterator[Node]:
+    """Data, base and references of a world."""
+    name = world.name
+
+    def stages(stage: str) -> Stages:
+        return asked.stages(world, f"{stage}.{name}")
+
+    yield Node(f"data.{name}", lambda: stages("data").make_data(), (), "corpora, tokenizer, a random model")
+    yield Node(f"base.{name}", lambda: stages("base").make_base(), (f"data.{name}",), "a base past its jump")
+    yield Node(f"references.{name}", lambda: stages("references").references(), (f"base.{name}",), "SFT, RL")
+
+
+def _select(asked: Asked, world: World) -> Node:
+    node = f"selected.{world.name}"
+    return Node(node, lambda: asked.stages(world, node).select(), (f"references.{world.name}",), "MiniPLM's documents")
+
+
+def arm_node(asked: Asked, study: str, world: World, arm: str, order: int) -> Node:
+    """One arm in one order of the data."""
+    cell = f"{study}.{arm}.{world.name}.o{order}"
+    run = f"{study}.{arm}.o{order}"
+    about = {"study": study, "arm": arm, "order": f"{order}", "stage": "mid"}
+
+    def action() -> None:
+        stages = asked.stages(world, cell)
+        stages.arm(run, arm, order)
+        stages.measure_run(run, cell, about, keep_hf=arm in KEPT)
+        for other in _serves(asked, study, world, arm, order):
+            stages.copy_cell(cell, f"{other}.{arm}.{world.name}.o{order}", other)
+
+    needs = (f"selected.{world.name}",) if arm == "miniplm" else (f"references.{world.name}",)
+    return Node(cell, action, needs, named(arm).name)
+
+
+def _serves(asked: Asked, study: str, world: World, arm: str, order: int) -> list[str]:
+    """The other studies that a run of the methods is a cell of."""
+    if study != "methods":
+        return []
+    found = ["lasting"] if arm in KEPT else []
+    if arm in OF_ERRORS and order == asked.orders[0]:
+        found.append("errors")
+    if arm in OF_SIZE and world.base == asked.bases[0]:
+        found.append("size")
+    return found
+
+
+def _methods(asked: Asked) -> Iterator[Node]:
+    worlds = [asked.world(base) for base in asked.bases]
+    for world in worlds:
+        yield from _world(asked, world)
+    first = [arm for arm in FIRST if arm in asked.arms]
+    rest = [arm for arm in asked.arms if arm not in FIRST]
+    for arms in (first, rest):
+        for order in asked.orders:
+            for world in worlds:
+                for arm in arms:
+                    if arm == "miniplm" and order == asked.orders[0]:
+                        yield _select(asked, world)
+                    yield arm_node(asked, "methods", world, arm, order)
+    if {"ntp", "remit"} <= set(asked.arms):
+        yield _kinds(asked, worlds[0])
+
+
+def _kinds(asked: Asked, world: World) -> Node:
+    """The weights of each kind of token, under the base and under what NTP makes of it."""
+    node, order = f"kinds.{world.name}", asked.orders[0]
+    policies = {"base": "base", "after NTP": f"methods.ntp.o{order}", "after ReMiT": f"methods.remit.o{order}"}
+    needs = tuple(f"methods.{arm}.{world.name}.o{order}" for arm in ("ntp", "remit"))
+    return Node(node, lambda: asked.stages(world, node).token_kinds(policies), needs, "weights by kind of token")
+
+
+def _post_trained(asked: Asked, world: World, arm: str, order: int) -> Node:
+    """SFT and RL behind an arm, measured after each."""
+    cell = f"lasting.{arm}.{world.name}.o{order}"
+
+    def action() -> None:
+        stages, sizes = asked.stages(world, cell), asked.sizes
+        about: dict[str, Any] = {"study": "lasting", "arm": arm, "order": f"{order}"}
+        source = world.hf(f"methods.{arm}.o{order}")
+        tuned, rl = f"sft.{arm}.o{order}", f"rl.{arm}.o{order}"
+        stages.post_train(tuned, source, "sft", sizes.sft, "sft")
+        stages.measure_hf(tuned, about | {"stage": "sft"}, f"{cell}.sft")
+        stages.post_train(rl, world.hf(tuned), "grpo", sizes.rl_after, "grpo")
+        stages.measure_hf(rl, about | {"stage": "grpo"}, f"{cell}.grpo")
+
+    return Node(cell, action, (f"methods.{arm}.{world.name}.o{order}",), f"SFT and RL behind {named(arm).name}")
+
+
+def _lasting(asked: Asked) -> Iterator[Node]:
+    yield from _with_methods(asked, KEPT)
+    for order in asked.orders:
+        for base in asked.bases:
+            for arm in KEPT:
+                yield _post_trained(asked, asked.world(base), arm, order)
+
+
+def _flywheel(asked: Asked) -> Iterator[Node]:
+    """A second round from the same base: ReMiT with the RL model of ReMiT, and with that of NTP."""
+    yield from _lasting(asked)
+    for order in asked.orders:
+        for base in asked.bases:
+            world = asked.world(base)
+            for arm in ("remit", "ntp"):
+                yield _second_round(asked, world, arm, order)
+
+
+def _second_round(asked: Asked, world: World, arm: str, order: int) -> Node:
+    cell = f"flywheel.{arm}.{world.name}.o{order}"
+    run = f"flywheel.{arm}.o{order}"
+
+    def action() -> None:
+        stages = asked.stages(world, cell)
+        stages.arm(run, "remit", order, reference=f"rl.{arm}.o{order}")
+        stages.measure_run(run, cell, {"study": "flywheel", "arm": arm, "order": f"{order}", "stage": "mid"})
+
+    needs = (f"lasting.{arm}.{world.name}.o{order}",)
+    return Node(cell, action, needs, f"a second round, the reference being the RL model of {named(arm).name}")
+
+
+def _errors(asked: Asked) -> Iterator[Node]:
+    for errors in SHARES:
+        worlds = [asked.world(base, errors) for base in asked.bases]
+        for world in worlds:
+            yield from _world(asked, world)
+        for world in worlds:
+            for arm in OF_ERRORS:
+                yield arm_node(asked, "errors", world, arm, asked.orders[0])
+
+
+def _threads(asked: Asked) -> Iterator[Node]:
+    """Arms of the methods again with two threads, whose sums are taken in another order."""
+    yield from _with_methods(asked, ("ntp", "remit"))
+    for base in asked.bases:
+        world = asked.world(base, threads=2)
+        for arm in ("ntp", "remit"):
+            yield arm_node(asked, "threads", world, arm, asked.orders[0])
+
+
+def _size(asked: Asked) -> Iterator[Node]:
+    world = asked.world(asked.bases[0], size="5M")
+    yield from _world(asked, world)
+    for order in asked.orders:
+        for arm in OF_SIZE:
+            yield arm_node(asked, "size", world, arm, order)
+
+
+def _with_methods(asked: Asked, arms: Sequence[str]) -> Iterator[Node]:
+    yield from _methods(Asked(asked.run_dir, asked.sizes, asked.bases, asked.orders, arms))
+
+
+def together(asked: Asked, studies: Iterable[str]) -> list[Node]:
+    """The nodes of several studies, each once."""
+    found: dict[str, Node] = {}
+    for study in studies:
+        for node in nodes(asked, study):
+            found.setdefault(node.name, node)
+    return list(found.values())

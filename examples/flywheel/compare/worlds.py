@@ -1,0 +1,79 @@
+"""Sizes of a comparison, and the worlds that it needs: a base with its corpora and models in a folder of its own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from compare.arms import ARMS
+
+SEQUENCE, BATCH = 128, 12
+TOKENS_PER_STEP = SEQUENCE * BATCH
+PAST_ITS_JUMP = 1.5
+"""Nats of a held-out two-step solution below which a base has learned to add; before the jump it is above 4."""
+LEARNED = 0.70
+"""The mean reward at which RL ends."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a comparison."""
+
+    base: int = 2_000_000
+    grow: int = 1_200_000
+    mid: int = 600_000
+    sft: int = 30
+    grpo: int = 120
+    rl_after: int = 60
+    """GRPO steps behind an arm."""
+    heldout: int = 200
+    heldout_skill: int = 40
+    points: int = 3
+    grown: int = 3
+    """How often a base may go through the second corpus until it is past its jump."""
+    jump: float = PAST_ITS_JUMP
+    reward: float = LEARNED
+
+    @property
+    def mid_corpus(self) -> int:
+        """Tokens that are enough for each arm."""
+        return round(self.mid * max(arm.tokens for arm in ARMS.values())) + TOKENS_PER_STEP
+
+
+SMOKE = Sizes(15_360, 9_216, 9_216, 2, 2, 1, 8, 2, 2, 1, 1e9, 2.0)
+"""A few steps of everything, to try the programs."""
+DEMO = Sizes(mid=480_000, grpo=60, points=2)
+"""What two cores do in a quarter of an hour."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Corpora and models of one base, one share of errors and one size: ``RUN_DIR/worlds/NAME``."""
+
+    run_dir: Path
+    sizes: Sizes
+    base: int = 1
+    errors: float = 0.3
+    size: str = "1M"
+    threads: int = 1
+
+    @property
+    def name(self) -> str:
+        """Its folder."""
+        return f"b{self.base}.e{round(100 * self.errors)}.{self.size}"
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of it is."""
+        return self.run_dir / "worlds" / self.name
+
+    def hf(self, model: str) -> Path:
+        """A Hugging Face folder."""
+        return self.folder / "hf" / model
+
+    def megatron(self, model: str) -> Path:
+        """A Megatron checkpoint."""
+        return self.folder / "megatron" / model
+
+    @property
+    def data(self) -> Path:
+        """The files of make_world.py."""
+        return self.folder / "data"

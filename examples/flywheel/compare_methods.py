@@ -1,0 +1,45 @@
+"""All methods and controls on the tiny world: several bases, several orders of the data, some runs at once.
+
+What is done is not done again; interrupt it and start it again as you like. The figures of each model are in
+RUN_DIR/eval/*.json.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from compare.arms import ARMS
+from compare.schedule import Schedule
+from compare.studies import STUDIES, Asked, together
+from compare.worlds import SMOKE, Sizes
+
+from megatron_remit.errors import UserError, cli
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/compare"))
+    parser.add_argument("--study", nargs="+", choices=STUDIES, default=["methods"])
+    parser.add_argument("--bases", nargs="+", type=int, default=[1, 2, 3], help="seeds of bases")
+    parser.add_argument("--orders", nargs="+", type=int, default=[1, 2, 3], help="seeds of the order of the data")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
+    parser.add_argument("--smoke", action="store_true", help="sizes of a few steps, to try the program itself")
+    parser.add_argument("--list", action="store_true", help="print what would be done")
+    options = parser.parse_args()
+    sizes = SMOKE if options.smoke else Sizes()
+    asked = Asked(options.run_dir.resolve(), sizes, options.bases, options.orders, options.arms)
+    todo = together(asked, options.study)
+    if options.list:
+        print("\n".join(node.name for node in todo))
+        return
+    failed = Schedule(asked.run_dir, options.jobs).run(todo)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(todo)} did not end well: {', '.join(failed[:5])}; see {asked.run_dir}/logs"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(cli(main))

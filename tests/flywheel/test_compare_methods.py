@@ -1,0 +1,161 @@
+"""The comparison: what runs when, what is done twice, and what the page says of it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from compare.arms import ARMS, FIRST
+from compare.commands import StageFailed
+from compare.schedule import Node, Schedule
+from compare.studies import STUDIES, Asked, together
+from compare.worlds import SMOKE
+from results.arms import ARMS as NAMED
+from results.cells import Cells, read_cells
+
+from megatron_remit.errors import UserError
+from tests.ranks import ROOT, environment, run_command
+
+
+def nodes(run_dir, done, *failing):
+    """c needs a and b; d needs c."""
+
+    def action(name):
+        def do():
+            if name in failing:
+                raise StageFailed(f"{name} did not work")
+            done.append(name)
+
+        return do
+
+    needs = {"a": (), "b": (), "c": ("a", "b"), "d": ("c",)}
+    return [Node(name, action(name), need) for name, need in needs.items()]
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_nodes_run_in_their_order_after_what_they_need(tmp_path, jobs):
+    done = []
+    assert Schedule(tmp_path, jobs).run(nodes(tmp_path, done)) == []
+    assert sorted(done[:2]) == ["a", "b"] and done[2:] == ["c", "d"]
+
+
+def test_what_is_done_is_not_done_again(tmp_path):
+    first, second = [], []
+    assert Schedule(tmp_path, 1).run(nodes(tmp_path, first, "c")) == ["c", "d"]
+    assert Schedule(tmp_path, 1).run(nodes(tmp_path, second)) == []
+    assert (first, second) == (["a", "b"], ["c", "d"])
+
+
+def test_two_comparisons_in_one_folder_are_refused(tmp_path):
+    first = Schedule(tmp_path, 1)
+    with pytest.raises(UserError, match="another comparison works here"):
+        Schedule(tmp_path, 1)
+    assert first.run([]) == []
+
+
+def test_a_need_that_nobody_makes_is_named(tmp_path):
+    with pytest.raises(UserError, match="needs b, which is neither done nor asked for"):
+        Schedule(tmp_path, 1).run([Node("c", lambda: None, ("b",))])
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_makes_what_it_needs_before(study, tmp_path):
+    made = set()
+    for node in together(Asked(tmp_path, SMOKE), [study]):
+        assert set(node.needs) <= made, node.name
+        made.add(node.name)
+
+
+def test_all_arms_run_for_all_bases_and_orders_the_main_ones_first(tmp_path):
+    names = [node.name for node in together(Asked(tmp_path, SMOKE), ["methods"]) if node.name.startswith("methods.")]
+    assert len(names) == len(ARMS) * 9 == len(set(names))
+    assert {name.split(".")[1] for name in names[: len(FIRST) * 9]} == set(FIRST)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A whole comparison of a few steps: two arms with a store or a second reference among them."""
+    run_dir = tmp_path_factory.mktemp("compare")
+    environment_of = environment() | {"COMPARE_SMOKE": "1", "RUN_DIR": str(run_dir), "PYTHON": sys.executable}
+    flags = ["--bases", "1", "--orders", "1", "--arms", "ntp", "remit", "contrast", "miniplm"]
+    done = subprocess.run(
+        ["bash", "examples/compare_tiny.sh", *flags, "--study", "flywheel", "methods"],
+        cwd=ROOT,
+        env=environment_of,
+        capture_output=True,
+        text=True,
+    )
+    # KD is no arm of this one, so what needs it is not asked for.
+    return run_dir, done
+
+
+@pytest.mark.slow
+def test_the_script_makes_the_figures_of_each_arm_and_the_page(smoke, tmp_path):
+    run_dir, done = smoke
+    assert done.returncode == 0, done.stdout + done.stderr
+    cells = Cells(read_cells(run_dir), {})
+    assert {"ntp", "remit", "contrast", "miniplm"} <= set(cells.values("arm", study="methods"))
+    (cell,) = cells.where(study="methods", arm="remit")
+    assert cell["points"][-1]["tokens"] == 9216
+    assert {"lm loss", "grad-norm", "weight std"} <= set(cell["tensorboard"])
+    assert cells.where(study="flywheel", arm="remit") and cells.where(study="lasting", arm="remit", stage="grpo")
+    out = ["--json", tmp_path / "page.json", "--out", tmp_path / "page.md"]
+    written = run_command(["python", "examples/flywheel/results_page.py", "--gather", run_dir, *out])
+    assert written.returncode == 0, written.output
+    text = (tmp_path / "page.md").read_text()
+    assert "| ReMiT |" in text and "without the variation of bases and data orders" in text
+    assert "solution: slips" in text, "weights by kind of token"
+    assert text.count("not been run yet") == 1  # threads
+
+
+def test_every_arm_has_a_name_in_the_reports():
+    assert set(ARMS) == set(NAMED)
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_leaves_no_process_and_goes_on(smoke, tmp_path):
+    run_dir, _ = smoke
+    shutil.copytree(run_dir, tmp_path / "run")
+    cell = tmp_path / "run/done/methods.ntp.b1.e30.1M.o1"
+    cell.unlink()
+    command = [sys.executable, "examples/flywheel/compare_methods.py", "--smoke", "--run-dir", str(tmp_path / "run")]
+    command += ["--bases", "1", "--orders", "1", "--arms", "ntp"]
+    running = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+    log = tmp_path / "run/logs/methods.ntp.b1.e30.1M.o1.log"
+    size = log.stat().st_size
+    deadline = time.monotonic() + 60
+    while log.stat().st_size == size and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    deadline = time.monotonic() + 30
+    while _under(tmp_path / "run") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert _under(tmp_path / "run") == [] and not cell.exists()
+    assert subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True).returncode == 0
+    name = "eval/methods.ntp.b1.e30.1M.o1.json"
+    before, after = (json.loads((folder / name).read_text()) for folder in (run_dir, tmp_path / "run"))
+    assert after["points"][-1]["nll"] == before["points"][-1]["nll"]
+
+
+def _under(folder):
+    """Processes whose command names ``folder``."""
+    found = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True).stdout.split()
+    return [pid for pid in found if int(pid) != os.getpid()]
+
+
+@pytest.mark.slow
+def test_the_demo_makes_several_runs_of_each_arm_the_checks_and_the_report(tmp_path):
+    ran = environment() | {"FLYWHEEL_SMOKE": "1", "RUN_DIR": str(tmp_path), "PYTHON": sys.executable}
+    done = subprocess.run(["bash", "examples/flywheel_tiny.sh"], cwd=ROOT, env=ran, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    checks = [json.loads(path.read_text()) for path in sorted((tmp_path / "checks").iterdir())]
+    assert len(checks) == 3 and all(check["equal"] for check in checks), checks
+    assert len(Cells(read_cells(tmp_path), {}).where(study="demo", stage="mid")) == 9
+    assert f"open file://{tmp_path}/report.html" in done.stdout and "Nats a solution; 95 % intervals" in done.stdout
+    text = (tmp_path / "report.html").read_text()
+    assert "bit for bit" in text and "solution: slips" in text
