@@ -50,7 +50,8 @@ def test_a_reference_equal_to_the_policy_gives_delta_zero_and_weight_one_at_step
     flags = material.remit(train_iters=2)
     flags[flags.index("--reference-load") + 1] = str(material.policy)
     run = pretrain(1, *flags)
-    for name, expected in (("delta mean", 0.0), ("weight mean", 1.0), ("weight std", 0.0), ("clipped low", 0.0)):
+    equal = {"delta mean": 0.0, "delta negative": 0.0, "weight mean": 1.0, "weight std": 0.0, "effective share": 1.0}
+    for name, expected in (equal | {"clipped low": 0.0}).items():
         assert run.series(name)[0] == expected
     assert run.series("reference nll")[0] == run.series("lm loss")[0] == run.series("remit loss")[0]
     assert run.series("weight std")[1] > 0, "after an update the policy differs from its frozen copy"

@@ -41,6 +41,8 @@ FIGURES = {
     "remit loss": 1,
     "weight mean": 3,
     "weight std": 3,
+    "effective share": 3,
+    "delta negative": 2,
 }
 # Plain SGD: the steps change the weights by the sum of their gradients times this.
 SGD = {"lr": 0.3}
@@ -129,6 +131,11 @@ def test_the_figures_are_what_they_say(one_rank):
     assert shares == pytest.approx([0.6, 0.6, 0.6], abs=0.03) and 0.1 < by_threshold < 0.9
     assert run.series("kept share")[4:] == pytest.approx([0.6, 0.6, 0.6], abs=0.03)
     assert run.series("weight mean")[0] == pytest.approx(1.0, abs=1e-6) and run.series("weight std")[0] > 0.01
+    spreads = zip(run.series("weight mean"), run.series("weight std"), strict=True)
+    assert run.series("effective share") == pytest.approx(
+        [1 / (1 + (std / mean) ** 2) for mean, std in spreads], rel=1e-5
+    )
+    assert all(0.05 < share < 0.95 for share in run.series("delta negative"))
     for loss, ntp in zip(run.series("eslm loss"), run.series("lm loss")[1:3], strict=True):
         assert loss > ntp, "the tokens at risk are the hard ones"
     gap = run.series("base nll")[2] - run.series("reference nll")[3]

@@ -161,10 +161,13 @@ def masked_mean(value_BS: Tensor, mask_BS: Tensor) -> Tensor:
 
 
 def finish_weight_std(report: dict[str, Tensor]) -> None:
-    """Replace ``weight square`` by ``weight std``, which cannot be averaged over ranks, from the first two moments."""
+    """Replace ``weight square`` by what cannot be averaged over ranks, from the first two moments: ``weight std``, and
+    ``effective share``, (sum w)^2 / sum w^2 as a share of the tokens, 1 where all weigh the same."""
     square = report.pop("weight square", None)
     if square is not None:
-        report["weight std"] = (square - report["weight mean"] ** 2).clamp(min=0).sqrt()
+        mean_square = report["weight mean"] ** 2
+        report["weight std"] = (square - mean_square).clamp(min=0).sqrt()
+        report["effective share"] = mean_square / square
 
 
 def number_in(low: float, high: float, low_counts: bool, message: str) -> Callable[[str], float]:

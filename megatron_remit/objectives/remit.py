@@ -103,6 +103,7 @@ class Remit(Objective):
             "lm loss": nll_BS.detach(),
             "reference nll": reference_nll_BS,
             "delta mean": weights.delta_BS,
+            "delta negative": (weights.delta_BS < 0).float(),
             "weight mean": weight_BS,
             "weight square": weight_BS.square(),
             "clipped low": weights.clipped_low_BS,
