@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import VOCABULARY, write_documents
-from tests.ranks import pretrain
+from tests.ranks import pretrain, run_command
 
 LENGTH = 24  # of a row in the tests' runs
 
@@ -133,3 +133,11 @@ def test_a_corpus_shorter_than_a_row_is_refused_with_fixed_rows(material, tmp_pa
         data_path=tmp_path / "short",
         row_seed=1,
     )
+
+
+def test_nothing_stands_above_an_error_but_the_error():
+    """In a process of its own: Megatron warns while it is imported."""
+    done = run_command(["python", "-m", "megatron_remit.pretrain", "--yaml-cfg", "run.yaml"])
+    assert done.returncode == 2
+    first = next(line for line in done.output.splitlines() if "CUDA_HOME" not in line)
+    assert first.startswith("error: --yaml-cfg")
