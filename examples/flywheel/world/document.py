@@ -1,7 +1,7 @@
 """A document as pieces of text, each with its kind: a question, a step, its result, and whether that is right.
 
 A token's kind is that of the piece in which it begins, so that what a method does to each kind can be held against the
-truth.
+truth. A token that is only the blank in front of a number is none of the number.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,6 +16,8 @@ SUM, SUM_RESULT, SUM_SLIP = "equations", "equations: results", "equations: slips
 PLAIN, NOISE, END = "plain sentences", "noise", "end of document"
 WRONG = (SLIP, WRONG_ANSWER, FORM, SUM_SLIP)
 """Kinds of tokens that the truth would not hold."""
+NUMBERS = (RESULT, SLIP, CARRIED, ANSWER, WRONG_ANSWER)
+"""Kinds of a solution whose blanks in front are signs, being the same whatever the number."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,10 @@ class Document:
             start = place + (len(token) - len(token.lstrip()) if token.strip() else 0)
             while at < len(ends) - 1 and start >= ends[at]:
                 at += 1
-            yield self.pieces[at].kind
+            kind = self.pieces[at].kind
+            if not token.strip():
+                kind = QUESTION if kind == GIVEN else SIGN if kind in NUMBERS else kind
+            yield kind
             place += len(token)
         yield END
 

@@ -16,30 +16,55 @@ import operator
 import random
 from collections.abc import Callable, Sequence
 
-from world.document import GIVEN, QUESTION, RESULT, SLIP, Piece, Problem
-from world.slips import STEP, Step, ending, off, work_out
+from world.document import CARRIED, GIVEN, QUESTION, RESULT, SLIP, Piece, Problem
+from world.slips import STEP, Step, apart, ending, off, work_out
 from world.words import DAYS
 
 Parts = Sequence[tuple[str, str]]
 
 
 def _problem(
-    draw: random.Random, skill: str, question: Parts, listed: Sequence[str], answer: str, slip: str | None
+    draw: random.Random,
+    skill: str,
+    question: Parts,
+    listed: Sequence[int],
+    say: Callable[[Sequence[int]], str],
+    slip: str | None,
+    follow: Callable[[int, int], int] | None = None,
+    top: int | None = None,
 ) -> Problem:
-    """One whose steps are a list of numbers. A slip of a step puts one of them off, and the answer with it."""
-    shown, told, kinds = [*listed], answer, [RESULT] * len(listed)
+    """One whose steps are a list of numbers, of which ``say`` makes the answer.
+
+    A slip of a step puts one of them off (not above ``top``). ``follow(before, at)`` is what then stands at ``at``;
+    without it the others do not depend on one another.
+    """
+    shown, wrong_at = [*listed], -1
     if slip == STEP:
-        at = draw.randrange(len(shown))
-        wrong = f"{off(draw, int(shown[at]))}"
-        told = told.replace(shown[at], wrong) if shown[at] in told else told
-        shown[at], kinds[at] = wrong, SLIP
-    steps = [Piece(f" {text}", kind) for text, kind in zip(shown, kinds, strict=True)]
+        wrong_at = draw.randrange(len(shown))
+        shown[wrong_at] = off(draw, shown[wrong_at], top)
+        for at in range(wrong_at + 1, len(shown) if follow else 0):
+            shown[at] = follow(shown[at - 1], at)
+    steps: list[Piece] = []
+    for at, (right, told) in enumerate(zip(listed, shown, strict=True)):
+        if at == wrong_at:
+            steps += apart(right, told, RESULT, SLIP, lead=" ")
+        else:
+            steps.append(Piece(f" {told}", RESULT if told == right else CARRIED))
+    answer, told_answer = say(listed), say(shown)
     return Problem(
         skill,
         tuple(Piece(text, kind) for text, kind in question),
-        (*steps, *ending(draw, told, slip, carried=told != answer)),
+        (*steps, *ending(draw, told_answer, slip, carried=told_answer != answer)),
         answer,
     )
+
+
+def _last(listed: Sequence[int]) -> str:
+    return f"{listed[-1]}"
+
+
+def _joined(between: str) -> Callable[[Sequence[int]], str]:
+    return lambda listed: between.join(map(str, listed))
 
 
 def comparison(draw: random.Random, slip: str | None) -> Problem:
@@ -53,28 +78,36 @@ def comparison(draw: random.Random, slip: str | None) -> Problem:
 
 def maximum(draw: random.Random, slip: str | None) -> Problem:
     numbers = draw.sample(range(2, 100), 3)
-    running = [f"{max(numbers[: at + 1])}" for at in range(3)]
-    return _problem(draw, "maximum", _listed("Q: Largest of", numbers, "?\nA:"), running, running[-1], slip)
+    running = [max(numbers[: at + 1]) for at in range(3)]
+
+    def follow(before: int, at: int) -> int:
+        return max(before, numbers[at])
+
+    return _problem(draw, "maximum", _listed("Q: Largest of", numbers, "?\nA:"), running, _last, slip, follow)
 
 
 def sorting(draw: random.Random, slip: str | None) -> Problem:
     numbers = draw.sample(range(10, 100), 3)
-    ordered = [f"{number}" for number in sorted(numbers)]
-    return _problem(draw, "sorting", _listed("Q: Sort", numbers, ".\nA:"), ordered, " ".join(ordered), slip)
+    return _problem(draw, "sorting", _listed("Q: Sort", numbers, ".\nA:"), sorted(numbers), _joined(" "), slip)
 
 
 def counting(draw: random.Random, slip: str | None) -> Problem:
     letters = "".join(draw.choice("ab") for _ in range(draw.randint(3, 6)))
-    counts = [f"{letters[: at + 1].count('b')}" for at in range(len(letters))]
+    counts = [letters[: at + 1].count("b") for at in range(len(letters))]
+
+    def follow(before: int, at: int) -> int:
+        return before + (letters[at] == "b")
+
     spaced = " ".join(letters)
     question = (("Q: How many b in", QUESTION), (f" {spaced}", GIVEN), ("?\nA:", QUESTION))
-    return _problem(draw, "counting", question, counts, counts[-1], slip)
+    return _problem(draw, "counting", question, counts, _last, slip, follow)
 
 
 def reversing(draw: random.Random, slip: str | None) -> Problem:
-    digits = [f"{draw.randint(1, 9)}" for _ in range(draw.randint(3, 4))]
-    question = (("Q: Reverse", QUESTION), (f" {''.join(digits)}", GIVEN), (".\nA:", QUESTION))
-    return _problem(draw, "reversing", question, digits[::-1], "".join(digits[::-1]), slip)
+    digits = [draw.randint(1, 9) for _ in range(draw.randint(3, 4))]
+    question = (("Q: Reverse", QUESTION), (f" {_joined('')(digits)}", GIVEN), (".\nA:", QUESTION))
+    # A digit that is off is still one digit.
+    return _problem(draw, "reversing", question, digits[::-1], _joined(""), slip, top=9)
 
 
 def parity(draw: random.Random, slip: str | None) -> Problem:

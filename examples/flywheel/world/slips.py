@@ -22,9 +22,21 @@ class Step:
     carries: bool = False
 
 
-def off(draw: random.Random, value: int) -> int:
-    """Another number than ``value``, not below 0, off by 1, 2 or 10."""
-    return draw.choice([value + offset for offset in OFFSETS if value + offset >= 0])
+def off(draw: random.Random, value: int, top: int | None = None) -> int:
+    """Another number than ``value``, off by 1, 2 or 10; not below 0 and not above ``top``."""
+    found = [value + offset for offset in OFFSETS]
+    return draw.choice([other for other in found if other >= 0 and (top is None or other <= top)])
+
+
+def apart(right: int, wrong: int, right_kind: str, wrong_kind: str, lead: str = "") -> list[Piece]:
+    """A wrong number in two pieces: the digits that it begins with as the right one does, and the others.
+
+    Where 27 stands for 28, only the 7 is what the truth would not hold.
+    """
+    told, true = f"{wrong}", f"{right}"
+    shared = next(at for at in range(len(told)) if at == len(told) - 1 or told[at : at + 1] != true[at : at + 1])
+    before = lead + told[:shared]
+    return [*([Piece(before, right_kind)] if before else []), Piece(told[shared:], wrong_kind)]
 
 
 def work_out(draw: random.Random, steps: Sequence[Step], slip: str | None) -> tuple[list[Piece], int]:
@@ -40,11 +52,12 @@ def work_out(draw: random.Random, steps: Sequence[Step], slip: str | None) -> tu
         kind = CARRIED if carried and step.carries else OPERAND
         pieces += [Piece(f"{'; ' if index else ' '}", SIGN), Piece(f"{left}", kind)]
         pieces += [Piece(step.sign, SIGN), Piece(f"{step.right}", OPERAND), Piece("=", SIGN)]
-        value = step.result(left, step.right)
-        kind = CARRIED if carried and step.carries else RESULT
+        right = value = step.result(left, step.right)
         if index == wrong_at:
-            value, kind, carried = off(draw, value), SLIP, True
-        pieces.append(Piece(f"{value}", kind))
+            value, carried = off(draw, right), True
+            pieces += apart(right, value, RESULT, SLIP)
+        else:
+            pieces.append(Piece(f"{value}", CARRIED if carried and step.carries else RESULT))
     return pieces, value
 
 
@@ -53,5 +66,6 @@ def ending(draw: random.Random, answer: str, slip: str | None, carried: bool = F
     if slip == FORMAT:
         return [Piece(" so", FORM), Piece(f" {answer}", ANSWER)]
     if slip == LAST and answer.isdigit():
-        return [Piece(" ####", SIGN), Piece(f" {off(draw, int(answer))}", WRONG_ANSWER)]
+        right = int(answer)
+        return [Piece(" ####", SIGN), *apart(right, off(draw, right), ANSWER, WRONG_ANSWER, lead=" ")]
     return [Piece(" ####", SIGN), Piece(f" {answer}", CARRIED if carried else ANSWER)]

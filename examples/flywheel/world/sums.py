@@ -10,7 +10,7 @@ import operator
 import random
 
 from world.document import GIVEN, QUESTION, SIGN, SUM, SUM_RESULT, SUM_SLIP, Document, Piece, Problem
-from world.slips import STEP, Step, ending, off, work_out
+from world.slips import STEP, Step, apart, ending, off, work_out
 from world.words import GAINS, LOSSES, NAMES, THINGS
 
 SKILLS = {1: "one_step", 2: "two_step", 3: "three_step"}
@@ -50,6 +50,8 @@ def equations(draw: random.Random, wrong: float) -> Document:
         if index:
             pieces.append(Piece("; ", SIGN))
         pieces.append(Piece(f"{left}{'+' if plus else '-'}{right}=", SUM))
-        slip = draw.random() < wrong
-        pieces.append(Piece(f"{off(draw, value) if slip else value}", SUM_SLIP if slip else SUM_RESULT))
+        if draw.random() < wrong:
+            pieces += apart(value, off(draw, value), SUM_RESULT, SUM_SLIP)
+        else:
+            pieces.append(Piece(f"{value}", SUM_RESULT))
     return Document(tuple(pieces))
