@@ -8,7 +8,7 @@
 #   --study methods lasting ...   what to ask (default: methods); --list prints what would be done
 #   RUN_DIR=runs/compare          where everything goes; a finished stage is not run again
 #   COMPARE_SMOKE=1               sizes of a few steps, to try the script itself
-# Then: python examples/flywheel/compare/page.py --gather RUN_DIR
+# Then: python examples/flywheel/results_page.py --gather RUN_DIR
 set -euo pipefail
 cd "$(dirname "$0")/.."
 smoke=()

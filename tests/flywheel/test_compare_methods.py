@@ -50,6 +50,35 @@ def test_what_is_done_is_not_done_again(tmp_path):
     assert (first, second) == (["a", "b"], ["c", "d"])
 
 
+def test_a_run_of_two_threads_takes_two_jobs(tmp_path):
+    alone, running, most = [], [], []
+
+    def action(name):
+        def do():
+            running.append(name)
+            time.sleep(0.02)
+            most.append(len(running))
+            if name.startswith("wide"):
+                alone.append(running == [name])
+            running.remove(name)
+
+        return do
+
+    wide = [Node(f"wide{at}", action(f"wide{at}"), threads=2) for at in range(2)]
+    narrow = [Node(f"narrow{at}", action(f"narrow{at}")) for at in range(4)]
+    assert Schedule(tmp_path, 2).run([narrow[0], *wide, *narrow[1:]]) == []
+    assert alone == [True, True] and max(most) == 2
+    assert Schedule(tmp_path / "one", 1).run(wide) == [], "one job: nothing else runs, so it may begin"
+
+
+def test_an_error_that_nobody_foresaw_ends_one_run_and_no_other(tmp_path, capsys):
+    ran = []
+    nodes_of = [Node("bad", lambda: {}["no such"]), Node("after", ran.clear, ("bad",)), Node("other", ran.clear)]
+    assert Schedule(tmp_path, 1).run(nodes_of) == ["bad", "after"]
+    assert (tmp_path / "done/other").exists() and not (tmp_path / "done/bad").exists()
+    assert "KeyError" in capsys.readouterr().out
+
+
 def test_two_comparisons_in_one_folder_are_refused(tmp_path):
     first = Schedule(tmp_path, 1)
     with pytest.raises(UserError, match="another comparison works here"):

@@ -1,6 +1,7 @@
 """What does not depend on chance, shown on the demo's own models: each claim compares files bit for bit."""
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -39,11 +40,12 @@ class Checks:
         online = self._train("check_online", "--objective=remit", self._reference, rows)
         folder = self._world.folder / "scores/check"
         data = [f"--load={self._world.megatron('base')}", "--use-checkpoint-args", *self._stages.data_flags("mid", 1)]
-        if not folder.is_dir():
-            self._stages.torchrun(
-                "tools/score_corpus.py", *data, rows, f"--train-iters={STEPS}", self._reference,
-                f"--score-store={folder}", "--score-dtype=float32",
-            )  # fmt: skip
+        # One that a kill left half written is gone over again, and so is one of a reference that has been made anew.
+        shutil.rmtree(folder, ignore_errors=True)
+        self._stages.torchrun(
+            "tools/score_corpus.py", *data, rows, f"--train-iters={STEPS}", self._reference,
+            f"--score-store={folder}", "--score-dtype=float32",
+        )  # fmt: skip
         stored = self._train("check_stored", "--objective=remit", f"--score-store={folder}", rows)
         claim = f"a run from the score store is the run with the reference online, bit for bit, after {STEPS} steps"
         self._write("store", claim, online, stored)

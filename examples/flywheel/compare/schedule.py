@@ -4,7 +4,8 @@ import fcntl
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ class Node:
     action: Callable[[], None]
     needs: tuple[str, ...] = ()
     what: str = ""
+    threads: int = 1
+    """How many of the schedule's jobs it takes: runs whose threads are more than the cores slow each other down many
+    times over."""
 
 
 class Schedule:
@@ -55,7 +59,9 @@ class Schedule:
                     if any(need in failed for need in node.needs):
                         failed.append(name)
                         del waiting[name]
-                    elif len(running) < self._jobs and all((self._done / need).exists() for need in node.needs):
+                    elif self._room(node, running.values()) and all(
+                        (self._done / need).exists() for need in node.needs
+                    ):
                         running[pool.submit(self._do, node)] = node
                         del waiting[name]
                 ended, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -64,11 +70,18 @@ class Schedule:
                     try:
                         future.result()
                         self._say(f"{total - len(waiting) - len(running)}/{total} {node.name}: done")
-                    except StageFailed as error:
+                    except Exception as error:  # the others go on: hours of them may be waiting
                         failed.append(node.name)
-                        self._say(f"{node.name}: FAILED, {error}")
+                        if not isinstance(error, StageFailed):
+                            traceback.print_exception(error)
+                        self._say(f"{node.name}: FAILED, {error!r}")
         self._lock.close()
         return failed
+
+    def _room(self, node: Node, running: Iterable[Node]) -> bool:
+        """Whether it may begin beside those that run; one alone always may."""
+        taken = sum(one.threads for one in running)
+        return taken == 0 or taken + node.threads <= self._jobs
 
     def _do(self, node: Node) -> None:
         start = time.monotonic()

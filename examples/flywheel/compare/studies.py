@@ -83,7 +83,7 @@ def arm_node(asked: Asked, study: str, world: World, arm: str, order: int) -> No
             stages.copy_cell(cell, f"{other}.{arm}.{world.name}.o{order}", other)
 
     needs = (f"selected.{world.name}",) if arm == "miniplm" else (f"references.{world.name}",)
-    return Node(cell, action, needs, named(arm).name)
+    return Node(cell, action, needs, named(arm).name, world.threads)
 
 
 def _serves(asked: Asked, study: str, world: World, arm: str, order: int) -> list[str]:
