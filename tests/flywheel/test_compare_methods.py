@@ -12,6 +12,7 @@ import pytest
 from compare.arms import ARMS, FIRST
 from compare.commands import StageFailed
 from compare.schedule import Node, Schedule
+from compare.stages import rewards, steps_of
 from compare.studies import STUDIES, Asked, together
 from compare.worlds import SMOKE
 from results.arms import ARMS as NAMED
@@ -139,6 +140,12 @@ def test_the_script_makes_the_figures_of_each_arm_and_the_page(smoke, tmp_path):
     assert "| ReMiT |" in text and "without the variation of bases and data orders" in text
     assert "solution: slips" in text, "weights by kind of token"
     assert text.count("not been run yet") == 1  # threads
+
+
+def test_rl_is_judged_by_its_first_and_its_last_quarter():
+    log = [{"step": 2 * at + 2, "reward": 0.1 * at} for at in range(8)] + [{"step": 16, "train_runtime": 1.0}]
+    assert rewards(log) == pytest.approx((0.05, 0.65)) and steps_of(log) == 16
+    assert rewards([{"step": 2, "reward": 0.5}]) == (0.5, 0.5), "a run of a few steps"
 
 
 def test_every_arm_has_a_name_in_the_reports():
