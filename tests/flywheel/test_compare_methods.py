@@ -113,13 +113,12 @@ def smoke(tmp_path_factory):
     environment_of = environment() | {"COMPARE_SMOKE": "1", "RUN_DIR": str(run_dir), "PYTHON": sys.executable}
     flags = ["--bases", "1", "--orders", "1", "--arms", "ntp", "remit", "contrast", "miniplm"]
     done = subprocess.run(
-        ["bash", "examples/compare_tiny.sh", *flags, "--study", "flywheel", "methods"],
+        ["bash", "examples/compare_tiny.sh", *flags],
         cwd=ROOT,
         env=environment_of,
         capture_output=True,
         text=True,
     )
-    # KD is no arm of this one, so what needs it is not asked for.
     return run_dir, done
 
 
@@ -132,14 +131,13 @@ def test_the_script_makes_the_figures_of_each_arm_and_the_page(smoke, tmp_path):
     (cell,) = cells.where(study="methods", arm="remit")
     assert cell["points"][-1]["tokens"] == 9216
     assert {"lm loss", "grad-norm", "weight std"} <= set(cell["tensorboard"])
-    assert cells.where(study="flywheel", arm="remit") and cells.where(study="lasting", arm="remit", stage="grpo")
     out = ["--json", tmp_path / "page.json", "--out", tmp_path / "page.md"]
     written = run_command(["python", "examples/flywheel/results_page.py", "--gather", run_dir, *out])
     assert written.returncode == 0, written.output
     text = (tmp_path / "page.md").read_text()
     assert "| ReMiT |" in text and "without the variation of bases and data orders" in text
     assert "solution: slips" in text, "weights by kind of token"
-    assert text.count("not been run yet") == 1  # threads
+    assert "not been run yet" in text, "one thread and two"
 
 
 def test_rl_is_judged_by_its_first_and_its_last_quarter():
@@ -182,16 +180,3 @@ def _under(folder):
     """Processes whose command names ``folder``."""
     found = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True).stdout.split()
     return [pid for pid in found if int(pid) != os.getpid()]
-
-
-@pytest.mark.slow
-def test_the_demo_makes_several_runs_of_each_arm_the_checks_and_the_report(tmp_path):
-    ran = environment() | {"FLYWHEEL_SMOKE": "1", "RUN_DIR": str(tmp_path), "PYTHON": sys.executable}
-    done = subprocess.run(["bash", "examples/flywheel_tiny.sh"], cwd=ROOT, env=ran, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    checks = [json.loads(path.read_text()) for path in sorted((tmp_path / "checks").iterdir())]
-    assert len(checks) == 3 and all(check["equal"] for check in checks), checks
-    assert len(Cells(read_cells(tmp_path), {}).where(study="demo", stage="mid")) == 9
-    assert f"open file://{tmp_path}/report.html" in done.stdout and "Nats a solution; 95 % intervals" in done.stdout
-    text = (tmp_path / "report.html").read_text()
-    assert "bit for bit" in text and "solution: slips" in text
