@@ -124,7 +124,7 @@ class Stages(Commands):
     def select(self) -> None:
         """MiniPLM: the documents that the RL model prefers most over the base, by a score store of each."""
         world = self.world
-        steps = world.sizes.mid_corpus * 11 // 10 // TOKENS_PER_STEP  # more than one epoch of the corpus
+        steps = world.sizes.mid_corpus * 11 // 10 // TOKENS_PER_STEP + 1  # more than one epoch of the corpus
         data = [
             f"--load={world.megatron('base')}",
             "--use-checkpoint-args",
