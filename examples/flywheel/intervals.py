@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t as student
 
 REPLICATES = 1000
 Runs = Mapping[tuple[int, str], np.ndarray]
@@ -148,16 +149,8 @@ def _ends(center: float, variances: list[float], sizes: list[int]) -> tuple[floa
     if total == 0:
         return center, center
     freedom = total**2 / sum(value**2 / (size - 1) for value, size in zip(variances, sizes, strict=True) if value)
-    half = student(freedom) * float(np.sqrt(total))
+    half = float(student.ppf(0.975, freedom) * np.sqrt(total))
     return center - half, center + half
-
-
-def student(freedom: float, level: float = 0.95) -> float:
-    """The two-sided quantile of Student's t: with t = sqrt(df) tan(a), the density of a goes as cos(a) ** (df - 1)."""
-    angle = np.linspace(0, np.pi / 2, 20_001)
-    density = np.cos(angle) ** (freedom - 1)
-    area = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-    return float(np.sqrt(freedom) * np.tan(np.interp(level * area[-1], area, angle)))
 
 
 def verdict(change: Interval, than: str) -> str:
