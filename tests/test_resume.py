@@ -8,6 +8,7 @@ import numpy
 import pytest
 import torch
 
+from megatron_remit.data.corpus_files import corpus_digest
 from tests.checkpoints import load_tensors
 from tests.conftest import VOCABULARY, write_corpus, write_documents
 from tests.ranks import pretrain
@@ -97,6 +98,18 @@ def test_a_corpus_replaced_at_its_path_is_refused(material, tmp_path, change):
     run = pretrain(1, *material.remit(**flags | {"load": folder, "finetune": None}), check=False)
     assert run.returncode == 2 and "error: the content of the corpora is" in run.output, run.output
     assert "--allow-changed corpora" in run.output
+
+
+def test_the_digest_of_a_large_corpus_sees_order_and_length_but_reads_little(tmp_path):
+    tokens = numpy.random.default_rng(0).integers(0, 256, 4 << 20, dtype=numpy.uint8).tobytes()
+    half = len(tokens) // 2
+    digests = []
+    for number, content in enumerate((tokens, tokens, tokens[half:] + tokens[:half], tokens[:-1], tokens + b"0")):
+        prefix = tmp_path / f"corpus{number}"
+        prefix.with_suffix(".bin").write_bytes(content)
+        prefix.with_suffix(".idx").write_bytes(b"index")
+        digests.append(corpus_digest(str(prefix)))
+    assert digests[0] == digests[1] and len(set(digests)) == 4
 
 
 def test_a_replaced_corpus_gets_an_order_of_its_own(material, tmp_path):

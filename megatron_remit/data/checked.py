@@ -12,7 +12,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.training import get_args
 from megatron.training.utils import get_blend_and_blend_per_split
 
-from megatron_remit.data.digest import corpus_digest
+from megatron_remit.data.corpus_files import corpus_digest
 from megatron_remit.data.eod import RunTokenizer
 from megatron_remit.data.manifest import check_manifest, has_manifest, what_is_unknown
 from megatron_remit.errors import UserError

@@ -12,7 +12,7 @@ from typing import Any
 from megatron.training.utils import get_blend_and_blend_per_split
 
 from megatron_remit.artifacts import write_whole
-from megatron_remit.data.digest import corpus_digest
+from megatron_remit.data.corpus_files import corpus_digest
 from megatron_remit.errors import UserError, note
 from megatron_remit.objectives.registry import objective_class
 from megatron_remit.reference.checkpoint import checkpoint_folder, saved_arguments
