@@ -46,13 +46,31 @@ def spelt(name: str) -> str:
 
 
 def given(command_line: Iterable[str] | None = None) -> dict[str, Any]:
-    """The values of those of Megatron's flags that the command line (default: this process's) has, by name."""
-    words = sys.argv[1:] if command_line is None else list(command_line)
+    """The values of those of Megatron's flags that the command line (default: this process's) has, by name.
+
+    Ends the process with a usage message on a malformed one.
+    """
+    return dict(_given(tuple(sys.argv[1:] if command_line is None else command_line)))
+
+
+@functools.cache
+def _given(words: tuple[str, ...]) -> dict[str, Any]:
     finder = argparse.ArgumentParser(allow_abbrev=False, add_help=False, argument_default=argparse.SUPPRESS)
     arguments.add_megatron_arguments(finder)
     for action in finder._actions:
         action.default = argparse.SUPPRESS
     return vars(finder.parse_known_args(words)[0])
+
+
+@functools.cache
+def _refused() -> dict[str, str]:
+    """The reason, by the name of the flag."""
+    return {name: row["because"] for row in table()["refused"] for name in row["flags"]}
+
+
+def refusal(name: str, value: Any) -> UserError:
+    """The error for a flag that the table refuses."""
+    return UserError(f"{spelt(name)}{'' if value is True else f' {value}'} is not supported: {_refused()[name]}")
 
 
 def check_megatron_flags(args: argparse.Namespace) -> None:
@@ -61,12 +79,10 @@ def check_megatron_flags(args: argparse.Namespace) -> None:
     Raises:
         UserError: names the flag, its value and the reason.
     """
-    for row in table()["refused"]:
-        for name in row["flags"]:
-            value = getattr(args, name, None)
-            if value not in (None, False, _parser().get_default(name)):
-                shown = "" if value is True else f" {value}"
-                raise UserError(f"{spelt(name)}{shown} is not supported: {row['because']}")
+    for name in _refused():
+        value = getattr(args, name, None)
+        if value not in (None, False, _parser().get_default(name)):
+            raise refusal(name, value)
     if args.ckpt_format != "torch_dist":
         raise UserError(
             f"--ckpt-format {args.ckpt_format} is not supported: checkpoints are torch_dist; imports, references and "

@@ -97,7 +97,8 @@ def test_a_flag_that_the_checkpoint_replaced_is_refused_with_both_values():
         (["--sft"], "--sft is not supported"),
         (["--multi-latent-attention"], "--multi-latent-attention True with --use-checkpoint-args"),
         (["--window-size", "7,0"], r"--window-size \(7, 0\) with --use-checkpoint-args"),
-        (["--yaml-cfg", "x.yaml"], "--yaml-cfg is not supported"),
+        (["--yaml-cfg", "x.yaml"], "--yaml-cfg x.yaml is not supported"),
+        (["--yaml-cfg=x.yaml"], "--yaml-cfg x.yaml is not supported"),
     ],
 )
 def test_training_refuses_such_a_flag_in_one_line(material, tmp_path, flags, message):

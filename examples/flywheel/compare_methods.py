@@ -6,7 +6,6 @@ RUN_DIR/eval/*.json.
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 from compare.arms import ARMS
@@ -42,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli(main))
+    cli(main)

@@ -19,6 +19,7 @@ from megatron_remit.data.checked import check_corpora, check_manifests
 from megatron_remit.data.eod import RunTokenizer
 from megatron_remit.data.tokenizer import megatron_fingerprint
 from megatron_remit.errors import UserError
+from megatron_remit.megatron_flags import given, refusal
 from megatron_remit.programs.start_checks import check_reads_and_writes
 from megatron_remit.reference.checkpoint import saved_arguments
 
@@ -45,11 +46,10 @@ def parse_arguments(
     if flags is not None:
         # Megatron's parser reads the process's command line only.
         sys.argv = [sys.argv[0], *flags]
-    if "--yaml-cfg" in sys.argv:
+    stated = given()
+    if "yaml_cfg" in stated:
         # Megatron's parser would put the file's values in the place of all flags before anything is checked.
-        raise UserError(
-            "--yaml-cfg is not supported: it would replace every flag, those of this program too; give flags"
-        )
+        raise refusal("yaml_cfg", stated["yaml_cfg"])
     try:
         return parse_and_validate_args(extra_args_provider=add_arguments)
     except UserError as error:
