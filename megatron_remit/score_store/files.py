@@ -7,6 +7,7 @@ copy of them in memory, and an error that says what a full disk means. Any safet
 import errno
 import fcntl
 import json
+import math
 import os
 import struct
 import zlib
@@ -142,15 +143,20 @@ def read_header(path: Path) -> Header:
     return Header(arrays, metadata, size)
 
 
-def map_array(path: Path, array: Array) -> numpy.ndarray:
-    """The array, memory-mapped read-only."""
-    if 0 in array.shape:
-        return numpy.empty(array.shape, array.dtype)
-    return numpy.memmap(path, dtype=array.dtype, mode="r", offset=array.offset, shape=array.shape)
+def read_array(path: Path, array: Array) -> numpy.ndarray:
+    """The array, read into memory: where the file is cut short meanwhile, a map would kill the process.
+
+    Raises:
+        DamagedFile: the file ends before the array does.
+    """
+    values = numpy.fromfile(path, dtype=array.dtype, count=math.prod(array.shape), offset=array.offset)
+    if values.size != math.prod(array.shape):
+        raise DamagedFile(f"{path}: damaged, it was cut short while it was read")
+    return values.reshape(array.shape)
 
 
 def check_arrays(path: Path, header: Header, names: list[str]) -> dict[str, numpy.ndarray]:
-    """The named arrays, mapped. They must be those that the header's checksum covers, in the order of the file.
+    """The named arrays, in memory. They must be those that the header's checksum covers, in the order of the file.
 
     Raises:
         DamagedFile: an array is missing, or the bytes are not those that were written.
@@ -159,7 +165,7 @@ def check_arrays(path: Path, header: Header, names: list[str]) -> dict[str, nump
     for name in names:
         if name not in header.arrays:
             raise DamagedFile(f"{path}: damaged, it holds no array {name!r}")
-        arrays[name] = map_array(path, header.arrays[name])
+        arrays[name] = read_array(path, header.arrays[name])
         checksum = zlib.crc32(memoryview(arrays[name]).cast("B") if arrays[name].size else b"", checksum)
     if header.metadata.get("checksum") != f"{checksum:08x}":
         raise DamagedFile(

@@ -70,12 +70,18 @@ class KeyTable:
         self.columns = columns
 
     @classmethod
-    def sorted_from(cls, parts: Iterable[Columns]) -> "KeyTable":
-        """The rows of all ``parts`` in memory. Among rows with the same key, that of the earliest part comes first."""
-        remaining = [{name: numpy.empty(0, dtype) for name, dtype in COLUMNS.items()}]
-        remaining += [dict(part) for part in parts]
-        # Columns leave the copies one by one, so that the parts and the table are never in memory whole at once.
-        columns = {name: numpy.concatenate([part.pop(name) for part in remaining]) for name in COLUMNS}
+    def sorted_from(cls, parts: Iterable[Columns], rows: int) -> "KeyTable":
+        """The ``rows`` rows of all ``parts`` in memory, which holds one part at a time in addition.
+
+        Among rows with the same key, that of the earliest part comes first.
+        """
+        columns = {name: numpy.empty(rows, dtype) for name, dtype in COLUMNS.items()}
+        start = 0
+        for part in parts:
+            end = start + len(part["high"])
+            for name, column in columns.items():
+                column[start:end] = part[name]
+            start = end
         order_N = _order(columns["high"], columns["low"])
         for name in columns:
             columns[name] = columns[name][order_N]
@@ -83,6 +89,10 @@ class KeyTable:
 
     def __len__(self) -> int:
         return len(self.columns["high"])
+
+    def whole(self) -> "KeyTable":
+        """All rows in memory: this table itself."""
+        return self
 
     def find(self, key: Key) -> Place | None:
         """The first row of ``key``."""

@@ -16,7 +16,7 @@ import numpy
 
 from megatron_remit.errors import UserError
 from megatron_remit.score_store.files import DamagedFile, UnwritableFile, locked
-from megatron_remit.score_store.index import Index, read_index, table_of_shards, write_index
+from megatron_remit.score_store.index import Index, IndexTable, read_index, table_of_shards, write_index
 from megatron_remit.score_store.keys import Key, KeyTable, Place
 from megatron_remit.score_store.manifest import read_manifest
 from megatron_remit.score_store.shard import PATTERN, Shard
@@ -34,8 +34,8 @@ class Snapshot:
     """The shards of one listing, numbered, and their rows. It never changes; forked processes share its memory."""
 
     shards: tuple[Shard, ...]
-    indexed: KeyTable
-    """Rows of the first shards: the index file, mapped."""
+    indexed: KeyTable | IndexTable
+    """Rows of the first shards: the index file, open."""
     private: KeyTable
     """Rows of the other shards, in memory."""
 
@@ -131,14 +131,14 @@ class ScoreStore:
     def _indexed_snapshot(self, index: Index | None) -> Snapshot:
         """Of the shards that the index file lists; of none without one."""
         if index is None:
-            return Snapshot((), KeyTable.sorted_from([]), KeyTable.sorted_from([]))
+            return Snapshot((), KeyTable.sorted_from([], 0), KeyTable.sorted_from([], 0))
         shards = []
         for name, size in index.shards:
             shard = self._shard(name)
             if shard.header.size != size:
                 raise DamagedFile(f"{shard.path}: damaged, it has {shard.header.size} bytes, the index says {size}")
             shards.append(shard)
-        return Snapshot(tuple(shards), index.table, KeyTable.sorted_from([]))
+        return Snapshot(tuple(shards), index.table, KeyTable.sorted_from([], 0))
 
     def _names(self) -> set[str]:
         return {path.name for path in self.folder.glob(PATTERN)}
@@ -164,7 +164,15 @@ class ScoreStore:
         return self._renew(self._snapshot)
 
     def __contains__(self, key: Key) -> bool:
-        return self._snapshot.find(key) is not None
+        return self._find(key) is not None
+
+    def _find(self, key: Key) -> Place | None:
+        """Where the row of ``key`` lies. If the index file was cut short since, the shards say it."""
+        try:
+            return self._snapshot.find(key)
+        except DamagedFile:
+            self._renew(None)
+            return self._snapshot.find(key)
 
     def read(self, key: Key) -> numpy.ndarray | None:
         """The row's NLLs [s] in nats, float32; None if the store has no such row.
@@ -184,7 +192,7 @@ class ScoreStore:
         return None if nll_S is None else nll_S.astype(numpy.float32)
 
     def _read(self, key: Key) -> numpy.ndarray | None:
-        place = self._snapshot.find(key)
+        place = self._find(key)
         if place is None:
             return None
         shard = self._snapshot.shards[place.shard]
@@ -205,10 +213,10 @@ class ScoreStore:
     def table(self) -> KeyTable:
         """All rows in one sorted table."""
         snapshot = self._snapshot
-        return table_of_shards(dict(enumerate(snapshot.shards))) if len(snapshot.private) else snapshot.indexed
+        return table_of_shards(dict(enumerate(snapshot.shards))) if len(snapshot.private) else snapshot.indexed.whole()
 
     def save_index(self) -> None:
-        """Write the index file for all shards that are there now, and map it.
+        """Write the index file for all shards that are there now, and open it.
 
         Where the store may not be written, or its disk is full, the rows stay in this process's memory.
 

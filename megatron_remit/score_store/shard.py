@@ -88,7 +88,7 @@ class Shard:
         return json.loads(self.header.metadata["job"])
 
     def key_columns(self) -> dict[str, numpy.ndarray]:
-        """``high``, ``low`` and ``check`` [n], mapped. Raises DamagedFile if their bytes are not those written."""
+        """``high``, ``low`` and ``check`` [n]. Raises DamagedFile if their bytes are not those written."""
         columns = check_arrays(self.path, self.header, KEY_COLUMNS)
         if any(column.shape != (self.rows,) for column in columns.values()):
             raise DamagedFile(f"{self.path}: damaged, its tables and its NLLs differ in length")

@@ -126,6 +126,16 @@ def test_damage_under_a_reader_is_refused_too(folder):
             assert numpy.array_equal(found, nll(number).astype(numpy.float16))
 
 
+@pytest.mark.parametrize("left", [0, 0.5, 0.9])
+def test_an_index_that_is_cut_in_its_place_under_a_reader_costs_nothing(folder, left):
+    """A map of the file would end the process with SIGBUS: the rows are found through the shards."""
+    store = ScoreStore(folder)
+    os.truncate(folder / INDEX, int((folder / INDEX).stat().st_size * left))
+    for number in range(ROWS):
+        assert numpy.array_equal(store.read(key(number)), nll(number).astype(numpy.float16))
+    assert key(ROWS) not in store and len(store) == ROWS
+
+
 @pytest.mark.parametrize("name", ["high", "shard", "row", "check"])
 def test_a_damaged_index_is_not_used(name, folder):
     flip(folder / INDEX, array_offset(folder / INDEX, name))
