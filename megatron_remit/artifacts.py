@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, NoReturn
 
+from megatron_remit import scratch
 from megatron_remit.errors import UserError
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -65,8 +66,10 @@ def sync_folder(folder: Path) -> None:
 @contextmanager
 def whole_files(*targets: Path) -> Iterator[list[Path]]:
     """Temporary paths, one per target, for writers that open files by name. At the end they are renamed to the targets
-    in the order given; they are removed if the body raises."""
-    temporaries = [path.with_name(f"{path.name}.tmp-{os.getpid()}") for path in targets]
+    in the order given; they are removed if the body raises, or later if the process is killed."""
+    for target in targets:
+        scratch.clear(target)
+    temporaries = [scratch.being_written(path) for path in targets]
     try:
         yield temporaries
         for temporary, target in zip(temporaries, targets, strict=True):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from megatron_remit import scratch
 from megatron_remit.artifacts import unwritable
 from megatron_remit.convert.hf_io import read_json, write_json
 from megatron_remit.errors import UserError
@@ -28,6 +29,7 @@ def check_output(out: Path, overwrite: bool, command: str, inputs: dict[str, Pat
     """
     for flag, folder in inputs.items():
         _check_apart(out, flag, folder)
+    scratch.clear(Path(os.path.realpath(out)))
     if not out.exists() and not out.is_symlink():
         return
     if not overwrite:
@@ -87,18 +89,20 @@ def _files(folder: Path) -> dict[str, int]:
 def converted_folder(out: Path, command: str) -> Iterator[Path]:
     """A new folder next to ``out`` to write into; it takes the place of ``out`` at the end, removed if the body raises.
 
-    What was at ``out`` is removed when the new folder stands there, and put back if that fails. ``check_output`` says
-    whether it may be.
+    What was at ``out`` is removed when the new folder stands there, and put back if that fails. If the process is
+    killed between the two, the next conversion to ``out`` puts it back. ``check_output`` says whether it may be
+    replaced.
     """
     place = Path(os.path.realpath(out))  # of a link to a folder, the folder is replaced
-    temporary = place.with_name(f"{place.name}.tmp-{os.getpid()}")
+    scratch.clear(place)
+    temporary = scratch.being_written(place)
     shutil.rmtree(temporary, ignore_errors=True)
     with unwritable(f"{out} cannot be made", "choose another --out"):
         temporary.mkdir(parents=True)
     try:
         yield temporary
         write_json(temporary / LIST, {"command": command, "files": _files(temporary)})
-        retired = place.with_name(f"{place.name}.old-{os.getpid()}")
+        retired = scratch.moved_aside(place)
         existed = place.exists()
         if existed:
             os.rename(place, retired)

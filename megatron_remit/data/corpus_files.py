@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from megatron_remit import scratch
 from megatron_remit.artifacts import signals_held
 from megatron_remit.errors import UserError
 
@@ -38,12 +39,13 @@ def corpus_prefix(text: str) -> Path:
 
 
 def check_paths(inputs: Sequence[Path], prefix: Path, overwrite: bool) -> None:
-    """Whether ``inputs`` are there and the corpus ``prefix`` may be written.
+    """Whether ``inputs`` are there and the corpus ``prefix`` may be written. What killed processes left is put right.
 
     Raises:
         UserError: an input is missing or would be overwritten, ``prefix`` is a folder, or its files are there and
             ``overwrite`` is not set, or they are no corpus.
     """
+    _put_in_order(prefix)
     outputs = {corpus_file(prefix, suffix).resolve() for suffix in (".bin", ".idx", ".json")}
     for path in inputs:
         if not path.is_file():
@@ -64,6 +66,32 @@ def check_paths(inputs: Sequence[Path], prefix: Path, overwrite: bool) -> None:
         # Bare tokens have no mark of their own: they are told by the file next to them.
         if (len(there) == 1 and path.suffix == ".bin") or not _is_ours(path):
             raise UserError(f"{path} is no file of a corpus: --overwrite leaves it alone; choose another prefix")
+
+
+def _put_in_order(prefix: Path) -> None:
+    """Remove what killed processes left of the corpus. What one that died among its renames had done is undone."""
+    targets = [corpus_file(prefix, suffix) for suffix in (".bin", ".json", ".idx")]
+    for target in targets:
+        for left, _ in scratch.left_behind(target, "tmp"):
+            scratch.remove(left)
+    aside = {target: dict(_by_owner(target)) for target in targets}
+    for owner in sorted({owner for olds in aside.values() for owner in olds}):
+        tokens, manifest, index = (aside[target].get(owner) for target in targets)
+        if index is not None and not targets[2].exists():
+            # They were moved in the order index, manifest, tokens: a manifest beside moved tokens is the new corpus'.
+            if tokens is not None and manifest is None:
+                targets[1].unlink(missing_ok=True)
+            for old, target in zip((tokens, manifest, index), targets, strict=True):
+                if old is not None:
+                    os.replace(old, target)
+        else:
+            for old in (tokens, manifest, index):
+                if old is not None:
+                    scratch.remove(old)
+
+
+def _by_owner(target: Path) -> Iterator[tuple[str, Path]]:
+    return ((owner, path) for path, owner in scratch.left_behind(target, "old"))
 
 
 def check_pair(prefix: Path, overwrite: bool) -> None:
@@ -104,7 +132,7 @@ def new_corpus(prefix: Path) -> Iterator[tuple[Path, Path, Path]]:
     """
     targets = [corpus_file(prefix, suffix) for suffix in (".bin", ".json", ".idx")]
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    temporaries = [path.with_name(f"{path.name}.tmp-{os.getpid()}") for path in targets]
+    temporaries = [scratch.being_written(path) for path in targets]
     try:
         yield temporaries[0], temporaries[1], temporaries[2]
         for path in temporaries:
@@ -123,7 +151,7 @@ def _swap(temporaries: Sequence[Path], targets: Sequence[Path], cache: Path) -> 
         # Without an index Megatron sees no corpus: the old one goes first and the new one comes last.
         for target in reversed(targets):
             if target.exists():
-                old = target.with_name(f"{target.name}.old-{os.getpid()}")
+                old = scratch.moved_aside(target)
                 os.rename(target, old)
                 aside.append((old, target))
         shutil.rmtree(cache, ignore_errors=True)
