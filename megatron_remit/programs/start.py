@@ -19,6 +19,7 @@ from megatron_remit.data.checked import check_corpora, check_manifests
 from megatron_remit.data.eod import RunTokenizer
 from megatron_remit.data.tokenizer import megatron_fingerprint
 from megatron_remit.errors import UserError
+from megatron_remit.launch.parent import end_with_torchrun
 from megatron_remit.megatron_flags import given, refusal
 from megatron_remit.programs.start_checks import check_reads_and_writes
 from megatron_remit.reference.checkpoint import saved_arguments
@@ -41,6 +42,7 @@ def parse_arguments(
     Raises:
         UserError: --load, but no shape of the model.
     """
+    end_with_torchrun()
     cpu.install()
     patches.apply()
     if flags is not None:
