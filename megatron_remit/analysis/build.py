@@ -12,8 +12,10 @@ from megatron_remit.analysis.inputs import Texts, check_name, check_tokenizers, 
 from megatron_remit.analysis.models import check_models
 from megatron_remit.analysis.page import HeatmapSection, page
 from megatron_remit.analysis.score import Scores, score_all
-from megatron_remit.artifacts import unwritable, write_whole
+from megatron_remit.artifacts import unwritable, whole_files
 from megatron_remit.errors import UserError
+
+PAGE = "compare.html"
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,22 @@ def compare(request: Request) -> Path:
             sections.append(HeatmapSection.of(one, texts, margins))
             files[f"{one.name}.png"], files[f"{one.name}.csv"] = draw(one, texts), csv(one, texts)
             files[f"tokens-{one.name}.csv"] = _margins_csv(margins)
-    files["compare.html"] = page(models, texts, scores, figures, sections).encode()
+    files[PAGE] = page(models, texts, scores, figures, sections).encode()
     with writing():
-        for name, content in files.items():
-            write_whole(request.out / name, content)
-    print(f"wrote {request.out / 'compare.html'} and {len(files) - 1} files of figures beside it")
-    return request.out / "compare.html"
+        _write(request.out, files)
+    print(f"wrote {request.out / PAGE} and {len(files) - 1} files of figures beside it")
+    return request.out / PAGE
+
+
+def _write(out: Path, files: dict[str, bytes]) -> None:
+    """Write the page and its figures, all of them or none: no page stands beside figures of another comparison.
+
+    An older page goes first and the new one, the last of ``files``, comes last; between the two are only renames.
+    """
+    with whole_files(*(out / name for name in files)) as temporaries:
+        for temporary, content in zip(temporaries, files.values(), strict=True):
+            temporary.write_bytes(content)
+        (out / PAGE).unlink(missing_ok=True)
 
 
 def _pairs(request: Request, models: dict[str, Path]) -> list[tuple[tuple[str, str], bool]]:
