@@ -21,13 +21,15 @@ from megatron_remit.errors import UserError
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hugging Face folder. Raises UserError if it does not load."""
     with _loading(folder):
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def load_model(folder: Path, dtype: torch.dtype | str = torch.float32) -> PreTrainedModel:
     """A Hugging Face model for scoring, on CUDA where there is one; ``dtype`` as in transformers. Raises UserError."""
     with _loading(folder):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, trust_remote_code=False
+        )
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -98,7 +100,7 @@ def check_models(models: dict[str, Path], largest_token: int, teacher: str | Non
 
 def _config(name: str, folder: Path) -> PreTrainedConfig:
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_text_config()
         if not (any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))):
             raise OSError("it holds no *.safetensors or *.bin file")
         for part in folder.glob("*.safetensors"):

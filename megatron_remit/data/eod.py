@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
-from megatron_remit.data.tokenizer import Encoder, folder_fingerprint, megatron_fingerprint
+from megatron_remit.data.tokenizer import Encoder, folder_fingerprint, megatron_fingerprint, open_tokenizer
 from megatron_remit.errors import UserError
 
 
@@ -42,7 +40,7 @@ class RunTokenizer:
         fingerprint = folder_fingerprint(folder)
         if fingerprint is None:
             raise UserError(f"{folder}: holds no tokenizer; expected a Hugging Face folder with the base model's own")
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = open_tokenizer(folder)
         eod = None if tokenizer.eos_token_id is None else Eod(tokenizer.eos_token, tokenizer.eos_token_id)
         return cls(str(folder), fingerprint, eod)
 

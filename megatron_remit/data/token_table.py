@@ -10,10 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from megatron_remit.convert.hf_side_files import has_tokenizer
-from megatron_remit.data.tokenizer import fingerprint
+from megatron_remit.data.tokenizer import fingerprint, open_tokenizer
 from megatron_remit.errors import UserError
 
 
@@ -47,7 +45,7 @@ def read_table(folder: Path) -> TokenTable | None:
     if not has_tokenizer(folder):
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = open_tokenizer(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder}: its tokenizer cannot be read ({error}); copy the tokenizer's files again"

@@ -11,7 +11,7 @@ from typing import Any
 
 import sentencepiece
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from megatron_remit.convert.hf_side_files import has_tokenizer
 from megatron_remit.errors import UserError
@@ -23,11 +23,29 @@ def fingerprint(vocabulary: dict[str, int]) -> str:
     return hashlib.sha256(json.dumps(pairs, ensure_ascii=True).encode()).hexdigest()
 
 
+def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The Hugging Face tokenizer in ``folder`` as transformers reads it. Code in the folder is never run.
+
+    Raises:
+        UserError: it needs such code.
+        OSError, ValueError: the folder holds no tokenizer, or a damaged one.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except ValueError as error:
+        if "custom code" not in str(error):
+            raise
+        raise UserError(
+            f"{folder}: its tokenizer is Python code (auto_map in its config), which is never run here; put the files "
+            "of a tokenizer that transformers knows into the folder, and take auto_map out"
+        ) from None
+
+
 def folder_fingerprint(folder: Path) -> str | None:
     """Fingerprint of the Hugging Face tokenizer in ``folder``; None when it holds no tokenizer."""
     if not has_tokenizer(folder):
         return None
-    return fingerprint(AutoTokenizer.from_pretrained(folder).get_vocab())
+    return fingerprint(open_tokenizer(folder).get_vocab())
 
 
 def megatron_fingerprint(tokenizer: Any) -> str | None:
@@ -74,7 +92,7 @@ def load_encoder(tokenizer_type: str, tokenizer_model: Path) -> Encoder:
     # Each process tokenizes one text at a time; threads inside would only compete for the cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_model)
+        tokenizer = open_tokenizer(tokenizer_model)
     except (OSError, ValueError) as error:
         raise UserError(f"--tokenizer-model {tokenizer_model} holds no Hugging Face tokenizer ({error})") from error
     vocabulary = tokenizer.get_vocab()
