@@ -10,6 +10,7 @@ from megatron_remit import cpu
 from megatron_remit.objectives.base import Objective
 from megatron_remit.objectives.registry import OBJECTIVES, objective_class
 from megatron_remit.scoring.arguments import add_score_store_arguments
+from megatron_remit.trust.loading import add_trust_arguments
 
 _EXAMPLES = """next-token prediction, ReMiT with a reference that scores online, and ReMiT from a score store:
   --load DIR --use-checkpoint-args ...
@@ -88,6 +89,7 @@ def add_remit_arguments(
         "objective, remit_epsilon, reference, ... Without the flag a difference is refused.",
     )
     add_score_store_arguments(group)
+    add_trust_arguments(group)
     _set_defaults(parser)
     return parser
 

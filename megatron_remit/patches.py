@@ -17,6 +17,7 @@ from megatron_remit.layout import check_divides, in_one_line
 from megatron_remit.megatron_flags import CHOSEN_ANEW, check_megatron_flags, check_not_replaced, given
 from megatron_remit.model_arguments import take_left_out
 from megatron_remit.scoring.ahead import Base, ScoreAhead
+from megatron_remit.trust import loading, pickles, saving
 
 _applied = False
 # What a parameter group has of the learning-rate schedule.
@@ -37,6 +38,9 @@ def apply() -> None:
     arguments.add_megatron_arguments = _with_readable_help(arguments.add_megatron_arguments)
     checkpointing.load_args_from_checkpoint = _load_args(checkpointing.load_args_from_checkpoint)
     arguments.validate_args = _validate(arguments.validate_args)
+    pickles.guard_torch()
+    training.save_checkpoint = checkpointing.save_checkpoint = saving.with_digests(checkpointing.save_checkpoint)
+    checkpointing.schedule_async_save = saving.scheduled_with_digests(checkpointing.schedule_async_save)
     training.train_step = step_metrics.with_step_metrics(training.train_step)
     training.training_log = step_metrics.with_negative_means(training.training_log)
     _resume_with_other_rates()
@@ -86,7 +90,8 @@ def score_ahead_with(reference: list[Module], base: Base | None) -> None:
 
 
 def _load_args(original: Any) -> Any:
-    """``--use-checkpoint-args`` also takes the model arguments that Megatron leaves out, and the logical vocabulary.
+    """The checkpoint is checked before anything of it is read. ``--use-checkpoint-args`` also takes the model arguments
+    that Megatron leaves out, and the logical vocabulary.
 
     The vocabulary is padded anew, because the padding of the saved run belongs to its tensor-parallel size. A given
     ``--tokenizer-model`` stays: Megatron would replace it by the saved run's path, which is gone once a folder was
@@ -95,6 +100,7 @@ def _load_args(original: Any) -> Any:
 
     @functools.wraps(original)
     def call(args: Any, *rest: Any, **kwargs: Any) -> Any:
+        loading.check_loaded(args)
         padded_rows, stated = args.padded_vocab_size, given()
         if args.tokenizer_model is not None:
             args.use_tokenizer_model_from_checkpoint_args = False

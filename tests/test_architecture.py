@@ -28,6 +28,7 @@ EDGES = {
     "megatron_remit/data/datasets.py",
     "megatron_remit/scoring/ahead.py",
     "megatron_remit/scoring/scorer.py",
+    "megatron_remit/trust/saving.py",
 }
 
 

@@ -21,13 +21,17 @@ from megatron_remit.convert.release_writer import ReleaseWriter
 from megatron_remit.convert.rules import Config, Dims, Family, Rule, in_layer_order
 from megatron_remit.errors import note
 from megatron_remit.model_arguments import neutral
+from megatron_remit.trust.digests import LISTS, check_digests, write_digests
+from megatron_remit.trust.loading import RELEASE, checkpoint_files
 
 # Megatron's default. A run at a larger TP pads to a multiple of TP x this, and its loader fills the rest with zeros.
 VOCABULARY_MULTIPLE = 128
 HF_FOLDER = "hf"
 
 
-def import_hf(hf: Path, out: Path, overwrite: bool = False, dtype: str | None = None) -> None:
+def import_hf(
+    hf: Path, out: Path, overwrite: bool = False, dtype: str | None = None, skip_digests: bool = False
+) -> None:
     """Convert the model in folder ``hf`` and write it to the new folder ``out``.
 
     Every tensor keeps its dtype and its bits, unless ``dtype`` ("bf16", "fp16", "fp32") converts them; rows that pad
@@ -36,13 +40,15 @@ def import_hf(hf: Path, out: Path, overwrite: bool = False, dtype: str | None = 
 
     Raises:
         UserError: before anything is written, for an unknown architecture, an unsupported config field, a missing,
-            unexpected or wrongly shaped tensor, several dtypes, a damaged file, a file that is a link out of the
-            folder, or an ``out`` that overlaps ``hf`` or exists (unless ``overwrite``). While it writes, for a tensor
-            with NaN or infinity; no folder remains.
+            unexpected or wrongly shaped tensor, several dtypes, a damaged file, weights that are not what their digests
+            say (unless ``skip_digests``), a file that is a link out of the folder, or an ``out`` that overlaps ``hf``
+            or exists (unless ``overwrite``). While it writes, for a tensor with NaN or infinity; no folder remains.
     """
     family, config = read_config(hf)
     check_output(out, overwrite, "import", {"--hf": hf})
     files = side_files(hf)
+    if not skip_digests and any(hf.glob(LISTS)):
+        check_digests(hf, sorted(hf.glob("*.safetensors")))
     arguments = family.arguments(config)
     dims = padded_dims(family, config)
     layers = arguments["num_layers"]
@@ -63,6 +69,7 @@ def import_hf(hf: Path, out: Path, overwrite: bool = False, dtype: str | None = 
         writer.add_empty_extra_state(place)
     with converted_folder(out, "import") as folder:
         writer.write(folder, arguments | _bookkeeping(family, config, stored))
+        write_digests(folder / RELEASE, checkpoint_files(folder / RELEASE))
         copy_side_files(hf, files, folder / HF_FOLDER, family_fields(family, hf))
 
 

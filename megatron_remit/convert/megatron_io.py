@@ -18,9 +18,8 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from megatron_remit.convert.rules import Place
 from megatron_remit.errors import UserError
-
-TRACKER = "latest_checkpointed_iteration.txt"
-RELEASE = "release"
+from megatron_remit.trust.loading import RELEASE, TRACKER, check_iteration
+from megatron_remit.trust.pickles import read_common_state, read_metadata, shard_path
 
 
 class CheckpointReader:
@@ -29,16 +28,17 @@ class CheckpointReader:
     Optimizer state is never read.
 
     Raises:
-        UserError: the folder has no such iteration, is not torch_dist or holds no arguments, or a shard file is missing
-            or shorter than the metadata says.
+        UserError: the folder has no such iteration, is not torch_dist or holds no arguments, a file is missing, shorter
+            than the metadata says or not what its digest says, or a pickle names what is not on the lists.
     """
 
-    def __init__(self, folder: Path, iteration: int | None = None) -> None:
+    def __init__(self, folder: Path, iteration: int | None = None, skip_digests: bool = False) -> None:
         self.path = iteration_folder(folder, iteration)
         self._metadata = check_shards(self.path)
+        check_iteration(self.path, skip_digests)
         self._storage = FileSystemReader(str(self.path))
         self._storage.set_up_storage_reader(self._metadata, is_coordinator=True)
-        common = dist_checkpointing.load_common_state_dict(str(self.path))
+        common = read_common_state(self.path, self._metadata)
         if "args" not in common:
             raise UserError(f"{self.path}: the checkpoint holds no training arguments; save it with Megatron's loop")
         self.arguments: Namespace = common["args"]
@@ -139,15 +139,12 @@ def check_shards(path: Path) -> Metadata:
     """
     if not dist_checkpointing.check_is_distributed_checkpoint(str(path)):
         raise UserError(f"{path}: not a complete torch_dist checkpoint (metadata.json is missing or damaged)")
-    try:
-        metadata = FileSystemReader(str(path)).read_metadata()
-    except Exception as error:  # a damaged pickle raises whatever its bytes lead to
-        raise UserError(f"{path / '.metadata'}: missing or damaged ({type(error).__name__}: {error})") from None
+    metadata = read_metadata(path)
     needed: dict[str, int] = {}
     for item in (metadata.storage_data or {}).values():
         needed[item.relative_path] = max(needed.get(item.relative_path, 0), item.offset + item.length)
     for name, size in sorted(needed.items()):
-        if not (path / name).is_file():
+        if not shard_path(path, name).is_file():
             raise UserError(f"{path / name}: no such file, though the checkpoint's metadata names it")
         found = (path / name).stat().st_size
         if found < size:

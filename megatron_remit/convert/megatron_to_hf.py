@@ -15,6 +15,7 @@ from megatron_remit.convert.output import check_output, converted_folder
 from megatron_remit.convert.rules import Dims, Rule, in_layer_order
 from megatron_remit.errors import UserError
 from megatron_remit.model_arguments import MODEL_ARGUMENTS, has_effect
+from megatron_remit.trust.digests import write_digests
 
 # Arguments that are a list with an entry for each layer, or a number n: (the entry of most layers, of every n-th one).
 _EVERY_NTH = {"no_rope_freq": (0, 1), "window_attn_skip_freq": (1, 0)}
@@ -27,20 +28,22 @@ def export_hf(
     iteration: int | None = None,
     overwrite: bool = False,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
+    skip_digests: bool = False,
 ) -> None:
     """Write the checkpoint in folder ``megatron`` (its latest iteration if None) as the Hugging Face folder ``out``.
 
     Config, tokenizer and chat template come from ``hf_template``. Every tensor keeps its dtype and its bits; padded
-    vocabulary rows are dropped and optimizer state is not read.
+    vocabulary rows are dropped and optimizer state is not read. The checkpoint's digests are checked unless
+    ``skip_digests``, and the folder gets its own.
 
     Raises:
-        UserError: the checkpoint is missing, truncated, or of another model than the template; ``out`` overlaps one of
-            the two, or exists (unless ``overwrite``). No folder remains.
+        UserError: the checkpoint is missing, damaged, could run code, or is of another model than the template; ``out``
+            overlaps one of the two, or exists (unless ``overwrite``). No folder remains.
     """
     check_shard_bytes(shard_bytes)
     family, config = read_config(hf_template)
     files = side_files(hf_template)
-    reader = CheckpointReader(megatron, iteration)
+    reader = CheckpointReader(megatron, iteration, skip_digests)
     check_output(out, overwrite, "export", {"--megatron": megatron, "--hf-template": hf_template})
     arguments = family.arguments(config)
     _check_same_model(reader, arguments, hf_template)
@@ -55,6 +58,7 @@ def export_hf(
     fields = family_fields(family, hf_template) | _dtype_fields(read_json(hf_template / CONFIG), dtype)
     with converted_folder(out, "export") as folder:
         write_tensors(folder, _hf_tensors(reader, rules, dims, arguments["num_layers"]), shard_bytes)
+        write_digests(folder, sorted(folder.glob("*.safetensors")))
         copy_side_files(hf_template, files, folder, fields)
 
 

@@ -26,10 +26,17 @@ def import_command() -> None:
         choices=("bf16", "fp16", "fp32"),
         help="convert the weights, for folders of several dtypes (default: as they are stored)",
     )
+    _add_skip_digests(parser)
     options = parser.parse_args()
     from megatron_remit.convert.hf_to_megatron import import_hf
 
-    import_hf(options.hf, options.out, overwrite=options.overwrite, dtype=options.dtype)
+    import_hf(
+        options.hf,
+        options.out,
+        overwrite=options.overwrite,
+        dtype=options.dtype,
+        skip_digests=options.skip_digests,
+    )
     print(f"imported {options.hf} to {options.out}")
 
 
@@ -46,9 +53,17 @@ def export_command() -> None:
     parser.add_argument(
         "--shard-bytes", type=int, default=1_000_000_000, help="largest safetensors file, bytes (default: 1000000000)"
     )
+    _add_skip_digests(parser)
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="read a checkpoint whose pickles name classes that no checkpoint of a run needs; it can run any code",
+    )
     options = parser.parse_args()
     from megatron_remit.convert.megatron_to_hf import export_hf
+    from megatron_remit.trust.pickles import trust_checkpoints
 
+    trust_checkpoints(options.trust_checkpoint)
     export_hf(
         options.megatron,
         options.hf_template,
@@ -56,8 +71,17 @@ def export_command() -> None:
         iteration=options.iteration,
         overwrite=options.overwrite,
         shard_bytes=options.shard_bytes,
+        skip_digests=options.skip_digests,
     )
     print(f"exported {options.megatron} to {options.out}")
+
+
+def _add_skip_digests(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--skip-digests",
+        action="store_true",
+        help="do not compare the weights with the digests next to them (remit*.sha256), which reads them once more",
+    )
 
 
 def preprocess_command() -> None:

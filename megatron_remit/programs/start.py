@@ -23,6 +23,7 @@ from megatron_remit.launch.parent import end_with_torchrun
 from megatron_remit.megatron_flags import given, refusal
 from megatron_remit.programs.start_checks import check_reads_and_writes
 from megatron_remit.reference.checkpoint import saved_arguments
+from megatron_remit.trust.loading import check_loaded
 
 _SHAPE_FLAG = "--use-checkpoint-args"
 
@@ -65,11 +66,12 @@ def check(args: argparse.Namespace) -> None:
     """Check what the flags name, and fix the vocabulary in ``args``.
 
     Raises:
-        UserError: flags that cannot work together, another tokenizer than the checkpoint's, an import whose shape is
-            not taken from it, or a bad corpus.
+        UserError: flags that cannot work together, a damaged checkpoint or one that could run code, another tokenizer
+            than the checkpoint's, an import whose shape is not taken from it, or a bad corpus.
     """
     check_arguments(args)
     check_reads_and_writes(args)
+    check_loaded(args)
     _check_shape(args)
     set_vocabulary(args)
     check_corpora(args, args.remit_vocab_size)

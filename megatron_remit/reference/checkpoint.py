@@ -2,11 +2,8 @@
 
 import argparse
 import copy
-import pickle
 from pathlib import Path
 
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.training import checkpointing
 
 from megatron_remit.convert.hf_side_files import has_tokenizer
@@ -16,6 +13,8 @@ from megatron_remit.errors import UserError
 from megatron_remit.layout import check_divides
 from megatron_remit.model_arguments import NEUTRAL
 from megatron_remit.reference.fit import Model, check_length, check_tokens, common_rows
+from megatron_remit.trust.loading import check_iteration
+from megatron_remit.trust.pickles import read_common_state, read_metadata
 
 # The reference is not trained, so the policy's regularisation, recomputation and offloading do not apply to it. Its
 # microbatches and hidden size do not fit the communication buffers that are laid out for the policy.
@@ -72,10 +71,7 @@ def saved_arguments(folder: Path) -> argparse.Namespace:
     Raises:
         UserError: it has none, or they cannot be read.
     """
-    try:
-        saved = dist_checkpointing.load_common_state_dict(str(folder)).get("args")
-    except (CheckpointingException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{folder}: its arguments cannot be read ({error}); write the checkpoint again") from error
+    saved = read_common_state(folder, read_metadata(folder)).get("args")
     if saved is None:
         raise UserError(f"{folder} holds no arguments, so the reference's shape is unknown; import it again")
     return saved
@@ -94,7 +90,12 @@ def reference_arguments(args: argparse.Namespace, flag: str = FLAG) -> argparse.
             not fit the run.
     """
     root = args.reference_load if flag == FLAG else args.reference_base_load
-    saved = saved_arguments(checkpoint_folder(root, flag))
+    folder = checkpoint_folder(root, flag)
+    try:
+        check_iteration(folder, args.skip_digests, args.rank, args.world_size)
+    except UserError as error:
+        raise UserError(f"{flag} {root}: {error}") from None
+    saved = saved_arguments(folder)
     own = copy.copy(args)
     # Where the checkpoint says None, or nothing, the reference must not end up with what the policy has.
     vars(own).update(NEUTRAL)

@@ -1,0 +1,75 @@
+"""SHA-256 of a folder's weights: written by who writes them, checked by who reads them.
+
+A list is a file ``remit*.sha256`` next to the weights, in the format of ``sha256sum``, so that
+
+    cd FOLDER && sha256sum --check --quiet remit*.sha256
+
+does the same check without this program. SHA-256 because processors have instructions for it (0.7 s a GB on one core,
+as fast as BLAKE2 there) and because no further package is needed. Each rank of a training run lists the files that it
+wrote in a list of its own.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_remit.artifacts import write_whole
+from megatron_remit.errors import UserError, note
+
+LISTS = "remit*.sha256"
+FLAG = "--skip-digests"
+_LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\0]+)")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of the file's bytes as 64 hexadecimal digits. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_digests(folder: Path, files: Sequence[Path], rank: int | None = None) -> None:
+    """Read ``files`` of ``folder`` back and write their list; ``rank`` is that of a training run. Raises OSError."""
+    lines = [f"{digest(path)}  {path.name}\n" for path in files]
+    write_whole(folder / ("remit.sha256" if rank is None else f"remit-{rank:05d}.sha256"), "".join(lines))
+
+
+def check_digests(folder: Path, files: Sequence[Path], rank: int = 0, ranks: int = 1) -> None:
+    """Compare ``files``, the weights in ``folder``, with the lists there.
+
+    Each of ``ranks`` processes reads its share. Files that no list names are read unchecked; the first process says so
+    in one line.
+
+    Raises:
+        UserError: a file is not what was written, or is missing; the message names it.
+    """
+    expected = _listed(folder)
+    unlisted = [path.name for path in files if path.name not in expected]
+    if unlisted and rank == 0:
+        what = (
+            "no digests"
+            if not expected
+            else f"no digest of {unlisted[0]}" + (f" and {len(unlisted) - 1} more" if len(unlisted) > 1 else "")
+        )
+        note(f"{folder}: {what}; damage to its bytes would not be seen")
+    for name in sorted(expected)[rank::ranks]:
+        path, (known, listing) = folder / name, expected[name]
+        if not path.is_file():
+            raise UserError(f"{path}: no such file, though {listing.name} names it; copy the folder again")
+        if digest(path) != known:
+            raise UserError(
+                f"{path}: its bytes are not those that were written (another SHA-256 than in {listing.name}): copy the "
+                f"file again. If it was replaced on purpose, delete {listing}"
+            )
+
+
+def _listed(folder: Path) -> dict[str, tuple[str, Path]]:
+    """For each file that is listed in ``folder``: its digest, and the list."""
+    expected = {}
+    for listing in sorted(folder.glob(LISTS)):
+        for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
+            found = _LINE.fullmatch(line)
+            if found is None:
+                raise UserError(f"{listing}: damaged, found {line[:80]!r}; copy the folder again, or delete the file")
+            expected[found.group(2)] = (found.group(1), listing)
+    return expected
