@@ -1,13 +1,14 @@
 # `make help` lists the targets. Settings, given as in `make test WORKERS=4`:
 #   VENV=DIR    use (and complete) another virtual environment
 #   WORKERS=N   run that many test files at once
+#   MEGATRON=V  the version of megatron-core, or the path of a checkout or wheel, for test-next
 VENV ?= .venv
 WORKERS ?= 2
 PY := $(VENV)/bin/python
 READY := $(VENV)/.megatron-remit-ready
 REAL := $(VENV)/real/.ready
 
-.PHONY: help demo test test-slurm lint format env clean
+.PHONY: help demo test test-slurm test-next lint format env clean
 .DEFAULT_GOAL := demo
 
 help: ## print what each target is for
@@ -21,6 +22,9 @@ test: env lint ## lint and all tests except those on Slurm
 
 test-slurm: env ## the job scripts on a real Slurm on this machine (installs Debian's slurm-wlm and munge if missing)
 	PYTHON=$(abspath $(PY)) tests/slurm/with_cluster.sh $(PY) -m pytest tests/slurm
+
+test-next: env ## all tests against another megatron-core, which MEGATRON names; prints what broke
+	VENV=$(VENV) WORKERS=$(WORKERS) tools/test_next.sh "$(MEGATRON)"
 
 lint: env ## style, format, imports between the rooms, types
 	$(PY) -m ruff check .
