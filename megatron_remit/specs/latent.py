@@ -16,7 +16,8 @@ from megatron.core.tensor_parallel.mappings import (
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
 
-from megatron_remit.specs.norm import mark_sequence_parallel, rms_norm
+from megatron_remit.specs.norm import mark_sequence_parallel
+from megatron_remit.specs.rms import rms_norm
 
 
 class NormedColumnParallelLinear(ColumnParallelLinear):
@@ -36,7 +37,8 @@ class NormedColumnParallelLinear(ColumnParallelLinear):
 
     def forward(self, input_: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Normalise [.., L], cast before the weight as the families with this attention do, and project."""
-        return super().forward(rms_norm(input_, self.eps).to(input_.dtype) * self.layer_norm_weight, *args, **kwargs)
+        normed = rms_norm(input_, self.layer_norm_weight, self.eps, cast_first=True)
+        return super().forward(normed, *args, **kwargs)
 
 
 class LatentSelfAttention(MLASelfAttention):

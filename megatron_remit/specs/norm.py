@@ -8,19 +8,11 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
-from megatron.core.tensor_parallel.mappings import (
-    copy_to_tensor_model_parallel_region,
-    reduce_from_tensor_model_parallel_region,
-)
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from megatron.core.utils import get_tensor_model_parallel_group_if_none
 
-
-def rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """``x / rms(x)`` over the last dimension, in fp32, without a weight."""
-    wide = x.float()
-    return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+from megatron_remit.specs.rms import rms_norm, rms_norm_pair
 
 
 def mark_sequence_parallel(parameter: Any, config: TransformerConfig) -> None:
@@ -38,6 +30,8 @@ class RMSNorm(torch.nn.Module):
     the weight: :class:`CastFirstRMSNorm`).
     """
 
+    casts_first = False
+
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
@@ -45,7 +39,7 @@ class RMSNorm(torch.nn.Module):
         mark_sequence_parallel(self.weight, config)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (rms_norm(x, self.eps) * self.weight.float()).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps, self.casts_first)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
@@ -63,8 +57,7 @@ class CastFirstRMSNorm(RMSNorm):
     """RMSNorm that is cast to x's dtype before the weight is applied (HF ``LlamaRMSNorm`` and those of Qwen3, SmolLM3
     and Youtu). In fp32 the two are equal; in bf16 the last bit differs."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, self.eps).to(x.dtype) * self.weight
+    casts_first = True
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -130,24 +123,10 @@ def rms_norm_pair_over_tp(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """RMSNorm of query and key over their whole projection widths, of which this rank holds a part.
 
-    The two sums of squares travel in one all-reduce of [2, S, B, 1] fp32. Its gradient is an all-reduce too: the
-    scale of every rank's entries depends on every rank's entries (HF ``Olmo2Attention.q_norm``).
+    The scale of every rank's entries depends on every rank's entries (HF ``Olmo2Attention.q_norm``), so the ranks
+    exchange their sums of squares: :class:`~megatron_remit.specs.rms.PairOverRanks`.
     ``cast_first``: cast before the weight is applied, as :class:`CastFirstRMSNorm` does.
     Returns tensors of the shapes and dtype given.
     """
-    tp_group = query_norm.tp_group
-    tp_size = tp_group.size()
-    wide = [query_SBw.float(), key_SBw.float()]
-    if tp_size == 1:
-        # The single-rank order of operations is that of HF, so that the logits agree to the last bits.
-        means = [x.square().mean(-1, keepdim=True) for x in wide]
-    else:
-        # The mean over W is the mean of the ranks' means, since every rank holds W / TP entries.
-        local_2SB1 = torch.stack([x.square().mean(-1, keepdim=True) for x in wide]) / tp_size
-        summed_2SB1 = reduce_from_tensor_model_parallel_region(local_2SB1, tp_group)
-        means = copy_to_tensor_model_parallel_region(summed_2SB1, tp_group).unbind(0)
-    dtype = query_SBw.dtype
-    scaled = [x * torch.rsqrt(mean + eps) for x, mean in zip(wide, means, strict=True)]
-    if cast_first:
-        return scaled[0].to(dtype) * query_norm(), scaled[1].to(dtype) * key_norm()
-    return (scaled[0] * query_norm().float()).to(dtype), (scaled[1] * key_norm().float()).to(dtype)
+    weights = query_norm(), key_norm()
+    return rms_norm_pair(query_SBw, key_SBw, weights, eps, cast_first, query_norm.tp_group)
