@@ -6,7 +6,7 @@ Registers and shared memory are those of the cubin (cuobjdump), spills those tha
 counted in the PTX by their width. ``strides`` says how a kernel is called:
 
 * aligned: strides and widths divide by 16 elements, as in every vocabulary that Megatron pads;
-* one sequence: aligned, and a microbatch of one, which Triton compiles as a constant;
+* one sequence: aligned, and a microbatch of one, which Triton compiles as a constant (the KL's kernels know rows only);
 * long: aligned, strides beyond 2^31 elements;
 * any: nothing is known, so no load can be wider than one element.
 
@@ -30,13 +30,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from megatron_remit.kernels import logprob_triton
+from megatron_remit.kernels import kl_triton, logprob_triton
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 STRIDES = ("aligned", "one sequence", "long", "any")
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 REGISTERS_PER_SM, THREADS_PER_SM = 65536, 2048
-_STRIDE_NAMES = ("stride_s", "stride_b", "out_stride_s", "out_stride_b")
+_STRIDE_NAMES = ("stride_s", "stride_b", "out_stride_s", "out_stride_b", "stride", "reference_stride", "out_stride")
 _MULTIPLES_OF_16 = (*_STRIDE_NAMES, "columns", "width")
 
 
@@ -57,10 +57,16 @@ def main() -> None:
     for kernel, configuration in (
         (logprob_triton.row_statistics_kernel, logprob_triton.statistics_configuration),
         (logprob_triton.gradient_kernel, logprob_triton.gradient_configuration),
+        (kl_triton.kl_statistics_kernel, kl_triton.statistics_configuration),
+        (kl_triton.kl_gradient_kernel, kl_triton.divergence_configuration),
     ):
         for dtype in options.dtype or DTYPES:
             for strides in options.strides or STRIDES:
+                if strides == "one sequence" and "batch" not in kernel.arg_names:
+                    continue
                 constants = configuration.constants(DTYPES[dtype])
+                if "GRADIENT" in kernel.arg_names:
+                    constants["GRADIENT"] = True
                 rows.append(measure(kernel, constants, configuration.num_warps, dtype, strides) | origin)
                 show(rows[-1])
     constants = {"BLOCK": logprob_triton.MERGE_BLOCK}
@@ -116,13 +122,17 @@ def is_bad(row: dict[str, Any]) -> bool:
     spills = row["stack_bytes"] or row["spill_store_bytes"] or row["spill_load_bytes"]
     if row["kernel"] == "merge_kernel" or row["strides"] == "any":
         return bool(spills)
-    narrow_stores = row["kernel"] == "gradient_kernel" and (not row["stores_16_bytes"] or row["other_stores"])
+    # That of the KL stores one number of a segment besides.
+    others = 1 if row["kernel"] == "kl_gradient_kernel" else 0
+    narrow_stores = "gradient" in row["kernel"] and (not row["stores_16_bytes"] or row["other_stores"] > others)
     return bool(spills or not row["loads_16_bytes"] or row["other_loads"] > 4 or narrow_stores)
 
 
 def _type(name: str, dtype: str, strides: str) -> str:
-    if name in ("logits_ptr", "gradient_ptr"):
+    if name in ("logits_ptr", "gradient_ptr", "reference_ptr"):
         return f"*{dtype}"
+    if name == "factor":
+        return "fp32"
     if name.endswith("_ptr"):
         return "*i64" if name == "targets_ptr" else "*fp32"
     return "i64" if strides == "long" and name in _STRIDE_NAMES else "i32"

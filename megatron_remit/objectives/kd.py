@@ -26,6 +26,7 @@ from torch import Tensor
 from megatron_remit.data.batch import Batch
 from megatron_remit.errors import UserError
 from megatron_remit.kernels.vocab_parallel_kl import vocab_parallel_kl
+from megatron_remit.kernels.vocab_parallel_logprob import choose_implementation
 from megatron_remit.nll import Head, Output, Vocabulary, nll_from_logits, nll_output
 from megatron_remit.objectives.base import LossResult, Objective, Step, mean, number_in
 
@@ -155,6 +156,13 @@ def _nll_and_kl(
         context.temperature,
         mpu.get_tensor_model_parallel_group(),
         context.scale_logits,
+        implementation=_implementation(context.vocabulary, logits_SBV.device),
     )
     nll_BS = nll_from_logits(logits_SBV, labels, context.vocabulary, head.tp_group, compute_language_model_loss)
     return torch.stack([nll_BS.float(), kl_SB.transpose(0, 1)])
+
+
+def _implementation(vocabulary: Vocabulary, device: torch.device) -> str:
+    """That of the NLL; Megatron has no divergence, so its cross-entropy goes with plain torch."""
+    chosen = choose_implementation(vocabulary.cross_entropy_impl, device)
+    return "torch" if chosen == "megatron" else chosen

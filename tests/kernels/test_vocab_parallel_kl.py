@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megatron_remit.kernels.vocab_parallel_kl import vocab_parallel_kl
+from megatron_remit.kernels.vocab_parallel_kl import tokens_of_a_chunk, vocab_parallel_kl
 from tests.ranks import run_ranks
 
 
@@ -116,6 +116,11 @@ def test_shapes_and_temperatures_that_do_not_fit_are_refused():
         vocab_parallel_kl(logits, hidden_states, head[:-1], 11)
     with pytest.raises(ValueError, match="temperature"):
         vocab_parallel_kl(logits, hidden_states, head, 11, 0.0)
+
+
+@pytest.mark.parametrize(("rows", "plain", "fused"), [(100352, 512, 640), (25088, 512, 2560), (2048, 4096, 32768)])
+def test_a_chunk_has_whole_tiles_and_does_not_read_the_head_for_a_few_tokens(rows, plain, fused):
+    assert (tokens_of_a_chunk(rows, "torch"), tokens_of_a_chunk(rows, "triton")) == (plain, fused)
 
 
 def _each_rank_has_its_columns_of_the_gradient(rank):
