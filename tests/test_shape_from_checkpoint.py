@@ -94,3 +94,9 @@ def test_an_import_is_not_trained_with_a_shape_from_flags(shape, message, materi
     run = pretrain(1, *material.flags(use_checkpoint_args=None, **shape), check=False)
     assert run.returncode == 2 and run.scalars == {}
     assert re.search(rf"^error: .*{message}", run.output, re.MULTILINE), run.output[-2000:]
+
+
+def test_an_import_holds_nothing_that_the_model_does_not_ask_for(material):
+    """``raise_all``: a key of the checkpoint that the run does not load is an error, and the reverse."""
+    run = pretrain(1, *material.flags(train_iters=1, dist_ckpt_strictness="raise_all"))
+    assert len(run.scalars["lm loss"]) == 1

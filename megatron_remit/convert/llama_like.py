@@ -50,7 +50,7 @@ RULES = (EMBEDDING, QKV_PROJECTION, INPUT_NORM, OUTPUT_PROJECTION, MLP_NORM, *ML
 
 # Linear modules have an extra state in both implementations; attention and norms have one with Transformer Engine only.
 MLP_EXTRA_STATE = {f"{MLP}.linear_fc1": True, f"{MLP}.linear_fc2": True}
-ATTENTION_EXTRA_STATE = {f"{ATTENTION}.linear_proj": True, f"{ATTENTION}.core_attention": True}
+ATTENTION_EXTRA_STATE = {f"{ATTENTION}.linear_proj": True}
 EXTRA_STATE = {
     f"{ATTENTION}.linear_qkv": True,
     **ATTENTION_EXTRA_STATE,

@@ -163,7 +163,7 @@ def test_a_checkpoint_has_every_name_that_transformer_engine_layers_ask_for(tmp_
     ends = {"embedding.word_embeddings.weight", "decoder.final_layernorm.weight"}
     ends |= set() if model.config.tie_word_embeddings else {"output_layer.weight"}
     assert tensors == ends | {f"decoder.layers.{name}" for name in TE_LAYERS[family]}
-    modules = {name.rsplit(".", 1)[0] for name in TE_LAYERS[family]} | {"self_attention.core_attention"}
+    modules = {name.rsplit(".", 1)[0] for name in TE_LAYERS[family]}
     modules -= WITHOUT_EXTRA_STATE
     states = {
         f"decoder.layers.{module}._extra_state/shard_{place}"
