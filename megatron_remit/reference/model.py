@@ -40,6 +40,8 @@ def build_reference(reference_args: argparse.Namespace) -> list[Module]:
             data_parallel_random_init=False,
         )
     for chunk in chunks:
+        # With --use-cpu-initialization Megatron leaves the way to the GPU to the buffers of its gradients.
+        chunk.cuda(torch.cuda.current_device())
         chunk.eval()
         chunk.requires_grad_(False)
     _load(chunks, reference_args)
@@ -69,7 +71,7 @@ def _random_state_kept() -> Iterator[None]:
     """Restore every random state that Megatron's model code draws from."""
     tracker = tensor_parallel.get_cuda_rng_tracker()
     before = (random.getstate(), numpy.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state())
-    tracked = {name: state.clone() for name, state in tracker.get_states().items()}
+    tracked = {name: _copied(state) for name, state in tracker.get_states().items()}
     try:
         yield
     finally:
@@ -78,3 +80,8 @@ def _random_state_kept() -> Iterator[None]:
         torch.set_rng_state(before[2])
         torch.cuda.set_rng_state(before[3])
         tracker.set_states(tracked)
+
+
+def _copied(state: torch.Tensor | torch.Generator) -> torch.Tensor | torch.Generator:
+    """The trackers of ``--te-rng-tracker`` and of CUDA graphs hold generators, Megatron's own their states."""
+    return state.clone_state() if isinstance(state, torch.Generator) else state.clone()
