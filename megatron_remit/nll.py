@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn import Module
 
-from megatron_remit.data.batch import Batch
+from megatron_remit.data.batch import Batch, attention_mask_of
 from megatron_remit.kernels.chunked_head_logprob import chunked_head_nll
 from megatron_remit.kernels.vocab_parallel_logprob import choose_implementation, vocab_parallel_nll
 
@@ -173,7 +173,7 @@ def run_model(batch: Batch, model: Module, output: Output) -> Tensor:
     return model(
         batch["tokens"],
         batch["position_ids"],
-        batch["attention_mask"],
+        attention_mask_of(batch),
         labels=batch["labels"],
         loss_mask=batch["loss_mask"],
         output_processor=output.processor,

@@ -12,6 +12,8 @@ from megatron.core.utils import get_batch_on_this_cp_rank, get_batch_on_this_tp_
 from megatron.training import get_args
 from torch import Tensor
 
+from megatron_remit.data.document_mask import mask_of, spans_of
+
 
 class Batch(TypedDict, total=False):
     """The columns of a microbatch. A column of Megatron's is None on a pipeline stage that does not need it.
@@ -25,7 +27,11 @@ class Batch(TypedDict, total=False):
     position_ids: Tensor | None
     """[B, S] int64, for the first stage. Set here."""
     attention_mask: Tensor | None
-    """[B or 1, 1, S, W] bool, True = hidden; only with ``--reset-attention-mask``, else None. Set here."""
+    """[B or 1, 1, S, W] bool, True = hidden; only with ``--reset-attention-mask``, else None. Set here. None too in a
+    microbatch with ``visible``."""
+    visible: Tensor
+    """[B, S, 2] int32: a step that is read ahead has this in place of ``attention_mask``. Set by
+    :func:`with_visible_spans`."""
     labels: Tensor
     """[B, S] int64, on the last stage; None where no loss is computed. Set here."""
     loss_mask: Tensor
@@ -128,6 +134,19 @@ def regroup(batches: list[Batch], size: int, micro_batch_size: int) -> list[Batc
     count = len(batches) * micro_batch_size // size
     groups = [{key: None if column is None else column[i] for key, column in columns.items()} for i in range(count)]
     return cast(list[Batch], groups)
+
+
+def with_visible_spans(batch: Batch) -> Batch:
+    """The microbatch with its mask, if it has one, as the two numbers per position of ``document_mask``."""
+    mask = batch["attention_mask"]
+    return batch if mask is None else {**batch, "attention_mask": None, "visible": spans_of(mask)}
+
+
+def attention_mask_of(batch: Batch) -> Tensor | None:
+    """The microbatch's mask [B, 1, S, W]; None where attention is causal."""
+    if "visible" not in batch:
+        return batch["attention_mask"]
+    return mask_of(batch["visible"], batch["visible"].size(1) * mpu.get_context_parallel_world_size())
 
 
 def set_column(batch: Batch, name: str, value: Tensor) -> None:

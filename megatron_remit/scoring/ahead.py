@@ -26,7 +26,7 @@ from megatron.training import get_args
 from torch import Tensor
 from torch.nn import Module
 
-from megatron_remit.data.batch import Batch, get_batch, regroup, set_column
+from megatron_remit.data.batch import Batch, get_batch, regroup, set_column, with_visible_spans
 from megatron_remit.nll import Output, Vocabulary, nll_output, run_model
 from megatron_remit.objectives.base import Objective, Step
 from megatron_remit.objectives.registry import current_objective
@@ -166,7 +166,9 @@ def read_step(
     size, ranks = args.micro_batch_size, mpu.get_data_parallel_world_size()
     batches = []
     for index in range(get_num_microbatches()):
-        batch = get_batch(data_iterator, size, vp_stage, stored_columns(args), objective.batch_columns)
+        batch = with_visible_spans(
+            get_batch(data_iterator, size, vp_stage, stored_columns(args), objective.batch_columns)
+        )
         # Megatron's sampler gives each data-parallel rank a microbatch in turn.
         first = args.consumed_train_samples + (index * ranks + mpu.get_data_parallel_rank()) * size
         batch["sample"] = torch.arange(first, first + size)
