@@ -127,6 +127,12 @@ def _add_reference_arguments(group: Any) -> None:
         metavar="N",
         help="Ranks that share the experts of a reference that has some. Default: as many as share the policy's.",
     )
+    group.add_argument(
+        "--reference-fp8",
+        action="store_true",
+        help="Run the reference in the policy's --fp8-format too, each tensor scaled by its own values. Default: in 16 "
+        "bits, whatever the policy.",
+    )
 
 
 def _set_defaults(parser: argparse.ArgumentParser) -> None:

@@ -25,6 +25,7 @@ from megatron_remit.layout import check_divides
 from megatron_remit.model_arguments import NEUTRAL
 from megatron_remit.reference.checkpoint import NOT_INHERITED, fit_experts, fit_to_layout
 from megatron_remit.reference.fit import check_length
+from megatron_remit.reference.precision import fit_precision
 from megatron_remit.scoring.arguments import check_base, scores_ahead, scores_base_ahead
 from megatron_remit.specs.native import gpt_config
 
@@ -88,6 +89,7 @@ def _place_frozen(policy: argparse.Namespace, hf: Path) -> Placed:
     fit_experts(policy, own, argparse.Namespace(), str(hf))
     fit_to_layout(policy, own, str(hf))
     vars(own).update(NOT_INHERITED)
+    fit_precision(policy, own)
     return _placed(own, hf)
 
 

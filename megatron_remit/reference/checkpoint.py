@@ -13,6 +13,7 @@ from megatron_remit.errors import UserError
 from megatron_remit.layout import check_divides
 from megatron_remit.model_arguments import NEUTRAL
 from megatron_remit.reference.fit import Model, check_length, check_tokens, common_rows
+from megatron_remit.reference.precision import fit_precision
 from megatron_remit.trust.loading import check_iteration
 from megatron_remit.trust.pickles import read_common_state, read_metadata
 
@@ -111,6 +112,7 @@ def reference_arguments(args: argparse.Namespace, flag: str = FLAG) -> argparse.
     fit_experts(args, own, saved, name)
     fit_to_layout(args, own, name)
     vars(own).update(NOT_INHERITED)
+    fit_precision(args, own)
     return own
 
 

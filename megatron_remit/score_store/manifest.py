@@ -34,7 +34,8 @@ class Identity:
     reset_position_ids: bool
     """Whether positions start anew at document borders."""
     compute_dtype: str
-    """The dtype in which the reference ran: float32, bfloat16 or float16."""
+    """The dtype in which the reference ran: float32, bfloat16 or float16; with ``--reference-fp8`` the fp8 format and
+    its recipe follow."""
     dtype: str
     """The dtype in which NLLs are stored: float16 or float32."""
 
@@ -51,7 +52,7 @@ _ADVICE = {
     "sequence_length": ("sequence length", "rows are whole sequences: score the corpus with this --seq-length"),
     "reset_attention_mask": ("--reset-attention-mask", "give both runs the same document masks"),
     "reset_position_ids": ("--reset-position-ids", "give both runs the same document masks"),
-    "compute_dtype": ("compute dtype", "give both runs the same of --bf16, --fp16 or neither"),
+    "compute_dtype": ("compute dtype", "give both runs the same of --bf16, --fp16 or neither, and of --reference-fp8"),
     "dtype": ("dtype of the stored NLLs", "leave --score-dtype out, or write another store"),
 }
 

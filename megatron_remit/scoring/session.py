@@ -15,6 +15,7 @@ from megatron.core import mpu
 from megatron_remit.errors import UserError
 from megatron_remit.reference.checkpoint import checkpoint_folder, saved_arguments
 from megatron_remit.reference.fingerprint import legacy_fingerprint, reference_fingerprint, unseen_by_legacy
+from megatron_remit.reference.precision import compute_dtype
 from megatron_remit.score_store.manifest import (
     MANIFEST,
     Identity,
@@ -98,7 +99,7 @@ def expected_identity(args: argparse.Namespace) -> dict[str, Any]:
         "sequence_length": args.seq_length,
         "reset_attention_mask": args.reset_attention_mask,
         "reset_position_ids": args.reset_position_ids,
-        "compute_dtype": str(args.params_dtype).removeprefix("torch."),
+        "compute_dtype": compute_dtype(args),
     }
     if args.score_dtype is not None:
         expected["dtype"] = args.score_dtype
