@@ -3,6 +3,7 @@
 import argparse
 import functools
 import importlib.util
+import warnings
 from typing import Any
 
 import torch
@@ -81,6 +82,8 @@ def score_ahead_with(reference: list[Module], base: Base | None) -> None:
     CUDA graphs.
     """
     original = training.get_forward_backward_func
+    # Megatron takes a bucket that is gathered already for one that is gathered out of order (scoring/gather.py).
+    warnings.filterwarnings("ignore", message="The next bucket's parameter all-gather operation has already been")
 
     @functools.wraps(original)
     def get_forward_backward_func(*args: Any, **kwargs: Any) -> ScoreAhead:

@@ -31,6 +31,7 @@ from megatron_remit.nll import Output, Vocabulary, nll_output, run_model
 from megatron_remit.objectives.base import Objective, Step
 from megatron_remit.objectives.registry import current_objective
 from megatron_remit.scoring.arguments import stored_columns
+from megatron_remit.scoring.gather import start_param_gather
 from megatron_remit.scoring.online import filled, missing_groups, shares_experts
 
 Schedule = Callable[..., Any]
@@ -66,6 +67,7 @@ class ScoreAhead:
         chunked = isinstance(data_iterator, list)
         iterators = data_iterator if chunked else [data_iterator]
         clock.start_reference()
+        start_param_gather(kwargs["model"])
         batches = [
             read_step(objective, iterator, vp_stage if chunked else None) for vp_stage, iterator in enumerate(iterators)
         ]

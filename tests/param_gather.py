@@ -1,0 +1,21 @@
+"""The training program, which tells when the policy's parameter all-gathers start and when the reference runs."""
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+
+from megatron_remit.programs.train import main
+from megatron_remit.scoring import ahead
+
+
+def told(name, function):
+    def call(*args, **kwargs):
+        print(f"event of rank {torch.distributed.get_rank()}: {name}", flush=True)
+        return function(*args, **kwargs)
+
+    return call
+
+
+if __name__ == "__main__":
+    DistributedDataParallel.start_param_sync = told("gather", DistributedDataParallel.start_param_sync)
+    ahead.score_microbatches = told("score", ahead.score_microbatches)
+    main()
