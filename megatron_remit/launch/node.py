@@ -6,6 +6,7 @@ workers, with SIGKILL after 30 seconds, which is less than many checkpoints take
 that ignores both signals, and this process passes SIGTERM to the workers and then waits for as long as they need.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from types import FrameType
 
 import psutil
 
+from megatron_remit.launch.caches import compile_caches
 from megatron_remit.launch.slurm import node_rank
 
 ANNOUNCEMENTS = (signal.SIGTERM, signal.SIGUSR1)
@@ -40,7 +42,8 @@ def launch(torchrun_arguments: Sequence[str]) -> int:
     for number in ANNOUNCEMENTS:
         signal.signal(number, signal.SIG_IGN)
     command = [sys.executable, "-m", "torch.distributed.run", "--signals-to-handle", _ENDS_TORCHRUN]
-    torchrun = subprocess.Popen([*command, "--node-rank", node_rank(), *torchrun_arguments])
+    environment = {**os.environ, **compile_caches(os.environ)}
+    torchrun = subprocess.Popen([*command, "--node-rank", node_rank(), *torchrun_arguments], env=environment)
     for number in ANNOUNCEMENTS:
         signal.signal(number, remember)
     asked: set[int] = set()
