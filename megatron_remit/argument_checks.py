@@ -8,6 +8,7 @@ from megatron_remit import cpu
 from megatron_remit.errors import UserError
 from megatron_remit.objectives.base import Objective
 from megatron_remit.objectives.registry import OBJECTIVES, objective_class
+from megatron_remit.reference.offload import check_offload
 from megatron_remit.reference.precision import check_precision
 from megatron_remit.scoring.arguments import check_base, check_score_store, scores_ahead, scores_base_ahead
 
@@ -51,6 +52,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     check_score_store(args)
     check_base(args)
     check_precision(args, chosen.needs_reference)
+    builds_reference = scores_ahead(args) or scores_base_ahead(args)
+    check_offload(args, builds_reference, chosen.reference_column == "reference_hidden")
     _check_not_in_vain(args, chosen)
     if chosen.looks_ahead():
         _check_look_ahead(args)

@@ -128,6 +128,11 @@ def _add_reference_arguments(group: Any) -> None:
         help="Ranks that share the experts of a reference that has some. Default: as many as share the policy's.",
     )
     group.add_argument(
+        "--reference-offload",
+        action="store_true",
+        help="Keep the weights of the frozen models in host memory while the policy trains.",
+    )
+    group.add_argument(
         "--reference-fp8",
         action="store_true",
         help="Run the reference in the policy's --fp8-format too, each tensor scaled by its own values. Default: in 16 "

@@ -86,10 +86,10 @@ def _place_frozen(policy: argparse.Namespace, hf: Path) -> Placed:
     _set_shape(own, hf)
     # As in training: only the rows that the policy has are built.
     own.padded_vocab_size = policy.padded_vocab_size
+    fit_precision(policy, own)
     fit_experts(policy, own, argparse.Namespace(), str(hf))
     fit_to_layout(policy, own, str(hf))
     vars(own).update(NOT_INHERITED)
-    fit_precision(policy, own)
     return _placed(own, hf)
 
 

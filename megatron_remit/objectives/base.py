@@ -39,7 +39,8 @@ class Step:
     batches: list[list[Batch]]
     """The microbatches of each model chunk of this rank; those of the last chunk of the last stage are scored."""
     reference: list[Module]
-    """The reference's model chunks on this rank."""
+    """The reference's model chunks on this rank; with ``--reference-offload`` their weights are away
+    (:mod:`megatron_remit.reference.offload`)."""
     policy_nll: Callable[[], list[Tensor]]
     """Runs the policy forward over the step, in ``eval`` mode and without gradients: the NLL [B, S] of each microbatch
     on the last pipeline stage, elsewhere nothing. All ranks must call it, or none."""

@@ -24,6 +24,7 @@ def main() -> None:
     # The command of a run that only reads is taken as it is.
     args.objective, args.score_miss = "remit", "online"
     args.score_store_base = args.reference_base_load = None
+    args.reference_offload = False  # there is nothing else to make room for
     check(args)
     reference_args = reference_arguments(args)
     store = session.open_store(args, create=True)

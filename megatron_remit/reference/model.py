@@ -16,6 +16,7 @@ from torch.nn import Module
 from megatron_remit.errors import UserError
 from megatron_remit.reference.checkpoint import checkpoint_folder
 from megatron_remit.reference.groups import process_groups
+from megatron_remit.reference.offload import offload
 from megatron_remit.specs.native import gpt_config
 
 
@@ -45,6 +46,8 @@ def build_reference(reference_args: argparse.Namespace) -> list[Module]:
         chunk.eval()
         chunk.requires_grad_(False)
     _load(chunks, reference_args)
+    if reference_args.reference_offload:
+        offload(chunks)
     return chunks
 
 

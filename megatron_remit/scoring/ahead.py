@@ -30,6 +30,7 @@ from megatron_remit.data.batch import Batch, get_batch, regroup, set_column, wit
 from megatron_remit.nll import Output, Vocabulary, nll_output, run_model
 from megatron_remit.objectives.base import Objective, Step
 from megatron_remit.objectives.registry import current_objective
+from megatron_remit.reference.offload import resident
 from megatron_remit.scoring.arguments import stored_columns
 from megatron_remit.scoring.gather import start_param_gather
 from megatron_remit.scoring.online import filled, missing_groups, shares_experts
@@ -148,16 +149,17 @@ def score_microbatches(
         ``output`` of each microbatch on the last pipeline stage; elsewhere nothing.
     """
     iterators = [iter(chunk_batches) for chunk_batches in batches]
-    return schedule(
-        forward_step_func=partial(_forward_step, output),
-        data_iterator=iterators if len(iterators) > 1 else iterators[0],
-        model=chunks,
-        num_microbatches=len(batches[0]),
-        seq_length=seq_length,
-        micro_batch_size=size,
-        forward_only=True,
-        collect_non_loss_data=True,
-    )
+    with resident(chunks):
+        return schedule(
+            forward_step_func=partial(_forward_step, output),
+            data_iterator=iterators if len(iterators) > 1 else iterators[0],
+            model=chunks,
+            num_microbatches=len(batches[0]),
+            seq_length=seq_length,
+            micro_batch_size=size,
+            forward_only=True,
+            collect_non_loss_data=True,
+        )
 
 
 def read_step(
