@@ -1,4 +1,4 @@
-"""GPUs by name: memory and dense bf16 peak, from NVIDIA's data sheets."""
+"""GPUs by name: memory, its bandwidth and dense bf16 peak, from NVIDIA's data sheets."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,12 @@ class Gpu:
     """Bytes: the data sheet's GB as 10^9. A driver reports about 7 % more, which the CUDA context and NCCL take."""
     peak: float
     """Floating-point operations per second of dense matrix products in bf16, without sparsity."""
+    bandwidth: float
+    """Bytes per second between the GPU and its memory."""
 
 
-def _gpu(name: str, gigabytes: int, teraflops: float) -> Gpu:
-    return Gpu(name, gigabytes * 10**9, teraflops * 1e12)
+def _gpu(name: str, gigabytes: int, teraflops: float, terabytes: float) -> Gpu:
+    return Gpu(name, gigabytes * 10**9, teraflops * 1e12, terabytes * 1e12)
 
 
 # NVIDIA's data sheets of the A100, the H100 and H200 (SXM), the GH200, the DGX B200 (1,440 GB in 8 GPUs) and the HGX
@@ -25,13 +27,13 @@ def _gpu(name: str, gigabytes: int, teraflops: float) -> Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        _gpu("A100-40GB", 40, 312),
-        _gpu("A100-80GB", 80, 312),
-        _gpu("H100-80GB", 80, 989),
-        _gpu("H200", 141, 989),
-        _gpu("GH200-96GB", 96, 990),
-        _gpu("GH200-144GB", 144, 990),
-        _gpu("B200", 180, 2250),
+        _gpu("A100-40GB", 40, 312, 1.555),
+        _gpu("A100-80GB", 80, 312, 2.039),
+        _gpu("H100-80GB", 80, 989, 3.35),
+        _gpu("H200", 141, 989, 4.8),
+        _gpu("GH200-96GB", 96, 990, 4.0),
+        _gpu("GH200-144GB", 144, 990, 4.9),
+        _gpu("B200", 180, 2250, 8.0),
     )
 }
 DEFAULT_GPU = "H100-80GB"

@@ -51,7 +51,7 @@ def place(base_hf: Path, reference_hf: Path | None, gpus: int, training: list[st
     check_base(policy)
     _set_layout(policy, gpus)
     _check_microbatches(policy)
-    _set_shape(policy, base_hf)
+    set_shape(policy, base_hf)
     check_divides(policy, str(base_hf))
     if scores_ahead(policy):
         if reference_hf is None:
@@ -80,17 +80,26 @@ def _frozen_folders(args: argparse.Namespace, reference_hf: Path | None) -> tupl
 
 
 def _place_frozen(policy: argparse.Namespace, hf: Path) -> Placed:
+    return _placed(frozen_arguments(policy, hf), hf)
+
+
+def frozen_arguments(policy: argparse.Namespace, hf: Path) -> argparse.Namespace:
+    """The run's arguments with the shape of the frozen model in ``hf``, as training would take it from its import.
+
+    Raises:
+        UserError: the model does not fit the run's layout.
+    """
     own = copy.copy(policy)
     # A reference of another family has none of the policy's shape arguments.
     vars(own).update(NEUTRAL)
-    _set_shape(own, hf)
+    set_shape(own, hf)
     # As in training: only the rows that the policy has are built.
     own.padded_vocab_size = policy.padded_vocab_size
     fit_precision(policy, own)
     fit_experts(policy, own, argparse.Namespace(), str(hf))
     fit_to_layout(policy, own, str(hf))
     vars(own).update(NOT_INHERITED)
-    return _placed(own, hf)
+    return own
 
 
 def _parse(training: list[str]) -> argparse.Namespace:
@@ -142,7 +151,7 @@ def _check_microbatches(args: argparse.Namespace) -> None:
             )
 
 
-def _set_shape(args: argparse.Namespace, hf: Path) -> None:
+def set_shape(args: argparse.Namespace, hf: Path) -> None:
     """The model in ``hf`` as an import and ``--use-checkpoint-args`` would give it to ``args``."""
     family, config = read_config(hf)
     for name, value in family.arguments(config).items():

@@ -171,17 +171,27 @@ def plan_command() -> None:
     parser.add_argument(
         "--max-epochs", type=float, default=20.0, help="refuse to read a corpus more often (default: %(default)s)"
     )
+    parser.add_argument(
+        "--simulate", action="store_true", help="also run a step on fake CUDA tensors (needs a C compiler)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the simulation's figures to FILE")
     parser.add_argument("training", nargs="+", metavar="-- FLAG", help="flags of the training program")
     options = parser.parse_args()
     # Before the imports, which take seconds.
-    gpu(options.gpu)
+    kind = gpu(options.gpu)
+    if options.json is not None and not options.simulate:
+        raise UserError("--json holds the simulation's figures; give --simulate too")
     for flag, folder in (("--base-hf", options.base_hf), ("--reference-hf", options.reference_hf)):
         if folder is not None and not folder.is_dir():
             raise UserError(f"{flag} {folder}: no such folder; give a Hugging Face model folder")
     from megatron_remit.launch.plan import Wishes, plan_run
 
     wishes = Wishes(options.gpu, options.gpus_per_node, options.mfu, options.max_epochs)
-    print(plan_run(options.base_hf, options.reference_hf, options.gpus, options.training, wishes))
+    print(plan_run(options.base_hf, options.reference_hf, options.gpus, options.training, wishes), flush=True)
+    if options.simulate:
+        from megatron_remit.simulate.run import simulate_and_print
+
+        simulate_and_print(options.base_hf, options.reference_hf, options.gpus, options.training, kind, options.json)
 
 
 def compare_command() -> None:
