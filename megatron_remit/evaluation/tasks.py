@@ -1,6 +1,8 @@
 """lm-eval's tasks: those of a column, with the suite's number of shots, on local files where there are some."""
 
 import inspect
+import random
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,6 +13,7 @@ from megatron_remit.evaluation import execution
 from megatron_remit.evaluation.suites import Column
 
 LM_EVAL = "0.4.13"
+SHUFFLE_SEED = 42  # that of lm-eval's own generator in gpqa/n_shot/utils.py
 INSTALL = "pip install 'megatron-remit[flywheel]' brings it (in a checkout: .venv/bin/pip install -e '.[flywheel]')"
 # What lm-eval's own task files import, by the distribution's name.
 NEEDED = {
@@ -79,6 +82,8 @@ def config(task: str, overrides: dict[str, Any], local_data: Path | None = None)
     Raises UserError if there are no such files.
     """
     content = _yaml(task) | overrides
+    if task.startswith("gpqa_"):
+        content["process_docs"] = settled(content["process_docs"])
     for key in ("tag", "group"):
         content.pop(key, None)
     if local_data is not None:
@@ -88,6 +93,33 @@ def config(task: str, overrides: dict[str, Any], local_data: Path | None = None)
             "dataset_kwargs": {"data_files": _files(local_data, task)},
         }
     return content
+
+
+def settled(process_docs: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``process_docs`` of lm-eval's GPQA, with the same order of choices whenever it is called.
+
+    It shuffles with a generator that goes on from call to call (of its own, or Python's), and lm-eval 0.4.13 calls it
+    to ask and again to score. Only the cache of ``datasets`` hides that, from the second run on: in the first, answers
+    of gpqa_main_n_shot are scored against other choices than those that were asked.
+    """
+
+    def process(dataset: Any) -> Any:
+        import datasets
+
+        before, cached = random.getstate(), datasets.is_caching_enabled()
+        random.seed(SHUFFLE_SEED)
+        own = getattr(process_docs, "__globals__", {}).get("rng")
+        if own is not None:
+            own.seed(SHUFFLE_SEED)
+        datasets.disable_caching()
+        try:
+            return process_docs(dataset)
+        finally:
+            random.setstate(before)
+            if cached:
+                datasets.enable_caching()
+
+    return process
 
 
 def _yaml(task: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The evaluation end to end, on tiny copies of the data sets and a tiny random model."""
 
 import json
+import random
 import shutil
 import sys
 
@@ -11,6 +12,7 @@ from megatron_remit.evaluation.column import pooled, ratio_stderr
 from megatron_remit.evaluation.paper import model_of
 from megatron_remit.evaluation.run import Request, evaluate
 from megatron_remit.evaluation.suites import SUITES, read_suite
+from megatron_remit.evaluation.tasks import build
 from megatron_remit.programs.evaluate import main
 
 QUICK = {"limit": 2, "max_gen_toks": 4, "device": "cpu"}
@@ -65,9 +67,23 @@ def test_a_column_that_is_there_is_not_run_again_and_the_others_are(tiny, format
 def test_models_stand_side_by_side_and_equal_ones_have_equal_scores(tiny, formats, tmp_path):
     shutil.copytree(tiny, tmp_path / "copy")
     models = [f"NTP={tiny}", f"ReMiT={tmp_path / 'copy'}"]
-    # GPQA's choices are shuffled by a generator that lives as long as the process.
     text = evaluate(request(tiny, formats, tmp_path / "out", model=models, columns=["GPQA", "ARC-C"]))
     assert cells(text, "NTP") == cells(text, "ReMiT")
+
+
+@pytest.mark.parametrize(("suite", "name"), [("base", "GPQA"), ("zero-shot", "GPQA_DM")])
+def test_the_choices_of_gpqa_are_scored_in_the_order_in_which_they_were_asked(
+    formats, tmp_path, monkeypatch, suite, name
+):
+    """With a new cache: lm-eval's own tasks shuffle anew at each reading then."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    (column,) = read_suite(suite).chosen([name])
+    (task,) = build(column, formats)
+    readings = [[doc["answer"] for doc in task.eval_docs] for _ in range(2)]
+    random.random()
+    readings.append([doc["answer"] for doc in build(column, formats)[0].eval_docs])
+    assert readings[0] == readings[1] == readings[2]
+    assert len(set(readings[0])) > 1  # they are shuffled all the same
 
 
 def test_another_model_under_the_same_name_is_refused(tiny, formats, tmp_path):
