@@ -20,12 +20,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from world.corpus import BASE, MID, documents, held_out, training_problems
 from world.document import Document
+from world.rows import whole_rows
 
 from megatron_remit.artifacts import write_whole
 
 VOCABULARY = 512
 ENDING = re.compile(r"#### ([^#]+?)\s*(?:<eos>)?\s*\Z")
-PIECES = 4000
+ROW = 128
+END_TOKEN, PAD_TOKEN = "<eos>", "<pad>"
+PIECES = 2000
 """Documents in pieces.jsonl."""
 CORPORA = {"base": BASE, "grow": MID, "mid": MID}
 
@@ -52,14 +55,14 @@ def train_tokenizer(texts: Iterable[str], folder: Path) -> PreTrainedTokenizerFa
         texts,
         trainers.BpeTrainer(
             vocab_size=VOCABULARY,
-            special_tokens=["<eos>", "<pad>"],
+            special_tokens=[END_TOKEN, PAD_TOKEN],
             show_progress=False,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         ),
     )
     # The text may not have 512 entries' worth of pairs to merge.
     core.add_tokens([f"<unused_{index}>" for index in range(core.get_vocab_size(), VOCABULARY)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END_TOKEN, pad_token=PAD_TOKEN)
     tokenizer.save_pretrained(str(folder))
     return tokenizer
 
@@ -69,12 +72,9 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
     write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def take_tokens(found: Iterator[Document], count: Callable[[str], int], tokens: int) -> Iterator[Document]:
-    """Documents up to ``tokens`` tokens, the end-of-document tokens included."""
-    while tokens > 0:
-        document = next(found)
-        tokens -= count(document.text) + 1
-        yield document
+def rows(found: Iterator[Document], count: Callable[[str], int], tokens: int) -> Iterator[Document]:
+    """Whole rows of ``tokens`` tokens in all."""
+    return itertools.islice(whole_rows(found, count, ROW, END_TOKEN, PAD_TOKEN), -(-tokens // ROW))
 
 
 def shared(folder: Path, sums: int, others: int) -> tuple[PreTrainedTokenizerFast, set[str]]:
@@ -112,7 +112,7 @@ def main() -> None:
         draw = random.Random(f"{name} {options.seed}")
         # 2 % more than asked for, so that no run comes to a second epoch.
         tokens = int(getattr(options, f"{name}_tokens") * 1.02)
-        found = list(take_tokens(documents(draw, mix, options.errors, held), count, tokens))
+        found = list(rows(documents(draw, mix, options.errors, held), count, tokens))
         write_lines(options.out / f"{name}.jsonl", [{"text": one.text} for one in found])
     write_lines(options.out / "pieces.jsonl", [[[p.text, p.kind] for p in one.pieces] for one in found[:PIECES]])
     draw = random.Random(f"post-training {options.seed}")

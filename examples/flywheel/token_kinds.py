@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer
-from world.document import Document, Piece
+from world.document import PAD, Document, Piece
 
 from megatron_remit.analysis.inputs import Texts
 from megatron_remit.analysis.models import load_model, start_token, tokenize
@@ -27,34 +27,29 @@ ROWS = 480
 KEEP_RATIO, EPSILON = 0.8, 0.2
 
 
-def read_rows(path: Path, folder: Path, count: int, length: int) -> tuple[list[list[int]], list[list[str]], int]:
-    """``count`` rows of ``length`` tokens, documents one after another as in training, their kinds, the start token."""
+def read_rows(path: Path, folder: Path, count: int) -> tuple[list[list[int]], list[list[str]], int]:
+    """The first ``count`` rows of the corpus, their kinds, the start token."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    end = start_token(tokenizer, folder)
-    documents = [
+    rows = [
         Document(tuple(Piece(text, kind) for text, kind in json.loads(line))) for line in path.read_text().splitlines()
-    ]
-    ids: list[int] = []
-    kinds: list[str] = []
-    texts = [{"text": document.text} for document in documents]
-    for document, tokens, pieces in zip(documents, *tokenize(tokenizer, texts), strict=True):
-        ids += [*tokens, end]
-        kinds += document.kinds(pieces)
-        if len(ids) >= count * length:
-            break
-    starts = range(0, min(len(ids) // length, count) * length, length)
-    return [ids[at : at + length] for at in starts], [kinds[at : at + length] for at in starts], end
+    ][:count]
+    found = zip(rows, *tokenize(tokenizer, [{"text": row.text} for row in rows]), strict=True)
+    ids, kinds = [], []
+    for row, tokens, pieces in found:
+        ids.append(tokens)
+        kinds.append(list(row.kinds(pieces))[: len(tokens)])
+    return ids, kinds, start_token(tokenizer, folder)
 
 
 def summarise(policy: str, policy_BS: Tensor, reference_BS: Tensor, kinds: list[list[str]]) -> list[dict[str, object]]:
     """Means over the tokens of each kind; the NLLs are nats."""
-    ones_BS = torch.ones_like(policy_BS)
-    weights = remit_weights(policy_BS, reference_BS, ones_BS, EPSILON)
-    free = remit_weights(policy_BS, reference_BS, ones_BS, None)
-    kept_BS = select_in_microbatch(weights.delta_BS, ones_BS, KEEP_RATIO, "sequence")
+    mask_BS = torch.tensor([[float(kind != PAD) for kind in row] for row in kinds])
+    weights = remit_weights(policy_BS, reference_BS, mask_BS, EPSILON)
+    free = remit_weights(policy_BS, reference_BS, mask_BS, None)
+    kept_BS = select_in_microbatch(weights.delta_BS, mask_BS, KEEP_RATIO, "sequence")
     flat = [name for row in kinds for name in row]
     found = []
-    for name in sorted(set(flat)):
+    for name in sorted({*flat} - {PAD}):
         here = torch.tensor([one == name for one in flat]).view_as(kept_BS)
         found.append(
             {
@@ -82,7 +77,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
     options = parser.parse_args()
     length = options.sequence_length
-    rows, kinds, start = read_rows(options.pieces, options.hf / options.policies[0], ROWS, length)
+    rows, kinds, start = read_rows(options.pieces, options.hf / options.policies[0], ROWS)
     texts = Texts.of(rows, start)
 
     def nll(name: str) -> Tensor:

@@ -53,6 +53,7 @@ class Stages(Commands):
                 f"--input={world.data}/{corpus}.jsonl",
                 f"--output-prefix={world.data}/{corpus}",
                 f"--tokenizer-model={world.data}/tokenizer",
+                "--no-append-eod",
                 "--overwrite",
                 "--workers=1",
             )

@@ -13,7 +13,7 @@ OPERAND, SIGN, RESULT = "solution: operands", "solution: signs", "solution: resu
 SLIP, CARRIED = "solution: slips", "solution: carried on"
 ANSWER, WRONG_ANSWER, FORM = "answer", "answer: wrong", "solution: slips of form"
 SUM, SUM_RESULT, SUM_SLIP = "equations", "equations: results", "equations: slips"
-PLAIN, NOISE, END = "plain sentences", "noise", "end of document"
+PLAIN, NOISE, END, PAD = "plain sentences", "noise", "end of document", "padding"
 WRONG = (SLIP, WRONG_ANSWER, FORM, SUM_SLIP)
 """Kinds of tokens that the truth would not hold."""
 NUMBERS = (RESULT, SLIP, CARRIED, ANSWER, WRONG_ANSWER)
