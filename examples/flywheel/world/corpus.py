@@ -22,8 +22,8 @@ class Mix:
     steps: tuple[int, ...]
 
 
-BASE = Mix(plain=0.26, noise=0.04, equations=0.35, skills=0.10, steps=(1, 2))
-MID = Mix(plain=0.18, noise=0.04, equations=0.31, skills=0.12, steps=(2, 3))
+BASE = Mix(plain=0.20, noise=0.04, equations=0.32, skills=0.20, steps=(1, 2))
+MID = Mix(plain=0.14, noise=0.04, equations=0.28, skills=0.26, steps=(2, 3))
 TASKS = ("two_step", "three_step", *SKILLS)
 """The held-out kinds of problems, the first measure's in front."""
 
