@@ -3,8 +3,8 @@ problems and a tokenizer.
 
 Written to --out: base.jsonl, grow.jsonl and mid.jsonl (key text), pieces.jsonl (the first documents of mid.jsonl with
 the kind of each piece), sft.jsonl and sft_errors.jsonl (prompt, completion), grpo.jsonl (prompt, answer), heldout.jsonl
-(prompt, completion, answer, text, task), two_step.jsonl and three_step.jsonl for lm-eval, tokenizer/. The held-out
-problems and the tokenizer are the same for every --seed and --errors.
+(prompt, completion, answer, text, task), tokenizer/. The held-out problems and the tokenizer are the same for every
+--seed and --errors.
 """
 
 import argparse
@@ -81,8 +81,6 @@ def shared(folder: Path, sums: int, others: int) -> tuple[PreTrainedTokenizerFas
     """Write the held-out problems and the tokenizer; the tokenizer, and the questions that no corpus may hold."""
     draw = random.Random("held out")
     tasks = held_out(draw, sums, others)
-    for task in ("two_step", "three_step"):
-        write_lines(folder / f"{task}.jsonl", [one.row() for one in tasks[task]])
     write_lines(folder / "heldout.jsonl", [one.row() for problems in tasks.values() for one in problems])
     held = {one.prompt for problems in tasks.values() for one in problems}
     sample = [documents(draw, mix, 0.0, held) for mix in (BASE, MID)]

@@ -68,8 +68,8 @@ def read_run(name: str, folder: Path) -> RunLog:
 def read_accuracies(values: Iterable[str]) -> dict[str, Evaluations]:
     """Runs by name, each value a ``FILE`` or a ``NAME=FILE.json``.
 
-    A FILE is CSV with the columns run, tokens, seconds, accuracy, one row per evaluation. A FILE.json is one run's as
-    examples/flywheel/evaluate_run.py writes it; its accuracy is the mean over the tasks.
+    A FILE is CSV with the columns run, tokens, seconds, accuracy, one row per evaluation. A FILE.json is one run's:
+    ``{"points": [{"tokens", "seconds", "tasks": {TASK: {"accuracy"}}}]}``; its accuracy is the mean over the tasks.
 
     Raises:
         UserError: names the file, and the line of a CSV or the point of a JSON file.
@@ -90,7 +90,7 @@ def read_accuracies(values: Iterable[str]) -> dict[str, Evaluations]:
         except OSError as error:
             raise UserError(f"--accuracy {value}: cannot be read ({error})") from None
         except (ValueError, TypeError, LookupError, AttributeError, csv.Error) as error:
-            what = "JSON as evaluate_run.py writes it" if value.endswith(".json") else "CSV"
+            what = 'JSON of the form {"points": [...]}' if value.endswith(".json") else "CSV"
             raise UserError(f"--accuracy {value}: expected {what} in UTF-8, found {error!r}") from None
         if not points:
             raise UserError(f"--accuracy {value}: no evaluation in it")

@@ -237,7 +237,7 @@ def compare_command() -> None:
         action="append",
         default=[],
         metavar="FILE or NAME=FILE.json",
-        help="CSV with columns run,tokens,seconds,accuracy, or a run's JSON of evaluate_run.py; repeat",
+        help="CSV with columns run,tokens,seconds,accuracy, or NAME=FILE.json (docs/compare.md); repeat",
     )
     options = parser.parse_args()
     from megatron_remit.analysis.build import Request, compare

@@ -160,7 +160,7 @@ def test_a_resumed_runs_event_files_of_one_folder_are_one_curve(tmp_path):
     assert list(steps) == list(range(1, 16)) and list(values) == [1.0] * 5 + [2.0] * 10
 
 
-def test_accuracies_come_from_csv_and_from_evaluate_run(folder, tmp_path):
+def test_accuracies_come_from_csv_and_from_the_json_of_one_run(folder, tmp_path):
     tasks = [{"two": {"accuracy": a, "n": 9}, "three": {"accuracy": b, "n": 9}} for a, b in ((0.25, 0.5), (0.75, 1.0))]
     points = [{"step": k, "tokens": 10 * k, "seconds": 2.5 * k, "tasks": one} for k, one in enumerate(tasks, start=1)]
     (tmp_path / "kd.json").write_text(json.dumps({"points": points}))

@@ -70,7 +70,7 @@ ALONE = {"teacher": None, "heatmap": [], "contrast": []}
         ({"accuracy": ["{folder}/dollar.csv"]}, "dollar.csv:2: the name"),
         ({"accuracy": ["{folder}/accuracy.csv", "{folder}/accuracy.csv"]}, "'ntp' is given twice"),
         ({"accuracy": ["{folder}/accuracy.json"]}, "expected NAME=FILE.json"),
-        ({"accuracy": ["a={folder}/rl/config.json"]}, "expected JSON as evaluate_run.py writes it"),
+        ({"accuracy": ["a={folder}/rl/config.json"]}, 'expected JSON of the form {"points"'),
         ({"out": "{folder}/texts.jsonl"}, "--out .*texts.jsonl: cannot write there"),
         ({"out": "{folder}/texts.jsonl/out"}, "--out .*out: cannot write there"),
         ({"out": "/proc"}, "--out /proc: cannot write there"),

@@ -18,5 +18,5 @@ def run_dir(tmp_path_factory):
 
 @pytest.fixture
 def broken(run_dir, tmp_path):
-    """A copy of the run folder, to be damaged."""
-    return shutil.copytree(run_dir, tmp_path / "run")
+    """A copy of the run folder without its report, to be damaged."""
+    return shutil.copytree(run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("report.html", "results.json"))

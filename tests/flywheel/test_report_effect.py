@@ -1,8 +1,6 @@
 """The report of a run with several runs of each arm: the effect, the checks and the kinds are those of its files."""
 
-import json
 import re
-import shutil
 
 import pytest
 from intervals import verdict
@@ -10,33 +8,11 @@ from report.build import build_report
 from report.effect import Effect
 
 from megatron_remit.errors import UserError
-from tests.flywheel.cells import cell
-
-EFFECTS = {"ntp": 1.0, "remit": 0.85, "remit_before_rl": 1.0}
 
 
-@pytest.fixture
-def demo(broken):
-    """A run folder as the demo leaves it: one base, three orders, no evaluation by lm-eval and no logs."""
-    for path in (broken / "eval").iterdir():
-        path.unlink()
-    shutil.rmtree(broken / "tb")
-    for name in ("report.html", "results.json"):
-        (broken / name).unlink()
-    for arm, effect in EFFECTS.items():
-        for order in "abc":
-            path = broken / "eval" / f"demo.{arm}.1{order}.json"
-            path.write_text(json.dumps(cell(arm, 1, order, effect, study="demo")))
-    (broken / "checks").mkdir()
-    check = {"name": "ones", "claim": "weights of one give NTP", "equal": True, "compared": "losses of 5 steps"}
-    (broken / "checks" / "ones.json").write_text(json.dumps(check))
-    (broken / "token_kinds.json").write_text(json.dumps({"kinds": [{"kind": "result wrong", "weight": 0.8312}]}))
-    return broken
-
-
-def test_the_page_has_the_effect_the_checks_and_the_kinds_of_its_run(demo, capsys):
-    html = build_report(demo).read_text(encoding="utf-8")
-    effect = Effect.of(demo)
+def test_the_page_has_the_effect_the_checks_and_the_kinds_of_its_run(broken, capsys):
+    html = build_report(broken).read_text(encoding="utf-8")
+    effect = Effect.of(broken)
     for row in effect.rows():
         assert all(f">{value}</td>" in html for value in row[1:])
     words = verdict(effect.change("remit"), "NTP")
@@ -48,7 +24,7 @@ def test_the_page_has_the_effect_the_checks_and_the_kinds_of_its_run(demo, capsy
     assert "Training curves" not in html and "One run of each arm" not in html
     # The terminal ends with the same table, the verdict, and where the page is.
     told = capsys.readouterr().out
-    assert f"ReMiT is {words}." in told and told.rstrip().endswith(f"file://{demo / 'report.html'}")
+    assert f"ReMiT is {words}." in told and told.rstrip().endswith(f"file://{broken / 'report.html'}")
 
 
 def test_tokens_can_be_read_without_a_mouse(run_dir):
@@ -72,8 +48,8 @@ def test_the_page_is_dark_where_the_reader_asks_for_it_and_its_figures_too(run_d
     [("checks/ones.json", "{"), ("checks/ones.json", '{"claim": "x"}'), ("token_kinds.json", "[]"),
      ("eval/demo.ntp.1a.json", '{"study": "demo"}')],
 )  # fmt: skip
-def test_a_broken_file_is_named_and_no_page_is_left(demo, name, content):
-    (demo / name).write_text(content)
+def test_a_broken_file_is_named_and_no_page_is_left(broken, name, content):
+    (broken / name).write_text(content)
     with pytest.raises(UserError, match=re.escape(name.rsplit("/", maxsplit=1)[-1])):
-        build_report(demo)
-    assert not (demo / "report.html").exists() and not (demo / "results.json").exists()
+        build_report(broken)
+    assert not (broken / "report.html").exists() and not (broken / "results.json").exists()

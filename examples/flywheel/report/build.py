@@ -6,16 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from megatron_remit.analysis.scalars import smooth
 from megatron_remit.artifacts import write_whole
 from megatron_remit.errors import UserError
 from megatron_remit.versions import machine, versions
 from report.effect import Effect
 from report.figures import clip_threshold
 from report.heldout import ScoredText, score_texts, spread
-from report.load import ARM_NAMES, LOSS, RunFolder, load_run
+from report.load import RunFolder, load_run
 from report.page import page
-from report.reading import tokens_to_reach_ntp
 
 
 def build_report(run_dir: Path, out: Path | None = None, max_texts: int = 600) -> Path:
@@ -39,65 +37,29 @@ def build_report(run_dir: Path, out: Path | None = None, max_texts: int = 600) -
     texts = score_texts(rows, hf / "base", hf / "rl_reference", run.epsilon, run.sequence_length)
     if not texts:
         raise UserError(f"{run_dir / 'data' / 'heldout.jsonl'}: every text is empty; expected held-out problems")
-    content = results(run, texts)
     effect = Effect.of(run_dir)
+    content = results(run, texts, effect)
     html = page(run, texts, content, effect)
     write_whole(run_dir / "results.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     write_whole(out, html)
-    if effect:
-        print(effect.terminal())
+    print(effect.terminal())
     print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB) and {run_dir / 'results.json'}")
     print(f"open file://{out.resolve()}")
     return out
 
 
-def results(run: RunFolder, texts: list[ScoredText]) -> dict[str, Any]:
-    """The content of results.json. Accuracies are shares in [0, 1], losses and deltas nats, times seconds."""
+def results(run: RunFolder, texts: list[ScoredText], effect: Effect) -> dict[str, Any]:
+    """The content of results.json. Deltas are nats, times seconds."""
     return {
-        "arms": {arm: _arm(run, arm) for arm in run.accuracies},
+        "arms": effect.figures(),
+        "verdicts": effect.verdicts(),
+        "basis": effect.basis(),
         "delta": _delta(run, texts),
         "timings_seconds": run.timings,
         "settings": run.settings,
         "versions": versions(),
         "machine": machine(),
     }
-
-
-def mid_training(run: RunFolder, arm: str) -> dict[str, Any]:
-    """Tokens and seconds of mid-training behind an arm; for the RL reference those of the model before RL.
-
-    Where no log says so, the values are None. The base model has had none.
-    """
-    if arm == "base":
-        return {"tokens": 0, "seconds": 0.0}
-    curves = run.curves.get("mid" if arm == "rl_reference" else arm)
-    if curves is None:
-        return {"tokens": None, "seconds": None}
-    return {"tokens": int(curves.tokens[-1]), "seconds": round(curves.seconds(), 3)}
-
-
-def _arm(run: RunFolder, arm: str) -> dict[str, Any]:
-    content: dict[str, Any] = {
-        "name": ARM_NAMES[arm],
-        "accuracy": {
-            task: {"accuracy": one.accuracy, "stderr": one.stderr, "n": one.n, "wilson95": one.wilson()}
-            for task, one in run.accuracies[arm].items()
-        },
-        "mid_training": mid_training(run, arm),
-        "evaluation_seconds": run.eval_seconds[arm],
-    }
-    if arm in run.curves:
-        curves = run.curves[arm]
-        last = smooth(curves.series[LOSS])[-1]
-        content["mid_training"] |= {
-            "steps": len(curves.tokens),
-            "final_loss": float(last) if np.isfinite(last) else None,
-            "tokens_per_second_median": curves.median("tokens per second"),
-            "reference_share_median": curves.median("reference share"),
-        }
-        if "ntp" in run.curves and arm.startswith("remit"):
-            content["mid_training"]["tokens_to_reach_final_ntp_loss"] = tokens_to_reach_ntp(run, arm)
-    return content
 
 
 def _delta(run: RunFolder, texts: list[ScoredText]) -> dict[str, Any]:

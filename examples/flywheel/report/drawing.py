@@ -12,13 +12,11 @@ from megatron_remit.analysis.figures import STYLE, svg_text
 
 
 @contextmanager
-def figure(
-    name: str, width: float = 6.2, height: float = 3.7, axes: int = 1, sharey: bool = False
-) -> Iterator[tuple[Figure, list[Axes], list[Markup]]]:
-    """A figure to draw on; when the block ends, the list at the third place holds its SVG text."""
+def figure(name: str, width: float, height: float) -> Iterator[tuple[Axes, list[Markup]]]:
+    """Axes to draw on; when the block ends, the list at the second place holds the figure's SVG text."""
     svg: list[Markup] = []
     with matplotlib.rc_context(STYLE):
         drawn = Figure(figsize=(width, height))
-        grid = drawn.subplots(1, axes, sharey=sharey, squeeze=False)
-        yield drawn, list(grid[0]), svg
+        yield drawn.subplots(), svg
+        drawn.tight_layout()
         svg.append(svg_text(drawn, name))

@@ -5,7 +5,7 @@ the intervals; the arms are compared on the two- and three-step problems, in nat
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from intervals import Interval, mean, verdict
 from markupsafe import Markup
@@ -13,6 +13,7 @@ from results.arms import named
 from results.cells import GROUPS, MAIN, Cells, read_cells
 from results.tables import NTP, arms_of, change
 
+from megatron_remit.errors import UserError
 from report.drawing import figure
 
 
@@ -36,10 +37,14 @@ class Effect:
         self.arms = arms_of(cells, **self.wanted)
 
     @classmethod
-    def of(cls, run_dir: Path) -> "Effect | None":
-        """The effect in a run folder; None where it has no cell of NTP."""
+    def of(cls, run_dir: Path) -> "Effect":
+        """The effect in a run folder. Raises UserError where it has no cell of NTP."""
         effect = cls(Cells(read_cells(run_dir), {}))
-        return effect if NTP in effect.arms else None
+        if NTP not in effect.arms:
+            raise UserError(
+                f"{run_dir / 'eval'}: no cell of NTP after mid-training; run examples/flywheel_tiny.sh again"
+            )
+        return effect
 
     def change(self, arm: str, than: str = NTP) -> Interval | None:
         """Nats a solution of ``arm`` against ``than``, %."""
@@ -55,6 +60,22 @@ class Effect:
                             _shown(right and mean(right).through(lambda x: 100 * x), 1),
                             verdict(found, "NTP") if found else "\N{EN DASH}"))  # fmt: skip
         return rows
+
+    def figures(self) -> dict[str, dict[str, Any]]:
+        """What results.json holds of each arm: nats a solution, the share right, and the change against NTP in %."""
+        found: dict[str, dict[str, Any]] = {}
+        for arm in self.arms:
+            nll, right = (self.cells.runs(name, MAIN, arm=arm, **self.wanted) for name in ("nll", "right"))
+            intervals = {
+                "nats_per_solution": mean(nll) if nll else None,
+                "share_right": mean(right) if right else None,
+                "percent_against_ntp": self.change(arm),
+            }
+            found[arm] = {"name": named(arm).name, "runs": len(nll)} | {
+                name: None if one is None else {"mean": one.mean, "low": one.low, "high": one.high}
+                for name, one in intervals.items()
+            }
+        return found
 
     def verdicts(self) -> list[str]:
         """What may be said: every other arm against NTP, and ReMiT against each control."""
@@ -78,7 +99,7 @@ class Effect:
 
     def drawn(self) -> Markup:
         """Each run as a dot, the mean and its interval as a bar."""
-        with figure("effect", 9.6, 1.1 + 0.42 * len(self.arms)) as (_, (ax,), svg):
+        with figure("effect", 9.6, 1.1 + 0.42 * len(self.arms)) as (ax, svg):
             for place, arm in enumerate(self.arms):
                 runs, style = self.cells.runs("nll", MAIN, arm=arm, **self.wanted), named(arm)
                 found = self.change(arm)
@@ -93,7 +114,6 @@ class Effect:
             ax.set_ylim(len(self.arms) - 0.4, -0.6)
             ax.grid(axis="y", visible=False)
             ax.set_xlabel("nats a solution against NTP on the same base and order, %")
-            ax.figure.tight_layout()
         return svg[0]
 
     def terminal(self) -> str:

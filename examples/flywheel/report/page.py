@@ -1,34 +1,22 @@
 """The HTML page: what report.html shows beyond the figures, as rows and sentences."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from megatron_remit.analysis.figures import MINUS, PAGE_COLOURS
+from megatron_remit.analysis.figures import MINUS
 from megatron_remit.analysis.page import environment, now
 from report import figures
 from report.effect import Effect
 from report.facts import checks, kinds
 from report.heldout import ScoredText, choose, shown
-from report.load import ARM_NAMES, CURVE_ARMS, RunFolder
-from report.reading import other_tokens, reading, same_start
+from report.load import RunFolder
 
 MISSING = "\N{EN DASH}"
 
 
-class ArmRow(NamedTuple):
-    """A row of the accuracy table; the figures are texts."""
-
-    arm: str
-    name: str
-    colour: str
-    accuracies: list[tuple[str, str]]
-    """Per task: accuracy and its standard error, %."""
-    numbers: list[str]
-
-
-def page(run: RunFolder, texts: list[ScoredText], results: dict[str, Any], effect: Effect | None) -> str:
+def page(run: RunFolder, texts: list[ScoredText], results: dict[str, Any], effect: Effect) -> str:
     """The whole report as one HTML document that loads nothing."""
     chosen, reach = choose(texts), run.epsilon or 1
     head, kinds_found = kinds(run.folder)
@@ -36,7 +24,6 @@ def page(run: RunFolder, texts: list[ScoredText], results: dict[str, Any], effec
     content: dict[str, Any] = {
         "meta": _meta(run, results),
         "effect": effect,
-        "complete": run.complete,
         "checks": checks(run.folder),
         "kinds_head": head,
         "kinds": kinds_found,
@@ -49,48 +36,7 @@ def page(run: RunFolder, texts: list[ScoredText], results: dict[str, Any], effec
         "settings": _pairs(flatten(run.settings)),
         "versions": _pairs(results["versions"] | results["machine"]),
     }
-    if run.complete:
-        content |= _one_run(run, results)
     return environment(Path(__file__).parent).get_template("report.html").render(content)
-
-
-def _one_run(run: RunFolder, results: dict[str, Any]) -> dict[str, Any]:
-    """What the page says of one run of each arm: accuracies by lm-eval and the training curves."""
-    return {
-        "reading": reading(run),
-        "other_tokens": other_tokens(run),
-        "tasks": _tasks(run),
-        "arms": [_arm(run, arm, results["arms"][arm]) for arm in run.accuracies],
-        "same_start": same_start(run),
-        "accuracy_figure": figures.accuracy_figure(run),
-        "loss_figure": figures.loss_figure(run.curves),
-        "difference_figure": figures.difference_figure(run.curves),
-        "weight_figure": figures.weight_figure(run.curves, run.epsilon),
-        "clipped_figure": figures.clipped_figure(run.curves),
-        "gap_figure": figures.gap_figure(run.curves),
-        "gradient_figure": figures.gradient_figure(run.curves),
-    }
-
-
-def _tasks(run: RunFolder) -> list[tuple[str, str]]:
-    """Name of each task, and the number of problems in it, of which the arms may have seen different ones."""
-    sizes = {task: sorted({accuracies[task].n for accuracies in run.accuracies.values()}) for task in run.tasks}
-    return [(task.replace("_", "-"), " / ".join(map(str, found))) for task, found in sizes.items()]
-
-
-def _arm(run: RunFolder, arm: str, content: dict[str, Any]) -> ArmRow:
-    training = content["mid_training"]
-    found = [run.accuracies[arm][task] for task in run.tasks]
-    numbers = [
-        _number(training["tokens"]),
-        _number(training["seconds"]),
-        _number(training.get("tokens_per_second_median")),
-        _percent(training.get("reference_share_median")),
-        _number(content["evaluation_seconds"]),
-    ]
-    accuracies = [(f"{100 * one.accuracy:.1f}", f"{100 * one.stderr:.1f}") for one in found]
-    colour = figures.COLOURS[arm]
-    return ArmRow(arm, ARM_NAMES[arm], PAGE_COLOURS.get(colour, colour), accuracies, numbers)
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -114,11 +60,9 @@ def duration(seconds: float) -> str:
 def _meta(run: RunFolder, results: dict[str, Any]) -> str:
     host = results["machine"]
     commit = results["versions"]["git commit"] or "unknown"
-    logs = [arm for arm in CURVE_ARMS if arm in run.curves]
-    tokens = ", ".join(f"{ARM_NAMES[arm]} {run.curves[arm].tokens[-1]:,}" for arm in logs)
     return (
         f"{now()} · {host['device']} ({host['processor']}, {host['cores']} cores) · commit {commit} · "
-        f"{f'mid-training tokens: {tokens} · ' if logs else ''}clip ε = {run.epsilon}"
+        f"clip ε = {run.epsilon}"
     )
 
 
@@ -145,14 +89,6 @@ def _per_task(texts: list[ScoredText]) -> str:
 
 def _nats(value: float) -> str:
     return f"{'+' if value >= 0 else MINUS}{abs(value):.3f} nats"
-
-
-def _number(value: float | None) -> str:
-    return MISSING if value is None else f"{value:,.0f}"
-
-
-def _percent(value: float | None) -> str:
-    return MISSING if value is None else f"{100 * value:.0f} %"
 
 
 def _pairs(pairs: dict[str, Any]) -> list[tuple[str, str]]:
