@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-RL, SFT, SFT_ERRORS, EARLY, BEFORE_RL = "rl_reference", "sft", "sft_errors", "rl_early", "base"
+RL, SFT, EARLY, BEFORE_RL = "rl_reference", "sft", "rl_early", "base"
+SFT_ERRORS, RL_ERRORS = "sft_errors", "rl_errors"
 """The models that serve as a reference, by the names of their folders."""
 
 
@@ -32,6 +33,7 @@ ARMS = {
     "ntp_equal_compute": Arm(tokens=4 / 3),
     "remit_sft": Arm("remit", SFT),
     "remit_sft_errors": Arm("remit", SFT_ERRORS),
+    "remit_rl_errors": Arm("remit", RL_ERRORS),
     "remit_early": Arm("remit", EARLY),
     "remit_eps01": Arm("remit", RL, ("--remit-epsilon", "0.1")),
     "remit_eps04": Arm("remit", RL, ("--remit-epsilon", "0.4")),

@@ -114,12 +114,15 @@ class Stages(Commands):
         self.measure_hf("rl_reference", {"arm": "rl_reference", "settings": settings})
 
     def references(self) -> None:
-        """In addition an early RL model, and SFT on the corpus' own errors."""
+        """In addition an early RL model; SFT on the corpus' own errors, and RL behind it, where only the reward knows
+        what is right."""
         self.reference()
-        self.post_train("sft_errors", self.world.hf("base"), "sft_errors", self.world.sizes.sft, "sft")
+        sizes = self.world.sizes
+        self.post_train("sft_errors", self.world.hf("base"), "sft_errors", sizes.sft, "sft")
+        self.post_train("rl_errors", self.world.hf("sft_errors"), "grpo", sizes.grpo, "grpo", sizes.reward)
         log = json.loads((self.world.hf("rl_reference") / "metrics.json").read_text())
         self.post_train("rl_early", self.world.hf("sft"), "grpo", -(-steps_of(log) // 10), "grpo")
-        for name in ("sft_errors", "rl_early"):
+        for name in ("sft_errors", "rl_errors", "rl_early"):
             self.measure_hf(name, {"arm": name})
 
     def select(self) -> None:

@@ -21,6 +21,7 @@ ARMS = {
     "remit_eps04": Arm("ReMiT, ε = 0.4", "#E69F00", "--", ">"),
     "remit_sft": Arm("ReMiT, SFT reference", "#009E73", "-.", "^"),
     "remit_sft_errors": Arm("ReMiT, SFT on the corpus' errors", "#009E73", ":", "v"),
+    "remit_rl_errors": Arm("ReMiT, RL behind SFT on errors", "#009E73", "-", "<"),
     "remit_early": Arm("ReMiT, 10 % of RL", "#CC79A7", "--", "P"),
     "remit_before_rl": Arm("control: reference before RL", "#0072B2", "-", "v"),
     "remit_permuted": Arm("control: permuted weights", "#56B4E9", ":", "X"),
@@ -36,6 +37,8 @@ MODELS = {
     "base": Arm("base"),
     "mid": Arm("before SFT and RL"),
     "sft": Arm("SFT"),
+    "sft_errors": Arm("SFT on the corpus' errors"),
+    "rl_errors": Arm("RL behind SFT on errors"),
     "rl_early": Arm("RL after 10 % of its steps"),
     "rl_reference": Arm("RL reference"),
 }
