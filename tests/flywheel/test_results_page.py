@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from results.cells import gather, groups, load
+from intervals import verdict
+from results.cells import Cells, gather, groups, load
 from results.page import NOT_RUN, Page
-from results.tables import change
+from results.tables import change, what_rl_adds
 
 from megatron_remit.errors import UserError
 from tests.flywheel.cells import EFFECT, campaign, cell
@@ -50,6 +51,16 @@ def test_the_change_is_that_of_the_cells(built):
         by_hand.append(np.mean([one[skill] for one in ends for skill in ("two_step", "three_step")]))
     assert found.mean == pytest.approx(100 * (by_hand[0] / by_hand[1] - 1), abs=0.02)
     assert (found.bases, found.orders, found.problems) == (3, 9, 8)
+
+
+def test_what_rl_adds_is_told_only_of_arms_that_have_run(built):
+    _, text, cells = built
+    assert "References that differ in RL alone" not in text
+    tuned = Cells([*cells.cells, *(one | {"arm": "remit_sft"} for one in cells.where(arm="ntp"))], cells.source)
+    found = what_rl_adds(tuned, **METHODS)
+    assert found.splitlines()[2:] == [
+        f"| ReMiT | ReMiT, SFT reference | {verdict(change(cells, 'remit', 'ntp', **METHODS), 'the other')} |"
+    ]
 
 
 def test_the_message_comes_first_and_follows_from_the_intervals(built):

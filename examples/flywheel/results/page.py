@@ -59,12 +59,17 @@ class Page:
             tables.methods(self.cells, **METHODS),
             "Against the controls, which have ReMiT's weights without what RL taught the reference:",
             tables.against_controls(self.cells, **METHODS),
+            *self._what_rl_adds(),
             "Each skill, change against NTP in % of nats a solution:",
             tables.per_skill(self.cells, **METHODS),
         ]
         models = tables.models(self.cells)
         parts += ["The models that the arms start from, and their references:", models] if models else []
         return "\n\n".join(parts)
+
+    def _what_rl_adds(self) -> list[str]:
+        found = tables.what_rl_adds(self.cells, **METHODS)
+        return ["References that differ in RL alone:", found] if found else []
 
     def _convergence(self) -> str:
         if not self.cells.where(**METHODS):

@@ -10,6 +10,8 @@ from results.arms import CONTROLS, MODELS, STAGES, in_order, named
 from results.cells import MAIN, Cells
 
 MISSING = "\N{EN DASH}"
+WHAT_RL_ADDS = (("remit", "remit_sft"), ("remit_rl_errors", "remit_sft_errors"), ("remit", "remit_early"))
+"""Arms whose references differ in RL alone."""
 BEFORE = {"errors": 0.3, "size": "1M"}
 """The setting of a study that varies neither the share of errors nor the size."""
 NTP = "ntp"
@@ -61,6 +63,16 @@ def against_controls(cells: Cells, **wanted: Any) -> str:
         words = [verdict(one, "the control") if one else MISSING for one in found]
         rows.append([named(arm).name, *words])
     return markdown(["arm", *(f"against {named(control).name}" for control in CONTROLS)], rows)
+
+
+def what_rl_adds(cells: Cells, **wanted: Any) -> str:
+    """Arms whose references differ in RL alone, against one another; empty without them."""
+    rows = []
+    for arm, than in WHAT_RL_ADDS:
+        found = change(cells, arm, than, **wanted)
+        if found:
+            rows.append([named(arm).name, named(than).name, verdict(found, "the other")])
+    return markdown(["arm", "the other", "on two- and three-step problems"], rows) if rows else ""
 
 
 def per_skill(cells: Cells, **wanted: Any) -> str:
