@@ -1,29 +1,34 @@
 """The simulation's own process: a rank's training steps on fake tensors, as a JSON file.
 
-Run by ``simulate.run`` as ``python -m megatron_remit.programs.simulated_step TASK.json``, with the CUDA stand-in
-preloaded.
+``simulate.run`` starts it as ``python -m megatron_remit.programs.simulated_step FD``, with the CUDA stand-in preloaded,
+and sends its tasks over the connection FD. Each task runs in a fork, so that it finds a process that has imported all
+and run nothing.
 """
 
 import argparse
-import copy
+import gc
 import importlib
 import json
 import os
 import sys
+import traceback
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core.datasets.utils import Split
-from megatron.training import arguments, training
+from megatron.training import arguments, get_args, training
 
 from megatron_remit import cpu, patches
 from megatron_remit.data import datasets
 from megatron_remit.launch.plan_checks import frozen_arguments, set_shape
 from megatron_remit.programs import train
 from megatron_remit.reference import model as reference_model
-from megatron_remit.scoring import dataset
+from megatron_remit.reference.checkpoint import BASE_FLAG
+from megatron_remit.scoring import dataset, session
 from megatron_remit.scoring.ahead import ScoreAhead
+from megatron_remit.scoring.arguments import stored_columns
 from megatron_remit.simulate import fake
 from megatron_remit.simulate.ledger import Ledger
 
@@ -32,7 +37,7 @@ _STEPS = 2
 
 
 class _Rows(torch.utils.data.Dataset):
-    """Rows of zeros: what a token is changes neither shapes nor kernels."""
+    """Rows of zeros, with the columns of score stores: what a token is changes neither shapes nor kernels."""
 
     split = index_split = Split.train
 
@@ -44,7 +49,13 @@ class _Rows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         ids_S = torch.zeros(self._length, dtype=torch.int64)
-        return {"tokens": ids_S, "labels": ids_S, "loss_mask": torch.ones(self._length), "position_ids": ids_S}
+        row = {"tokens": ids_S, "labels": ids_S, "loss_mask": torch.ones(self._length), "position_ids": ids_S}
+        if get_args().create_attention_mask_in_dataloader:
+            row["attention_mask"] = torch.zeros(1, self._length, self._length, dtype=torch.bool)
+        for column in stored_columns(get_args()):
+            row[column] = torch.zeros(self._length)
+            row["score_key"] = torch.zeros(2, dtype=torch.int64)
+        return row
 
 
 def simulate(task: dict[str, Any]) -> dict[str, Any]:
@@ -58,9 +69,9 @@ def simulate(task: dict[str, Any]) -> dict[str, Any]:
         importlib.import_module(module)
     _install_task(task, ledger)
     sys.argv = ["pretrain", *task["flags"]]
-    mode = fake.Fake()
+    mode = fake.Fake(ledger)
     result: dict[str, Any] = {}
-    _install_steps(ledger, mode, result)
+    _install_steps(ledger, result)
     with mode, ledger:
         train.main()
     return result
@@ -75,8 +86,8 @@ def _install_task(task: dict[str, Any], ledger: Ledger) -> None:
         set_shape(args, base)
         return validate(args, *rest, **kwargs)
 
-    def reference_arguments(args: argparse.Namespace, *_: Any) -> argparse.Namespace:
-        own = frozen_arguments(args, Path(reference))
+    def reference_arguments(args: argparse.Namespace, flag: str = "") -> argparse.Namespace:
+        own = frozen_arguments(args, args.reference_base_load / "hf" if flag == BASE_FLAG else Path(reference))
         args.remit_common_vocab_size = own.remit_common_vocab_size = min(args.remit_vocab_size, own.remit_vocab_size)
         return own
 
@@ -85,7 +96,9 @@ def _install_task(task: dict[str, Any], ledger: Ledger) -> None:
 
     arguments.validate_args = validate_args
     train.reference_arguments = reference_arguments  # type: ignore[assignment]
+    train.check_run = lambda _args: None  # type: ignore[assignment]  # it opens the reference's checkpoint
     reference_model._load = lambda *_: None
+    session.open_store = session.open_base_store = lambda *_, **__: None  # type: ignore[assignment]
     dataset.build_datasets = datasets.build_datasets = build_datasets  # type: ignore[assignment]
     for owner, name, phase in (
         (train, "build_reference", "reference weights"),
@@ -104,7 +117,7 @@ def _named(function: Any, ledger: Ledger, phase: str) -> Any:
     return call
 
 
-def _install_steps(ledger: Ledger, mode: fake.Fake, result: dict[str, Any]) -> None:
+def _install_steps(ledger: Ledger, result: dict[str, Any]) -> None:
     train_step = training.train_step
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -112,18 +125,17 @@ def _install_steps(ledger: Ledger, mode: fake.Fake, result: dict[str, Any]) -> N
         step = optimizer.step
         optimizer.step = _named(step, ledger, "optimizer")
         ledger.start()
-        mode.reads.clear()
         before = ledger.size
         with ledger.named("rest of the step"):
             out = train_step(*args, **kwargs)
         optimizer.step = step
-        result.update(_figures(ledger, mode), live_before=before)
+        result.update(_figures(ledger), live_before=before)
         return out
 
     training.train_step = counted
 
 
-def _figures(ledger: Ledger, mode: fake.Fake) -> dict[str, Any]:
+def _figures(ledger: Ledger) -> dict[str, Any]:
     phases = {
         name: {
             "kernels": ledger.kernels[name],
@@ -139,23 +151,49 @@ def _figures(ledger: Ledger, mode: fake.Fake) -> dict[str, Any]:
         "peak_phase": ledger.peak_phase,
         "phases": phases,
         "holders": ledger.largest(12),
-        "operators": [[*key, size] for key, size in ledger.operators.most_common(12)],
-        "host_reads": dict(mode.reads),
+        "operators": [[*key, size] for key, size in ledger.operators.most_common()],
+        "host_waits": dict(ledger.waits),
     }
 
 
-def main() -> None:
-    """Write the result, or the error and its line, to the task's file."""
-    task = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    out = Path(task["out"])
+def serve(connection: Connection) -> None:
+    """Run tasks until the other side hangs up, and answer each with the status of its process."""
+    while True:
+        try:
+            task = connection.recv()
+        except EOFError:
+            return
+        process = os.fork()
+        if process == 0:
+            _be_rank(task)
+        connection.send(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+
+
+def _be_rank(task: dict[str, Any]) -> None:
+    """In the forked process; never returns. Writes the result, or the error and its line, to the task's file."""
+    out, status = Path(task["out"]), 1
     try:
-        result = simulate(copy.deepcopy(task))
-    except (Exception, SystemExit) as error:
+        log = os.open(task["log"], os.O_WRONLY | os.O_CREAT)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.environ.update(task["environment"])
+        sys.path[:] = task["path"]
+        out.write_text(json.dumps(simulate(task)))
+        status = 0
+    except BaseException as error:
         out.write_text(json.dumps({"error": f"{type(error).__name__}: {error}", "line": fake.place_of(error)}))
-        raise
-    out.write_text(json.dumps(result))
-    sys.stdout.flush()
-    os._exit(0)  # torch's teardown would ask the device for more than it has
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # torch's teardown would ask the device for more than it has
+
+
+def main() -> None:
+    """Serve the connection that the command line names."""
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy the pages of all modules
+    serve(Connection(int(sys.argv[1])))
 
 
 if __name__ == "__main__":

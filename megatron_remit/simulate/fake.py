@@ -6,67 +6,83 @@ end with it. Tensors carry shape, type and device, but no numbers; collectives g
 
 import sys
 import traceback
-from collections import Counter
 from typing import Any
 
 import torch
 import torch.distributed._tools.fake_collectives
 from megatron.core.optimizer import clip_grads
 from megatron.core.pipeline_parallel import schedules
+from megatron.core.tensor_parallel import random as megatron_random
 from torch._C._distributed_c10d import FakeWork
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention.bias import CausalBias, CausalVariant
 from torch.utils.data import DataLoader
 
-from megatron_remit.kernels import logprob_triton
+from megatron_remit.simulate import experts, launches
 from megatron_remit.simulate.ledger import Ledger, source_line
-
-_KERNELS = ("row_statistics_kernel", "merge_kernel", "gradient_kernel")
+from megatron_remit.specs import attention
 
 
 class Fake(FakeTensorMode):
     """A fake mode in which the host may read a value: it gets a harmless one, and the line is written down."""
 
-    def __init__(self) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         super().__init__(allow_non_fake_inputs=True)
-        self.reads: Counter[str] = Counter()
+        self._ledger = ledger
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return self._read(args[0])
         if func.namespace == "c10d" and "coalesced" in str(func):
             return FakeWork().boxed()  # torch has no fake version of these
+        if _to_host(func, args, kwargs or {}):
+            self._ledger.wait()
         return super().dispatch(func, types, args, kwargs)
 
     def _read(self, value: torch.Tensor) -> bool | float | int:
-        line = source_line()
         if value.device.type == "cuda":
-            self.reads[line] += 1
-        if "rerun_state_machine" in line:
+            self._ledger.wait()
+        if "rerun_state_machine" in source_line():
             return 0  # no validation failed
         if value.dtype == torch.bool:
             return False
         return 1.0 if value.dtype.is_floating_point else 1
 
 
-class _Launch:
-    """Stands for a Triton kernel: the launch counts with the bytes of its tensors."""
+def _to_host(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether an operator copies from the GPU to the host, and the host waits for it."""
+    if func is torch.ops.aten._to_copy.default:
+        source, to = args[0], kwargs.get("device") or args[0].device
+        return source.device.type == "cuda" and to.type == "cpu" and not kwargs.get("non_blocking")
+    if func is torch.ops.aten.copy_.default:
+        non_blocking = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
+        return args[1].device.type == "cuda" and args[0].device.type == "cpu" and not non_blocking
+    return False
 
-    def __init__(self, name: str, ledger: Ledger) -> None:
-        self._name, self._ledger = name, ledger
 
-    def __getitem__(self, grid: object) -> Any:
-        return self._run
+class _LowerRight:
+    """Stands for torch's ``causal_lower_right``, a tensor class, which a fake mode cannot make."""
 
-    def _run(self, *args: Any, **kwargs: Any) -> None:
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-        self._ledger.add(self._name, sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+    variant = CausalVariant.LOWER_RIGHT
+
+    def __init__(self, queries: int, keys: int) -> None:
+        self.seq_len_q, self.seq_len_kv = queries, keys
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return CausalBias._dispatch(*args, **(kwargs or {}))
 
 
 def install(ledger: Ledger) -> None:
     """Replace what fake tensors cannot go through, and give the ledger its phases."""
     torch.nn.Module._apply = _apply  # type: ignore[method-assign]
-    for name in _KERNELS:
-        setattr(logprob_triton, name, _Launch(name, ledger))
+    launches.install(ledger)
+    experts.install(ledger)
+    attention.causal_lower_right = _LowerRight  # type: ignore[assignment]
+    # A generator's state is bytes that it reads; fake ones have none.
+    megatron_random._set_cuda_rng_state = lambda *_, **__: None
+    for owner in (torch.cuda, torch.cuda.Event, torch.cuda.Stream):
+        owner.synchronize = lambda *_: ledger.wait()  # type: ignore[method-assign, assignment]
     _install_distributed()
     torch.Tensor.pin_memory = lambda self, *_: self  # type: ignore[method-assign]
     torch.utils.data.DataLoader = _Loader  # type: ignore[misc]

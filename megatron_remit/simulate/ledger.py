@@ -50,6 +50,7 @@ class Ledger(TorchDispatchMode):
         self.peak_phase = self.phase
         self.holders = list(self._live.values())
         self.operators: Counter[tuple[str, str]] = Counter()
+        self.waits: Counter[str] = Counter()
 
     @contextlib.contextmanager
     def named(self, phase: str) -> Iterator[None]:
@@ -85,6 +86,10 @@ class Ledger(TorchDispatchMode):
         self.seconds[self.phase] += seconds
         self.operators[self.phase, name] += size
 
+    def wait(self) -> None:
+        """The host waits for the GPU, at the line that is being run: ``FILE:LINE FUNCTION``."""
+        self.waits[" ".join(_source())] += 1
+
     def _note(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
@@ -112,15 +117,20 @@ class Ledger(TorchDispatchMode):
 
 def source_line() -> str:
     """The innermost line of this project or of Megatron that is being run; torch's own backward has none."""
+    return _source()[0]
+
+
+def _source() -> tuple[str, str]:
+    """That line, and the name of its function."""
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
         if "megatron" in file and "/simulate" not in file:
             # From the package's folder on: the rest is this machine's.
             short = file[max(file.rfind("/megatron/"), file.rfind("/megatron_remit/")) + 1 :]
-            return f"{short}:{frame.f_lineno}"
+            return f"{short}:{frame.f_lineno}", frame.f_code.co_name
         frame = frame.f_back  # type: ignore[assignment]
-    return "torch's backward"
+    return "torch's backward", ""
 
 
 def _on_gpu(leaf: Any) -> bool:

@@ -1,10 +1,12 @@
-"""Simulate the ranks of a run that differ, each in a process of its own."""
+"""Simulate the ranks of a run that differ, each in a process of its own that is forked from one with all imports."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,57 @@ _LEFT_OUT = set(
     "--use-checkpoint-args --exit-on-missing-checkpoint --finetune --exit-signal-handler --load --save --save-interval "
     "--tensorboard-dir --tensorboard-log-interval --data-path --tokenizer-type --tokenizer-model --train-iters --split "
     "--train-samples --eval-iters --eval-interval --reference-load --lr-warmup-iters --log-interval --num-workers "
-    "--save-retain-interval --data-cache-path --mock-data --vocab-size --score-store --score-store-write".split()
+    "--save-retain-interval --data-cache-path --mock-data --vocab-size --score-store-write".split()
 )
+
+
+class Simulator:
+    """A process that has imported the training program, and forks a copy of itself for each rank to simulate.
+
+    The imports take longer than the steps of a small model; whoever simulates several runs passes one to all.
+    """
+
+    def __init__(self) -> None:
+        environment = {
+            **os.environ,
+            **shim.environment(),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "29517",  # not opened: torch's fake group has no store
+            "TORCH_COMPILE_DISABLE": "1",
+            "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+        }
+        self._connection, theirs = Pipe()
+        command = [sys.executable, "-m", "megatron_remit.programs.simulated_step", str(theirs.fileno())]
+        with tempfile.TemporaryFile() as log:  # what a rank prints goes to its task's own
+            self._process = subprocess.Popen(
+                command, env=environment, pass_fds=[theirs.fileno()], stdout=log, stderr=subprocess.STDOUT
+            )
+        theirs.close()
+
+    def __enter__(self) -> "Simulator":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._connection.close()  # at which the process ends
+        self._process.wait()
+
+    def rank(self, task: dict[str, Any], rank: int, gpus: int) -> dict[str, Any]:
+        """The figures of one rank's step. Raises UserError: the step fails; the message names the line."""
+        with tempfile.TemporaryDirectory() as folder:
+            out, log = Path(folder) / "out.json", Path(folder) / "log"
+            layout = {"RANK": rank, "WORLD_SIZE": gpus, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 8}
+            environment = {name: str(value) for name, value in layout.items()}
+            try:
+                self._connection.send(task | {"out": str(out), "log": str(log), "environment": environment})
+                status = self._connection.recv()
+            except (EOFError, OSError):
+                raise UserError(f"the simulation ended with status {self._process.wait()} before rank {rank}") from None
+            result: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
+            if "error" in result:
+                raise UserError(f"the simulated step of rank {rank} fails at {result['line']}: {result['error']}")
+            if status or not result:
+                raise UserError(f"the simulation of rank {rank} ended with status {status}: {log.read_text()[-500:]}")
+        return result
 
 
 def simulate_and_print(
@@ -45,6 +96,7 @@ def simulate_run(
     training: list[str],
     kind: Gpu,
     modules: tuple[str, ...] = (),
+    simulator: Simulator | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Figures of a step by rank: that of the first, a middle and the last pipeline stage.
 
@@ -54,6 +106,7 @@ def simulate_run(
         training: the flags of the training program.
         kind: the GPU, whose bandwidth and peak give the times.
         modules: Python modules that are imported before the step, such as a model's own layers.
+        simulator: runs the ranks; without one a process of this call does.
 
     Raises:
         UserError: flags that the plan would refuse, no C compiler, or a step that fails; the message names the line.
@@ -75,8 +128,11 @@ def simulate_run(
         "peak": kind.peak,
         "floor": FLOOR_SECONDS,
         "modules": list(modules),
+        "path": sys.path,
     }
-    return {f"rank {rank}": _simulate_rank(task, rank, gpus) for rank in ranks}
+    with contextlib.ExitStack() as stack:
+        simulator = simulator or stack.enter_context(Simulator())
+        return {f"rank {rank}": simulator.rank(task, rank, gpus) for rank in ranks}
 
 
 def _kept(training: list[str]) -> list[str]:
@@ -88,30 +144,3 @@ def _kept(training: list[str]) -> list[str]:
         if keep:
             kept.append(word)
     return kept
-
-
-def _simulate_rank(task: dict[str, Any], rank: int, gpus: int) -> dict[str, Any]:
-    environment = {
-        **os.environ,
-        **shim.environment(),
-        "RANK": str(rank),
-        "WORLD_SIZE": str(gpus),
-        "LOCAL_RANK": "0",
-        "LOCAL_WORLD_SIZE": "8",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29517",  # not opened: torch's fake group has no store
-        "TORCH_COMPILE_DISABLE": "1",
-        "CUDA_DEVICE_MAX_CONNECTIONS": "1",
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        out, file, log = (Path(folder) / name for name in ("out.json", "task.json", "log"))
-        file.write_text(json.dumps({**task, "out": str(out)}), encoding="utf-8")
-        with log.open("w") as stream:
-            command = [sys.executable, "-m", "megatron_remit.programs.simulated_step", str(file)]
-            status = subprocess.run(command, env=environment, stdout=stream, stderr=subprocess.STDOUT).returncode
-        result = json.loads(out.read_text()) if out.is_file() else {}
-        if "error" in result:
-            raise UserError(f"the simulated step of rank {rank} fails at {result['line']}: {result['error']}")
-        if status or not result:
-            raise UserError(f"the simulation of rank {rank} ended with status {status}: {log.read_text()[-500:]}")
-    return result

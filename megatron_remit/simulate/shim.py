@@ -1,4 +1,4 @@
-"""The stand-in for the CUDA driver and runtime: two small C files, compiled once with the machine's C compiler."""
+"""The stand-in for the CUDA driver and runtime: three small C files, compiled once with the machine's C compiler."""
 
 import hashlib
 import importlib.util
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megatron_remit.errors import UserError
 
-_SOURCES = {"libcuda.so.1": "cuda.c", "cudart.so": "cudart.c"}
+_SOURCES = {"libcuda.so.1": "cuda.c", "cudart.so": "cudart.c", "libnvidia-ml.so.1": "nvml.c"}
 
 
 def environment() -> dict[str, str]:
@@ -21,11 +21,16 @@ def environment() -> dict[str, str]:
     """
     folder = _built()
     libraries = [str(folder), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
-    return {"LD_LIBRARY_PATH": ":".join(libraries), "LD_PRELOAD": str(folder / "cudart.so")}
+    return {
+        "LD_LIBRARY_PATH": ":".join(libraries),
+        "LD_PRELOAD": str(folder / "cudart.so"),
+        "CUDA_VISIBLE_DEVICES": "0",
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+    }
 
 
 def _built() -> Path:
-    """The folder of both libraries, named after their sources; a rename makes it appear whole."""
+    """The folder of the libraries, named after their sources; a rename makes it appear whole."""
     here = Path(__file__).parent
     digest = hashlib.sha256(b"".join((here / source).read_bytes() for source in _SOURCES.values())).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "megatron-remit"

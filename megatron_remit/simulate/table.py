@@ -25,8 +25,8 @@ def describe(ranks: dict[str, dict[str, Any]], tokens: int, gpus: int, kind: Gpu
         lines += [f"{name}: peak {rank['peak'] / _GIB:.2f} GiB in '{rank['peak_phase']}'", *_phases(rank)]
         lines.append("  largest at the peak, by the line that made them")
         lines += [f"    {_gib(held['bytes'])}  {held['phase']}: {held['line']}" for held in rank["holders"]]
-        lines.append("  host reads of a step (each waits for the GPU)")
-        lines += [f"    {count:5}  {line}" for line, count in rank["host_reads"].items()]
+        lines.append("  waits of the host for the GPU in a step")
+        lines += [f"    {count:5}  {line}" for line, count in rank["host_waits"].items()]
     return "\n".join([*lines, *_speed(ranks, tokens, gpus, kind)])
 
 
@@ -44,7 +44,8 @@ def _speed(ranks: dict[str, dict[str, Any]], tokens: int, gpus: int, kind: Gpu) 
     """The slowest rank's kernels set the pace; communication and the pipeline's bubble are left out."""
     lines = ["predicted, without communication and pipeline bubbles:"]
     baseline = max(seconds_of(rank, False) for rank in ranks.values())
-    for name, online in (("online", True), ("store, NTP", False)):
+    scored = any(_frozen(name) for rank in ranks.values() for name in rank["phases"])
+    for name, online in (("online", True), ("store, NTP", False)) if scored else (("store, NTP", False),):
         slowest = max(ranks.values(), key=lambda rank: seconds_of(rank, online))
         seconds = seconds_of(slowest, online)
         flops = sum(phase["flops"] for name, phase in slowest["phases"].items() if online or not _frozen(name))
