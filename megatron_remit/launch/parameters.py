@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from megatron.core.transformer.utils import is_layer_window_attention
+
 from megatron_remit.convert.families import read_config
 from megatron_remit.convert.rules import OUTPUT_LAYER, in_layer_order
 
@@ -37,9 +39,10 @@ class Part:
     """Values per token that tensor parallelism divides."""
     kept_whole: float = 0.0
     """Values per token of the hidden width, which sequence parallelism divides."""
-    normed_split: float = 0.0
-    normed_whole: float = 0.0
-    """Values per token that go through a norm, divided in the same two ways."""
+    rotated: int = 0
+    """Layers whose queries and keys RoPE rotates."""
+    windowed: int = 0
+    """Layers whose queries see a window of the keys."""
 
     def __add__(self, other: "Part") -> "Part":
         return Part(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
@@ -79,7 +82,7 @@ def read_model(hf: Path, args: argparse.Namespace) -> Model:
     """
     family, config = read_config(hf)
     dims = family.dims(config)
-    layers = [Part() for _ in range(args.num_layers)]
+    layers = [_attention(args, layer) for layer in range(args.num_layers)]
     embedding = output = final = 0
     for rule, layer in in_layer_order(family.rules_for(config), args.num_layers):
         for shape in rule.hf_shapes(dims, layer or 0).values():
@@ -105,10 +108,10 @@ def _part(name: str, shape: tuple[int, ...], args: argparse.Namespace) -> Part:
         if head_norm is not None:
             heads = args.num_attention_heads if head_norm[1] == "q" else args.num_query_groups
             values = heads * args.kv_channels
-            return Part(whole=size, kept_split=values, normed_split=values)
+            return Part(whole=size, kept_split=values)
         if width == args.hidden_size:
-            return Part(whole=size, kept_whole=width, normed_whole=width)
-        return Part(whole=size, kept_split=width, normed_split=width)
+            return Part(whole=size, kept_whole=width)
+        return Part(whole=size, kept_split=width)
     # What a token meets of this matrix, and of those beside it.
     share = args.moe_router_topk / args.num_experts if _EXPERTS in name else 1
     rows = math.prod(shape[:-1])
@@ -117,6 +120,21 @@ def _part(name: str, shape: tuple[int, ...], args: argparse.Namespace) -> Part:
     if _EXPERTS in name:
         return Part(experts=size, active=share * size, **kept)
     return Part(split=size, active=size, **kept)
+
+
+def _attention(args: argparse.Namespace, layer: int) -> Part:
+    """What attention keeps of its queries and keys, beside what projections and norms keep."""
+    heads, without = args.num_attention_heads, args.no_rope_freq
+    windowed = int(is_layer_window_attention(args.window_size, args.window_attn_skip_freq, layer + 1))
+    if args.multi_latent_attention:
+        # Queries and keys with their rotary parts: that of the key is one for all heads, and each head gets a copy.
+        return Part(kept_split=heads * args.qk_pos_emb_head_dim, rotated=1)
+    if isinstance(without, int):
+        without = [(number + 1) % without == 0 for number in range(args.num_layers)]
+    if args.position_embedding_type not in ("rope", "yarn") or (without and without[layer]):
+        return Part(kept_split=heads * args.kv_channels, windowed=windowed)
+    kept = (heads + args.num_query_groups) * args.kv_channels
+    return Part(kept_split=kept, rotated=1, windowed=windowed)
 
 
 def stages(model: Model, counts: list[int]) -> Iterator[Part]:

@@ -13,8 +13,9 @@ from megatron_remit.data.eod import RunTokenizer
 from megatron_remit.data.manifest import check_manifest, what_is_unknown
 from megatron_remit.errors import UserError
 from megatron_remit.launch import cost, epochs
+from megatron_remit.launch.activations import Placed
 from megatron_remit.launch.gpus import DEFAULT_GPU, Gpu, gpu
-from megatron_remit.launch.memory import Memory, Placed, estimate
+from megatron_remit.launch.memory import Memory, estimate
 from megatron_remit.launch.plan_checks import place
 from megatron_remit.launch.vocabulary import check_vocabulary
 from megatron_remit.objectives.registry import objective_class

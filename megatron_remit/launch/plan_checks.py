@@ -19,7 +19,8 @@ from megatron_remit.argument_checks import check_arguments
 from megatron_remit.arguments import add_remit_arguments
 from megatron_remit.convert.families import read_config
 from megatron_remit.errors import UserError
-from megatron_remit.launch.memory import Placed, layers_per_stage
+from megatron_remit.launch.activations import Placed
+from megatron_remit.launch.memory import layers_per_stage
 from megatron_remit.launch.parameters import read_model
 from megatron_remit.layout import check_divides
 from megatron_remit.model_arguments import NEUTRAL

@@ -16,7 +16,7 @@ from megatron.core.transformer.utils import is_layer_window_attention
 from megatron_remit.errors import UserError
 
 # Larger blocks waste the corners of the band, smaller ones the time to start a kernel.
-_BLOCK = 512
+BLOCK = 512
 
 
 def window_of_layer(config: TransformerConfig, layer_number: int) -> int | None:
@@ -51,7 +51,7 @@ def attend_in_windows(
     """
     contexts, row = [], 0
     for chunk_BNCD, start in zip(query_BNsD.chunk(len(starts), dim=2), starts, strict=True):
-        for block_BNnD in chunk_BNCD.split(min(window, _BLOCK), dim=2):
+        for block_BNnD in chunk_BNCD.split(min(window, BLOCK), dim=2):
             length = block_BNnD.size(2)
             keys = slice(max(0, start - window + 1), start + length)
             visible_nm = _visible(start, length, keys, window, query_BNsD.device)

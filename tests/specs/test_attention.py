@@ -37,7 +37,7 @@ def test_is_softmax_attention_over_the_past(groups):
 @pytest.mark.parametrize("size", [1, 4, 8, 20])
 def test_a_window_hides_what_lies_before_it(monkeypatch, size, documents):
     """In a model with windows of ``size``, the query included, and a layer without one. A block has 3 queries."""
-    monkeypatch.setattr(window, "_BLOCK", 3)
+    monkeypatch.setattr(window, "BLOCK", 3)
     torch.manual_seed(0)
     query, key, value = (torch.randn(9, 2, heads, 8, dtype=torch.float64) for heads in (4, 2, 2))
     hidden = torch.ones(2, 1, 9, 9).triu(1).bool()
