@@ -1,4 +1,4 @@
-"""GPUs by name: memory, its bandwidth and dense bf16 peak, from NVIDIA's data sheets."""
+"""GPUs by name: memory, its bandwidth, dense bf16 peak and links, from NVIDIA's data sheets."""
 
 from dataclasses import dataclass
 
@@ -16,24 +16,28 @@ class Gpu:
     """Floating-point operations per second of dense matrix products in bf16, without sparsity."""
     bandwidth: float
     """Bytes per second between the GPU and its memory."""
+    nvlink: float
+    """Bytes per second to the other GPUs of the node, one way."""
+    network: float
+    """Bytes per second to other nodes, one way, with one card per GPU as in a DGX."""
 
 
-def _gpu(name: str, gigabytes: int, teraflops: float, terabytes: float) -> Gpu:
-    return Gpu(name, gigabytes * 10**9, teraflops * 1e12, terabytes * 1e12)
+def _gpu(name: str, gigabytes: int, teraflops: float, terabytes: float, nvlink: float, network: float) -> Gpu:
+    return Gpu(name, gigabytes * 10**9, teraflops * 1e12, terabytes * 1e12, nvlink * 1e9, network * 1e9)
 
 
 # NVIDIA's data sheets of the A100, the H100 and H200 (SXM), the GH200, the DGX B200 (1,440 GB in 8 GPUs) and the HGX
-# B200. Where a sheet gives the figure with sparsity, half of it.
+# B200. Where a sheet gives the figure with sparsity, or a link both ways, half of it.
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        _gpu("A100-40GB", 40, 312, 1.555),
-        _gpu("A100-80GB", 80, 312, 2.039),
-        _gpu("H100-80GB", 80, 989, 3.35),
-        _gpu("H200", 141, 989, 4.8),
-        _gpu("GH200-96GB", 96, 990, 4.0),
-        _gpu("GH200-144GB", 144, 990, 4.9),
-        _gpu("B200", 180, 2250, 8.0),
+        _gpu("A100-40GB", 40, 312, 1.555, 300, 25),
+        _gpu("A100-80GB", 80, 312, 2.039, 300, 25),
+        _gpu("H100-80GB", 80, 989, 3.35, 450, 50),
+        _gpu("H200", 141, 989, 4.8, 450, 50),
+        _gpu("GH200-96GB", 96, 990, 4.0, 450, 50),
+        _gpu("GH200-144GB", 144, 990, 4.9, 450, 50),
+        _gpu("B200", 180, 2250, 8.0, 900, 50),
     )
 }
 DEFAULT_GPU = "H100-80GB"

@@ -89,7 +89,8 @@ def _training_bytes(args: argparse.Namespace) -> tuple[int, int]:
     return (6, 12) if args.bf16 or args.fp16 else (8, 8)
 
 
-def _weights(placed: Placed, stage: Part, rank: int, held: int, divided: int) -> float:
+def held_parameters(placed: Placed, stage: Part, rank: int) -> tuple[float, float]:
+    """Parameters on a GPU of pipeline stage ``rank``: those outside routed experts, and theirs."""
     args, model, last = placed.args, placed.model, placed.args.pipeline_model_parallel_size - 1
     matrices = stage.split
     if rank == 0:
@@ -98,8 +99,13 @@ def _weights(placed: Placed, stage: Part, rank: int, held: int, divided: int) ->
         # A shared embedding stands on the first and on the last stage.
         matrices += _padded(args, model.output or model.embedding)
     dense = matrices / args.tensor_model_parallel_size + stage.whole + (model.final if rank == last else 0)
+    return dense, stage.experts / (args.expert_model_parallel_size * args.expert_tensor_parallel_size)
+
+
+def _weights(placed: Placed, stage: Part, rank: int, held: int, divided: int) -> float:
+    args = placed.args
+    dense, experts = held_parameters(placed, stage, rank)
     expert_ranks = args.expert_model_parallel_size * args.expert_tensor_parallel_size
-    experts = stage.experts / expert_ranks
     if not args.use_distributed_optimizer:
         return (dense + experts) * (held + divided)
     copies = args.data_parallel_size * args.context_parallel_size

@@ -173,7 +173,7 @@ def _describe_memory(policy: Placed, frozen: int, memory: Memory, kind: Gpu) -> 
     lines = [("weights, gradients, optimizer", memory.weights_and_optimizer), ("activations", memory.activations)]
     if frozen:
         name = _name(frozen)
-        lines += [(f"{name}: weights", memory.reference_weights), (f"{name}: logits", memory.scoring)]
+        lines += [(f"{name}: weights", memory.reference_weights), (f"{name}: scoring", memory.scoring)]
     if memory.hidden:
         lines.append(("reference: hidden states", memory.hidden))
     free = kind.memory - memory.peak
@@ -183,6 +183,6 @@ def _describe_memory(policy: Placed, frozen: int, memory: Memory, kind: Gpu) -> 
         "buffers of NCCL and fragmentation:",
         *(f"        {name:<30}{size / _GIB:8.2f}" for name, size in lines),
         f"        {'peak':<30}{memory.peak / _GIB:8.2f}"
-        + ("   (activations and reference logits take turns)" if frozen else ""),
+        + ("   (activations and scoring take turns)" if frozen else ""),
         f"        {kind.name:<30}{kind.memory / _GIB:8.2f}   {verdict}",
     ]

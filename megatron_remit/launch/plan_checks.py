@@ -48,10 +48,14 @@ def place(base_hf: Path, reference_hf: Path | None, gpus: int, training: list[st
     Raises:
         UserError: flags that the training program would refuse, or a model that does not fit the layout.
     """
-    policy = _parse(training)
+    return place_parsed(parse(training), base_hf, reference_hf, gpus)
+
+
+def place_parsed(policy: argparse.Namespace, base_hf: Path, reference_hf: Path | None, gpus: int) -> Run:
+    """:func:`place` for flags that :func:`parse` has read. Changes ``policy``. Raises as :func:`place`."""
     check_base(policy)
     _set_layout(policy, gpus)
-    _check_microbatches(policy)
+    check_microbatches(policy)
     set_shape(policy, base_hf)
     check_divides(policy, str(base_hf))
     if scores_ahead(policy):
@@ -103,7 +107,8 @@ def frozen_arguments(policy: argparse.Namespace, hf: Path) -> argparse.Namespace
     return own
 
 
-def _parse(training: list[str]) -> argparse.Namespace:
+def parse(training: list[str]) -> argparse.Namespace:
+    """The flags of the training program, not yet validated. Raises UserError where one is missing."""
     cpu.install()
     patches.apply()
     parser = argparse.ArgumentParser(prog="flags of the training program", allow_abbrev=False)
@@ -137,7 +142,8 @@ def _set_layout(args: argparse.Namespace, gpus: int) -> None:
         )
 
 
-def _check_microbatches(args: argparse.Namespace) -> None:
+def check_microbatches(args: argparse.Namespace) -> None:
+    """Check that a step divides into microbatches. Raises UserError if it does not."""
     args._is_global_batch_size_explicitly_specified = args.global_batch_size is not None
     if args.global_batch_size is None:
         args.global_batch_size = args.micro_batch_size * args.data_parallel_size

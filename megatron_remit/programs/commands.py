@@ -5,12 +5,13 @@ for torch, transformers and Megatron. The commands that take Megatron's flags ha
 """
 
 import argparse
+import json
 from pathlib import Path
 
-from megatron_remit.artifacts import removed_on_signal
+from megatron_remit.artifacts import removed_on_signal, write_whole
 from megatron_remit.data.corpus_files import check_pair, check_paths, corpus_prefix
 from megatron_remit.errors import UserError
-from megatron_remit.launch.gpus import DEFAULT_GPU, GPUS, gpu
+from megatron_remit.launch.gpus import DEFAULT_GPU, GPUS, Gpu, gpu
 
 
 def import_command() -> None:
@@ -174,16 +175,24 @@ def plan_command() -> None:
     parser.add_argument(
         "--simulate", action="store_true", help="also run a step on fake CUDA tensors (needs a C compiler)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the simulation's figures to FILE")
+    parser.add_argument(
+        "--search", action="store_true", help="instead of the plan, look for the layouts that fit, best first"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the simulation's or the search's figures")
     parser.add_argument("training", nargs="+", metavar="-- FLAG", help="flags of the training program")
     options = parser.parse_args()
     # Before the imports, which take seconds.
     kind = gpu(options.gpu)
-    if options.json is not None and not options.simulate:
-        raise UserError("--json holds the simulation's figures; give --simulate too")
+    if options.json is not None and not (options.simulate or options.search):
+        raise UserError("--json holds the figures of the simulation or the search; give --simulate or --search too")
+    if options.simulate and options.search:
+        raise UserError("--simulate with --search: the search prints the command that simulates its best layout")
     for flag, folder in (("--base-hf", options.base_hf), ("--reference-hf", options.reference_hf)):
         if folder is not None and not folder.is_dir():
             raise UserError(f"{flag} {folder}: no such folder; give a Hugging Face model folder")
+    if options.search:
+        _search(options, kind)
+        return
     from megatron_remit.launch.plan import Wishes, plan_run
 
     wishes = Wishes(options.gpu, options.gpus_per_node, options.mfu, options.max_epochs)
@@ -192,6 +201,18 @@ def plan_command() -> None:
         from megatron_remit.simulate.run import simulate_and_print
 
         simulate_and_print(options.base_hf, options.reference_hf, options.gpus, options.training, kind, options.json)
+
+
+def _search(options: argparse.Namespace, kind: Gpu) -> None:
+    from megatron_remit.launch.search import search
+    from megatron_remit.launch.search_table import describe
+
+    run = options.base_hf, options.reference_hf, options.gpus
+    found = search(*run, options.training, kind, options.gpus_per_node)
+    print(describe(found, *run, kind), flush=True)
+    if options.json is not None:
+        figures = {"fitting": [one.as_json() for one in found.fitting], "fallen": dict(found.fallen)}
+        write_whole(options.json, json.dumps(figures, indent=1) + "\n")
 
 
 def compare_command() -> None:

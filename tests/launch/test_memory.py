@@ -99,7 +99,7 @@ def test_fp32_and_one_optimizer_per_rank(planned):
 def test_experts_are_divided_over_their_ranks(planned):
     """A layer of eight experts, of which a token meets two."""
     args = place(planned.folder / "base", None, 32, [*PAPER, "--objective", "ntp"]).policy
-    shape = argparse.Namespace(**vars(args.args) | {"num_experts": 8, "moe_router_topk": 2})
+    shape = argparse.Namespace(**vars(args.args) | {"num_experts": 8, "moe_router_topk": 2, "moe_ffn_hidden_size": F})
     shape.expert_model_parallel_size = 8
     name = "decoder.layers.mlp.experts.experts.linear_fc{}.weight"
     parts = [_part(name.format(1), (F, H), shape)] * 16 + [_part(name.format(2), (H, F), shape)] * 8
