@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.megatron-remit-ready
 REAL := $(VENV)/real/.ready
 
-.PHONY: help demo test test-slurm test-next lint format env clean
+.PHONY: help demo test test-slurm test-next campaign lint format env clean
 .DEFAULT_GOAL := demo
 
 help: ## print what each target is for
@@ -25,6 +25,9 @@ test-slurm: env ## the job scripts on a real Slurm on this machine (installs Deb
 
 test-next: env ## all tests against another megatron-core, which MEGATRON names; prints what broke
 	VENV=$(VENV) WORKERS=$(WORKERS) tools/test_next.sh "$(MEGATRON)"
+
+campaign: env ## kills, faults and bad inputs, and a table of what came of them (CAMPAIGN="--seed 3 --only kills")
+	$(PY) -m tests.campaign $(CAMPAIGN)
 
 lint: env ## style, format, imports between the rooms, types
 	$(PY) -m ruff check .

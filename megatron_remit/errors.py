@@ -1,11 +1,25 @@
 """Errors that the user of a command can fix, and notes that need no fix."""
 
+import os
 import sys
 from collections.abc import Callable
+
+_WORKERS_OF_A_CORE = 16
 
 
 class UserError(RuntimeError):
     """Bad input. The message names the file or flag, what was found, what was expected and what to do."""
+
+
+def check_workers(flag: str, count: int) -> None:
+    """Refuse so many processes that this machine would only swap and switch.
+
+    Raises:
+        UserError: names ``flag`` and the most that there may be.
+    """
+    most = max(64, _WORKERS_OF_A_CORE * (os.cpu_count() or 1))
+    if count > most:
+        raise UserError(f"{flag} {count}: expected at most {most}, {_WORKERS_OF_A_CORE} for each core of this machine")
 
 
 def note(message: str) -> None:

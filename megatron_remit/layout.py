@@ -110,7 +110,7 @@ def in_one_line(args: argparse.Namespace) -> Iterator[None]:
     """What Megatron asserts or raises inside about ``args`` becomes a UserError that names the flags it speaks of."""
     try:
         yield
-    except (AssertionError, ValueError) as error:
+    except (AssertionError, ValueError, OSError) as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         said, source = " ".join(str(error).split()), place.line or ""
         # An assertion without words is quoted instead. Arguments are told from prose by how they are spelt.

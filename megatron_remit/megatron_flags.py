@@ -37,6 +37,12 @@ def _parser() -> argparse.ArgumentParser:
     return arguments.add_megatron_arguments(parser)
 
 
+@functools.cache
+def kinds() -> dict[str, type]:
+    """Of Megatron's flags that are numbers: int or float, by name."""
+    return {action.dest: action.type for action in _parser()._actions if action.type in (int, float)}
+
+
 def spelt(name: str) -> str:
     """How a user writes the flag whose value is ``name`` in the parsed arguments."""
     for action in _parser()._actions:

@@ -3,17 +3,20 @@
 import argparse
 import functools
 import importlib.util
+import sys
 import warnings
 from typing import Any
 
 import torch
 from megatron.core.datasets import utils as dataset_utils
 from megatron.core.optimizer import distrib_optimizer, optimizer
+from megatron.core.rerun_state_machine import EXIT_CODE_FAILED_ON_RESULT_VALIDATION, RerunStateMachine
 from megatron.training import arguments, checkpointing, get_args, training
 from megatron.training.vocab_utils import calculate_padded_vocab_size
 from torch.nn import Module
 
 from megatron_remit import cpu, step_metrics
+from megatron_remit.flag_values import check_values
 from megatron_remit.layout import check_divides, in_one_line
 from megatron_remit.megatron_flags import CHOSEN_ANEW, check_megatron_flags, check_not_replaced, given
 from megatron_remit.model_arguments import take_left_out
@@ -39,6 +42,10 @@ def apply() -> None:
     arguments.add_megatron_arguments = _with_readable_help(arguments.add_megatron_arguments)
     checkpointing.load_args_from_checkpoint = _load_args(checkpointing.load_args_from_checkpoint)
     arguments.validate_args = _validate(arguments.validate_args)
+    # What is asserted about a user's values after that, until the first step.
+    for stage in ("setup_model_and_optimizer", "build_train_valid_test_data_iterators"):
+        setattr(training, stage, _set_up(getattr(training, stage)))
+    RerunStateMachine.should_checkpoint_and_exit = _end_without_folder(RerunStateMachine.should_checkpoint_and_exit)
     pickles.guard_torch()
     training.save_checkpoint = checkpointing.save_checkpoint = saving.with_digests(checkpointing.save_checkpoint)
     checkpointing.schedule_async_save = saving.scheduled_with_digests(checkpointing.schedule_async_save)
@@ -136,10 +143,43 @@ def _validate(original: Any) -> Any:
     @functools.wraps(original)
     def call(args: Any, *rest: Any, **kwargs: Any) -> Any:
         check_megatron_flags(args)
+        check_values(args)
         if args.num_layers is not None and args.yaml_cfg is None:
             check_divides(args, f"--load {args.load}" if args.use_checkpoint_args else "the model")
         with in_one_line(args):
             return original(args, *rest, **kwargs)
+
+    return call
+
+
+def _set_up(original: Any) -> Any:
+    """A stage of Megatron's set-up says in one line what it refuses."""
+
+    @functools.wraps(original)
+    def call(*rest: Any, **kwargs: Any) -> Any:
+        with in_one_line(get_args()):
+            return original(*rest, **kwargs)
+
+    return call
+
+
+def _end_without_folder(original: Any) -> Any:
+    """A loss that is NaN or infinite ends a run without ``--save`` too: Megatron would write a checkpoint to None, and
+    the TypeError of that would be the last that is seen."""
+
+    @functools.wraps(original)
+    def call(self: Any) -> tuple[bool, bool, int]:
+        checkpoint, end, code = original(self)
+        if not checkpoint or get_args().save is not None:
+            return checkpoint, end, code
+        step = self.current_iteration + 1
+        print(
+            f"error: step {step}: the loss or a gradient is NaN or infinite (above: 'Unexpected result'), and so again "
+            "when the step was repeated; there is no --save, so there is no checkpoint to look into",
+            file=sys.stderr,
+            flush=True,
+        )
+        return False, True, EXIT_CODE_FAILED_ON_RESULT_VALIDATION
 
     return call
 

@@ -8,10 +8,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from pathlib import Path
+from threading import Timer
 
+import psutil
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -131,6 +134,12 @@ class _Zygote:
         self.stop()
         raise subprocess.TimeoutExpired(job.module or job.script or "the ranks", timeout)
 
+    def kill_ranks(self):
+        """Kill the processes of the job in progress, which ends with -9."""
+        if self._process is not None:
+            for child in psutil.Process(self._process.pid).children():
+                child.kill()
+
     def stop(self):
         """Its ranks end with it."""
         if self._process is not None:
@@ -141,6 +150,18 @@ class _Zygote:
 
 
 _zygote = _Zygote()
+
+
+@contextmanager
+def killed_after(seconds):
+    """A job that is started inside is killed (SIGKILL) once ``seconds`` have passed, if it still runs then."""
+    timer = Timer(seconds, _zygote.kill_ranks)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 def run_job(ranks, *, cwd=None, timeout=420, **what):

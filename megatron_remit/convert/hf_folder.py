@@ -103,7 +103,7 @@ def merge(folder: Path) -> str:
 def _adapter(folder: Path) -> str:
     try:
         base = json.loads((folder / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         base = None
     return f"a LoRA adapter (peft) of {base or 'a model that it does not name'}; merge it first: {merge(folder)}"
 

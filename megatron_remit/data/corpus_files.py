@@ -115,7 +115,7 @@ def _is_ours(path: Path) -> bool:
     if path.suffix == ".json":
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
         return isinstance(content, dict) and bool(content.keys() & {"tokenizer_fingerprint", "keep ratio"})
     return True

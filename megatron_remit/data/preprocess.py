@@ -22,7 +22,7 @@ from megatron_remit.data.corpus_files import check_paths, new_corpus
 from megatron_remit.data.documents import Block, blocks
 from megatron_remit.data.manifest import Manifest
 from megatron_remit.data.tokenizer import Encoder, load_encoder
-from megatron_remit.errors import UserError
+from megatron_remit.errors import UserError, check_workers
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -61,6 +61,7 @@ def preprocess(
     check_paths(inputs, output_prefix, overwrite)
     if workers < 1:
         raise UserError(f"--workers {workers}: expected at least 1")
+    check_workers("--workers", workers)
     for path in inputs:
         if path.suffix == parquet.SUFFIX:
             parquet.check_column(path, json_key)

@@ -40,7 +40,7 @@ class Results:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             found = content[SETTINGS]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path}: not a result of this program ({error}); move it away") from None
         for name, value in self.settings.items():
             if found.get(name) != value:

@@ -146,7 +146,7 @@ def read_run_file(path: Path) -> Mapping[str, Any]:
     """What ``run.json`` holds. Raises UserError: it is no such file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise UserError(
             f"{path} is damaged ({error}); delete it: it is only a record, checkpoints have what is compared"
         ) from None

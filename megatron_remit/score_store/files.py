@@ -136,7 +136,7 @@ def read_header(path: Path) -> Header:
             for name, entry in entries.items()
         }
         expected = 8 + length + max(entry["data_offsets"][1] for entry in entries.values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"{path}: damaged, its header cannot be read ({type(error).__name__}: {error})") from None
     if size != expected:
         raise DamagedFile(f"{path}: damaged, it has {size} bytes, its header expects {expected}")

@@ -82,7 +82,7 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(identity, content["created_by"])
     except FileNotFoundError:
         raise UserError(f"{path}: no such file, so this is no score store; tools/score_corpus.py makes one") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         what = f"{type(error).__name__}: {error}"
         raise UserError(f"{path}: cannot be read ({what}); restore it or score again") from None
     if content.get("digest") != identity.digest():

@@ -158,7 +158,7 @@ def _flags(command: str, material: Material, changes: dict[str, Any]) -> list[st
     """Of a command that takes Megatron's flags."""
     known = {name: value for name, value in changes.items() if not isinstance(value, list)}
     lists = _words({name: value for name, value in changes.items() if isinstance(value, list)})
-    known |= dict.fromkeys((name for name in changes if name not in known))
+    known |= dict.fromkeys(name for name in changes if name not in known)
     if command == "resume":
         run: dict[str, Any] = run_flags("run") | {"load": "run", "finetune": None}
         return [*material.remit(**run | known), *lists]

@@ -24,6 +24,9 @@ def make_world(folder: Path) -> None:
     tokenizer = ["--tokenizer-model", folder / "hf_policy"]
     done = run_command(["python", ROOT / "tools/preprocess_corpus.py", *corpus, *tokenizer])
     assert done.returncode == 0, done.failure()
+    exported = ["--megatron", material.policy, "--hf-template", folder / "hf_policy", "--out", folder / "exported"]
+    done = run_command(["python", ROOT / "tools/export_hf.py", *exported])
+    assert done.returncode == 0, done.failure()
     pretrain(1, *material.remit(**run_flags(folder / "run")), "--exit-interval", SAVED)
     for name, model in (("store", material.reference), ("store_small", material.policy)):
         score(1, folder / name, *material.remit(row_seed=3, reference_load=model))
