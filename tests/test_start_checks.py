@@ -141,3 +141,11 @@ def test_nothing_stands_above_an_error_but_the_error():
     assert done.returncode == 2
     first = next(line for line in done.output.splitlines() if "CUDA_HOME" not in line)
     assert first.startswith("error: --yaml-cfg")
+
+
+def test_a_loss_of_nan_ends_a_run_without_save_by_its_name(material):
+    """Megatron would save a checkpoint to None, and end with the TypeError of that."""
+    run = pretrain(1, *material.flags(lr=1e38), check=False)
+    assert run.returncode not in (0, 1), run.output
+    assert "TypeError" not in run.output and "found NaN" in run.output
+    assert "the loss or a gradient is NaN or infinite" in run.output and "there is no --save" in run.output

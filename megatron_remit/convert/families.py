@@ -18,6 +18,7 @@ _MODULES = (llama, olmo2, olmo3, olmoe, qwen2, qwen3, qwen3_moe, smollm3, youtu)
 FAMILIES = {module.FAMILY.architecture: module.FAMILY for module in _MODULES}
 
 _SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+_MOST_LAYERS = 10_000
 _MORE_SIZES = ("vocab_size", "max_position_embeddings", "head_dim", "v_head_dim", "q_lora_rank", "kv_lora_rank")
 
 # Config fields that no family represents, with the only value that all of them can read.
@@ -38,6 +39,9 @@ def read_config(folder: Path) -> tuple[Family, dict[str, Any]]:
     where = folder / "config.json"
     raw = read_json(where)
     family = _family(raw, where)
+    layers = raw.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > _MOST_LAYERS:  # transformers would list the type of each
+        raise UserError(f"{where}: num_hidden_layers is {layers}; expected at most {_MOST_LAYERS}")
     config = _completed(family, raw, where)
     _check(family, config, where)
     return family, config

@@ -14,6 +14,7 @@ import torch
 
 from megatron_remit.convert.families import family_fields, read_config
 from megatron_remit.convert.fused_experts import ExpertTensors
+from megatron_remit.convert.hf_io import read_json
 from megatron_remit.convert.hf_side_files import copy_side_files, has_tokenizer, side_files
 from megatron_remit.convert.hf_tensors import HfTensors
 from megatron_remit.convert.output import check_output, converted_folder
@@ -47,6 +48,8 @@ def import_hf(
     family, config = read_config(hf)
     check_output(out, overwrite, "import", {"--hf": hf})
     files = side_files(hf)
+    if (hf / "tokenizer.json").is_file():
+        read_json(hf / "tokenizer.json")  # a run that reads it would be too late to hear of damage
     if not skip_digests and any(hf.glob(LISTS)):
         check_digests(hf, sorted(hf.glob("*.safetensors")))
     arguments = family.arguments(config)

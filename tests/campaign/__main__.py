@@ -27,11 +27,16 @@ def main() -> None:
     parser.add_argument("--only", choices=tuple(_GOOD))
     parser.add_argument("--number", type=int)
     parser.add_argument("--match", default="", help="of the inputs those whose 'command: name' holds this text")
+    parser.add_argument("--world", type=Path, metavar="DIR", help="the models and corpora, made there if it is new")
     options = parser.parse_args()
+    if options.match:
+        options.only = "inputs"
     counts: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        world = Path(scratch)
-        make_world(world)
+        world = options.world or Path(scratch) / "world"
+        if not world.exists():
+            world.mkdir(parents=True)
+            make_world(world)
         for kind, run in (("kills", _kills), ("faults", _faults), ("inputs", _inputs)):
             if options.only in (None, kind):
                 counts[kind] = run(world, options)
