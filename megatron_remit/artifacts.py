@@ -6,9 +6,10 @@ Every writer gives a temporary name next to the target and renames it at the end
 import os
 import signal
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, NoReturn
@@ -77,6 +78,25 @@ def whole_files(*targets: Path) -> Iterator[list[Path]]:
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_for(path: Path) -> Iterator[None]:
+    """The folder ``path``, made with its parents if they are not there, that can be written. If the body raises, those
+    that were made and are empty go again.
+
+    Raises OSError.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        tempfile.TemporaryFile(dir=path).close()
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 @contextmanager

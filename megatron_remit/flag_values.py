@@ -8,7 +8,7 @@ import argparse
 import math
 
 from megatron_remit.errors import UserError, check_workers
-from megatron_remit.megatron_flags import given, kinds, spelt
+from megatron_remit.megatron_flags import numbers, spelt
 
 # Below zero they have a meaning; of all others no number below zero has one.
 _SIGNED = ("async_ckpt_cpu_priority", "null_tokenizer_eod_id", "null_tokenizer_pad_id", "local_rank", "lr_warmup_init")
@@ -46,13 +46,12 @@ def check_values(args: argparse.Namespace) -> None:
     Raises:
         UserError: names the flag, its value and the range.
     """
-    kind_of = kinds() | {"row_seed": int}
-    stated = given().keys() | {"row_seed"}
-    for name in sorted(stated & kind_of.keys()):
+    for name, default in numbers().items() | {("row_seed", None)}:
         value = getattr(args, name, None)
-        for one in value if isinstance(value, list | tuple) else [value]:
-            if one is not None:
-                _check_number(name, one)
+        if value != default:
+            for one in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(one, int | float):
+                    _check_number(name, one)
     _check_together(args)
     _check_split(args)
     _check_blends(args)

@@ -38,9 +38,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 @functools.cache
-def kinds() -> dict[str, type]:
-    """Of Megatron's flags that are numbers: int or float, by name."""
-    return {action.dest: action.type for action in _parser()._actions if action.type in (int, float)}
+def numbers() -> dict[str, Any]:
+    """Of Megatron's flags that take numbers: the default, by name."""
+    return {action.dest: action.default for action in _parser()._actions if action.type in (int, float)}
 
 
 def spelt(name: str) -> str:

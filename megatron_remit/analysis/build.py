@@ -1,6 +1,6 @@
 """From models, texts and logs to a folder with compare.html, and a PNG and CSV of every figure."""
 
-import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from megatron_remit.analysis.inputs import Texts, check_name, check_tokenizers, 
 from megatron_remit.analysis.models import check_models
 from megatron_remit.analysis.page import HeatmapSection, page
 from megatron_remit.analysis.score import Scores, score_all
-from megatron_remit.artifacts import unwritable, whole_files
+from megatron_remit.artifacts import folder_for, unwritable, whole_files
 from megatron_remit.errors import UserError
 
 PAGE = "compare.html"
@@ -53,9 +53,20 @@ def compare(request: Request) -> Path:
     pairs = _pairs(request, models)
     texts = _texts(request, models) if models else None
     writing = partial(unwritable, f"--out {request.out}: cannot write there", "name a folder that can be written")
-    with writing():
-        request.out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=request.out).close()
+    with ExitStack() as folder:
+        with writing():
+            folder.enter_context(folder_for(request.out))
+        files = _compared(request, models, texts, runs, accuracies, pairs)
+        with writing():
+            _write(request.out, files)
+    print(f"wrote {request.out / PAGE} and {len(files) - 1} files of figures beside it")
+    return request.out / PAGE
+
+
+def _compared(
+    request: Request, models: dict[str, Path], texts: Texts | None, runs: dict, accuracies: dict, pairs: list
+) -> dict[str, bytes]:
+    """The page's files by name, the page last."""
     scores = None
     if texts is not None:
         scores = score_all(models, texts, request.teacher, request.seq_length, request.dtype)
@@ -70,10 +81,7 @@ def compare(request: Request) -> Path:
             files[f"{one.name}.png"], files[f"{one.name}.csv"] = draw(one, texts), csv(one, texts)
             files[f"tokens-{one.name}.csv"] = _margins_csv(margins)
     files[PAGE] = page(models, texts, scores, figures, sections).encode()
-    with writing():
-        _write(request.out, files)
-    print(f"wrote {request.out / PAGE} and {len(files) - 1} files of figures beside it")
-    return request.out / PAGE
+    return files
 
 
 def _write(out: Path, files: dict[str, bytes]) -> None:

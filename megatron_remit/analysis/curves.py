@@ -89,7 +89,7 @@ def read_accuracies(values: Iterable[str]) -> dict[str, Evaluations]:
                 points.setdefault(name, []).append((tokens, seconds, accuracy))
         except OSError as error:
             raise UserError(f"--accuracy {value}: cannot be read ({error})") from None
-        except (ValueError, TypeError, LookupError, AttributeError, csv.Error) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, csv.Error) as error:
             what = 'JSON of the form {"points": [...]}' if value.endswith(".json") else "CSV"
             raise UserError(f"--accuracy {value}: expected {what} in UTF-8, found {error!r}") from None
         if not points:

@@ -19,6 +19,7 @@ from megatron_remit.argument_checks import check_arguments
 from megatron_remit.arguments import add_remit_arguments
 from megatron_remit.convert.families import read_config
 from megatron_remit.errors import UserError
+from megatron_remit.flag_values import check_values
 from megatron_remit.launch.activations import Placed
 from megatron_remit.launch.memory import layers_per_stage
 from megatron_remit.launch.parameters import read_model
@@ -114,6 +115,7 @@ def parse(training: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="flags of the training program", allow_abbrev=False)
     args = add_remit_arguments(arguments.add_megatron_arguments(parser), training).parse_args(training)
     args.rank = 0
+    check_values(args)
     if not args.micro_batch_size or args.micro_batch_size < 1:
         raise UserError("--micro-batch-size is not set; give the sequences of a microbatch, 1 or more")
     if args.reference_micro_batch_size is None:

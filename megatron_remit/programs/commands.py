@@ -183,6 +183,11 @@ def plan_command() -> None:
     options = parser.parse_args()
     # Before the imports, which take seconds.
     kind = gpu(options.gpu)
+    for flag, count in (("--gpus", options.gpus), ("--gpus-per-node", options.gpus_per_node)):
+        if count < 1:
+            raise UserError(f"{flag} {count}: expected 1 or more")
+    if not options.max_epochs > 0:
+        raise UserError(f"--max-epochs {options.max_epochs}: expected a number above 0")
     if options.json is not None and not (options.simulate or options.search):
         raise UserError("--json holds the figures of the simulation or the search; give --simulate or --search too")
     if options.simulate and options.search:
