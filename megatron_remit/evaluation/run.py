@@ -14,6 +14,9 @@ from megatron_remit.evaluation.table import average, markdown
 from megatron_remit.evaluation.tasks import LM_EVAL, build, check_installed
 
 
+_DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
+
+
 @dataclass(frozen=True)
 class Request:
     """What to evaluate; the fields are the flags of ``megatron-remit evaluate``."""
@@ -54,6 +57,7 @@ def evaluate(request: Request) -> str:
     models = _models(request.model)
     if request.limit is not None and request.limit < 2:
         raise UserError(f"--limit {request.limit}: a standard error needs at least 2 questions of each task")
+    _check_settings(request, request.out)
     shelves = {name: Results(request.out, name, suite.name, _settings(request, suite, models[name])) for name in models}
     todo = {name: _todo(shelves[name], columns, request.overwrite) for name in models}
     check_installed(tuple(column for missing in todo.values() for column in missing))
@@ -68,6 +72,20 @@ def evaluate(request: Request) -> str:
     )
     write_text(request.out / f"{suite.name}.md", text)
     return text
+
+
+def _check_settings(request: Request, out: Path) -> None:
+    """What torch and the disk would refuse only after the data sets and the model are there."""
+    for flag, count in (("--batch-size", request.batch_size), ("--max-gen-toks", request.max_gen_toks)):
+        if count is not None and count < 1:
+            raise UserError(f"{flag} {count}: expected 1 or more")
+    if request.dtype not in _DTYPES:
+        raise UserError(f"--dtype {request.dtype}: expected one of {', '.join(_DTYPES)}")
+    if request.device is not None and not re.fullmatch(r"(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?", request.device):
+        raise UserError(f"--device {request.device}: expected cuda, cuda:1, cpu, ...")
+    there = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"--out {out}: {there} is a file; give a folder")
 
 
 def _part(columns: tuple[Column, ...], part: str) -> tuple[Column, ...]:
@@ -146,7 +164,7 @@ def _there(shelf: Results, suite: Suite) -> dict[str, dict[str, Any]]:
 def _table(request: Request, suite: Suite, scores: dict[str, dict[str, dict[str, Any]]], first: Path) -> str:
     try:
         model = request.paper or model_of(first)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{first}/config.json: cannot be read ({error})") from None
     lines = published(suite.name, model) if model in MODELS else []
     text = markdown(suite, scores, lines)
