@@ -46,7 +46,7 @@ def check_values(args: argparse.Namespace) -> None:
     Raises:
         UserError: names the flag, its value and the range.
     """
-    for name, default in numbers().items() | {("row_seed", None)}:
+    for name, default in {**numbers(), "row_seed": None}.items():
         value = getattr(args, name, None)
         if value != default:
             for one in value if isinstance(value, list | tuple) else [value]:

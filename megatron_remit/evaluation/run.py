@@ -13,7 +13,6 @@ from megatron_remit.evaluation.suites import Column, Suite, read_suite
 from megatron_remit.evaluation.table import average, markdown
 from megatron_remit.evaluation.tasks import LM_EVAL, build, check_installed
 
-
 _DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
 
 
