@@ -77,8 +77,6 @@ def _check_number(name: str, value: float) -> None:
 def _check_together(args: argparse.Namespace) -> None:
     if args.fp16 and args.bf16:
         raise UserError("--fp16 with --bf16: a run has one of them; leave the other out")
-    if args.lr is not None and args.min_lr is not None and args.min_lr > args.lr:
-        raise UserError(f"--min-lr {args.min_lr} is above --lr {args.lr}; give a lower one")
     steps = args.lr_decay_iters or args.train_iters
     if steps is not None and args.lr_warmup_iters and args.lr_warmup_iters >= steps:
         raise UserError(
