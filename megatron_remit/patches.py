@@ -43,8 +43,8 @@ def apply() -> None:
     checkpointing.load_args_from_checkpoint = _load_args(checkpointing.load_args_from_checkpoint)
     arguments.validate_args = _validate(arguments.validate_args)
     # What is asserted about a user's values after that, until the first step.
-    for stage in ("setup_model_and_optimizer", "build_train_valid_test_data_iterators"):
-        setattr(training, stage, _set_up(getattr(training, stage)))
+    training.setup_model_and_optimizer = _set_up(training.setup_model_and_optimizer)
+    training.build_train_valid_test_data_iterators = _set_up(training.build_train_valid_test_data_iterators)
     RerunStateMachine.should_checkpoint_and_exit = _end_without_folder(RerunStateMachine.should_checkpoint_and_exit)
     pickles.guard_torch()
     training.save_checkpoint = checkpointing.save_checkpoint = saving.with_digests(checkpointing.save_checkpoint)
@@ -77,6 +77,8 @@ def _with_readable_help(original: Any) -> Any:
     @functools.wraps(original)
     def call(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         parser.formatter_class = _Formatter
+        # An error would be the last line below a list of 800 flags.
+        parser.usage = "%(prog)s FLAGS (--help lists them, --help-remit those of ReMiT)"
         return original(parser)
 
     return call
