@@ -78,7 +78,7 @@ def _with_readable_help(original: Any) -> Any:
     def call(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         parser.formatter_class = _Formatter
         # An error would be the last line below a list of 800 flags.
-        parser.usage = "%(prog)s FLAGS (--help lists them, --help-remit those of ReMiT)"
+        parser.usage = "%(prog)s [-h] [--help-remit] FLAGS"
         return original(parser)
 
     return call
