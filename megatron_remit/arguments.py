@@ -11,6 +11,7 @@ from megatron_remit.objectives.base import Objective
 from megatron_remit.objectives.registry import OBJECTIVES, objective_class
 from megatron_remit.scoring.arguments import add_score_store_arguments
 from megatron_remit.trust.loading import add_trust_arguments
+from megatron_remit.watch.arguments import add_watch_arguments
 
 _EXAMPLES = """next-token prediction, ReMiT with a reference that scores online, and ReMiT from a score store:
   --load DIR --use-checkpoint-args ...
@@ -90,6 +91,7 @@ def add_remit_arguments(
     )
     add_score_store_arguments(group)
     add_trust_arguments(group)
+    add_watch_arguments(group)
     _set_defaults(parser)
     return parser
 

@@ -50,7 +50,7 @@ def apply() -> None:
     training.save_checkpoint = checkpointing.save_checkpoint = saving.with_digests(checkpointing.save_checkpoint)
     checkpointing.schedule_async_save = saving.scheduled_with_digests(checkpointing.schedule_async_save)
     training.train_step = step_metrics.with_step_metrics(training.train_step)
-    training.training_log = step_metrics.with_negative_means(training.training_log)
+    training.training_log = step_metrics.with_watched_figures(step_metrics.with_negative_means(training.training_log))
     _resume_with_other_rates()
     # In fp32 the distributed optimizer's parameters are views of the model's own, which may be written without autograd
     # only; Megatron loads them with it, and fails.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from megatron_remit.objectives.registry import current_objective
 from megatron_remit.scoring.ahead import clock
+from megatron_remit.watch.run import current_watch
 
 
 def with_step_metrics(train_step: Callable[..., tuple]) -> Callable[..., tuple]:
@@ -31,6 +32,7 @@ def with_step_metrics(train_step: Callable[..., tuple]) -> Callable[..., tuple]:
         if losses:
             # The optimizer has read the gradient norm on the host, so the GPU has ended the step.
             _add(losses, time.perf_counter() - start)
+            current_watch().end_step(next(iter(losses.values())).device)
         return result
 
     return call
@@ -45,6 +47,20 @@ def _add(losses: dict[str, Tensor], seconds: float) -> None:
         losses["reference share"] = torch.full_like(like, clock.reference_seconds() / seconds)
     tokens = options.global_batch_size * options.seq_length
     losses["tokens per second"] = torch.full_like(like, tokens / seconds)
+
+
+def with_watched_figures(training_log: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap Megatron's ``training_log``: what is watched (:mod:`megatron_remit.watch`) is written with its figures."""
+
+    @functools.wraps(training_log)
+    def call(
+        losses: dict[str, Tensor], total: Any, rate: float | None, iteration: int, *rest: Any, **named: Any
+    ) -> Any:
+        result = training_log(losses, total, rate, iteration, *rest, **named)
+        current_watch().log(losses, rate, iteration)
+        return result
+
+    return call
 
 
 def with_negative_means(training_log: Callable[..., Any]) -> Callable[..., Any]:

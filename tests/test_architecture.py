@@ -29,6 +29,7 @@ EDGES = {
     "megatron_remit/scoring/ahead.py",
     "megatron_remit/scoring/scorer.py",
     "megatron_remit/trust/saving.py",
+    "megatron_remit/watch/run.py",
 }
 
 

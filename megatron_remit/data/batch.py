@@ -54,6 +54,12 @@ class Batch(TypedDict, total=False):
     """[B, S] bool, for objectives that choose tokens of the global batch. Set by their ``look_ahead``."""
     weight: Tensor
     """[B, S] float32, on the last stage. Set by PriFT's ``look_ahead``."""
+    source: Tensor | None
+    """[B] int64, which corpus of a blend each sequence is of, on tensor-parallel rank 0 of the last stage; None
+    elsewhere, and without a blend. Set here."""
+    figures: dict[str, Tensor]
+    """Values per token [B, S] by name, without gradients, until they are watched. Set by the objective's ``loss``
+    (:func:`megatron_remit.objectives.base.keep_figures`)."""
 
 
 _MEGATRONS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
@@ -109,6 +115,9 @@ def get_batch(
     batch = get_batch_on_this_cp_rank(batch, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group())
     if scored and last:
         batch["score_key"] = None if raw is None else raw["score_key"]
+    if last:
+        source_B = None if raw is None else raw.get("dataset_id")
+        batch["source"] = None if source_B is None else source_B.long()
     return cast(Batch, batch)
 
 

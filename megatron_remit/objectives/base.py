@@ -155,6 +155,17 @@ def selected_loss(
     return loss, num_selected, report
 
 
+def keep_figures(batch: Batch, **figures_BS: Tensor) -> None:
+    """Leave values per token [B, S] in a microbatch, to be watched by source of the blend and in histograms.
+
+    Args:
+        figures_BS: ``nll`` (the policy's), ``weight``, ``delta``, ``clipped`` and ``kept`` (0 or 1), as far as the
+            objective has them.
+    """
+    named = {"lm loss" if name == "nll" else name: value_BS.detach() for name, value_BS in figures_BS.items()}
+    batch["figures"] = named
+
+
 def masked_mean(value_BS: Tensor, mask_BS: Tensor) -> Tensor:
     """The report value of a figure per token: its mean over the tokens whose mask is 1."""
     mask_N = mask_BS.reshape(-1).float()

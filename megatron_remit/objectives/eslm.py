@@ -19,6 +19,7 @@ from megatron_remit.objectives.base import (
     Objective,
     Step,
     context_parallel_group,
+    keep_figures,
     number_in,
     select_in_step,
     selected_loss,
@@ -76,4 +77,5 @@ class Eslm(Objective):
         if selected_BS is None:
             group = context_parallel_group()
             selected_BS = choose_in_microbatch(self.choice, nll_BS.detach(), mask_BS, self.scope, group)
+        keep_figures(batch, nll=nll_BS, kept=selected_BS)
         return selected_loss(self.name, nll_BS, mask_BS, selected_BS)

@@ -28,7 +28,7 @@ from megatron_remit.errors import UserError
 from megatron_remit.kernels.vocab_parallel_kl import vocab_parallel_kl
 from megatron_remit.kernels.vocab_parallel_logprob import choose_implementation
 from megatron_remit.nll import Head, Output, Vocabulary, nll_from_logits, nll_output
-from megatron_remit.objectives.base import LossResult, Objective, Step, mean, number_in
+from megatron_remit.objectives.base import LossResult, Objective, Step, keep_figures, mean, number_in
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ class Distillation(Objective):
 
     def loss(self, batch: Batch, output: Tensor) -> LossResult:
         """The sum of the tokens' losses and their number; ``output`` is [2, B, S]."""
+        keep_figures(batch, nll=output[0].float())
         nll_N, kl_N = output.float().reshape(2, -1)
         mask_N = batch["loss_mask"].reshape(-1).float()
         num_tokens = mask_N.sum().to(torch.int)

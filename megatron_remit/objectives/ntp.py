@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from megatron_remit.data.batch import Batch
-from megatron_remit.objectives.base import LossResult, Objective, mean
+from megatron_remit.objectives.base import LossResult, Objective, keep_figures, mean
 
 
 class NextToken(Objective):
@@ -21,4 +21,5 @@ class NextToken(Objective):
         mask_N = batch["loss_mask"].reshape(-1).float()
         loss = (output.reshape(-1).float() * mask_N).sum()
         num_tokens = mask_N.sum().detach().to(torch.int)
+        keep_figures(batch, nll=output)
         return loss, num_tokens, {"lm loss": mean(loss, num_tokens)}

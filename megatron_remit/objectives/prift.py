@@ -14,7 +14,15 @@ from megatron.core import mpu
 from torch import Tensor
 
 from megatron_remit.data.batch import Batch
-from megatron_remit.objectives.base import LossResult, Objective, Step, finish_weight_std, masked_mean, mean
+from megatron_remit.objectives.base import (
+    LossResult,
+    Objective,
+    Step,
+    finish_weight_std,
+    keep_figures,
+    masked_mean,
+    mean,
+)
 from megatron_remit.objectives.math.confidence import confidence_weights
 
 
@@ -50,6 +58,7 @@ class Prift(Objective):
             "weight mean": masked_mean(weight_BS, mask_BS),
             "weight square": masked_mean(weight_BS.square(), mask_BS),
         }
+        keep_figures(batch, nll=nll_BS, weight=weight_BS)
         return loss, num_tokens, report
 
     def finish_report(self, report: dict[str, Tensor]) -> None:

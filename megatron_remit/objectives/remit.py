@@ -14,7 +14,14 @@ from torch import Tensor
 
 from megatron_remit.data.batch import Batch
 from megatron_remit.errors import UserError
-from megatron_remit.objectives.base import LossResult, Objective, context_parallel_group, finish_weight_std, mean
+from megatron_remit.objectives.base import (
+    LossResult,
+    Objective,
+    context_parallel_group,
+    finish_weight_std,
+    keep_figures,
+    mean,
+)
 from megatron_remit.objectives.math.weights import Centering, document_ids, permute_weights, remit_weights
 
 
@@ -111,6 +118,8 @@ class Remit(Objective):
         }
         report = {name: mean((value_BS.reshape(-1) * mask_N).sum(), num_tokens) for name, value_BS in summed.items()}
         report[f"{self.name} loss"] = mean(loss, num_tokens)
+        clipped_BS = (weights.clipped_low_BS | weights.clipped_high_BS).float()
+        keep_figures(batch, nll=nll_BS, weight=weight_BS, delta=weights.delta_BS, clipped=clipped_BS)
         return loss, num_tokens, report
 
     def finish_report(self, report: dict[str, Tensor]) -> None:

@@ -17,6 +17,7 @@ from megatron_remit.objectives.base import (
     Objective,
     Step,
     context_parallel_group,
+    keep_figures,
     masked_mean,
     number_in,
     select_in_step,
@@ -78,4 +79,5 @@ class Rho1(Objective):
             "delta mean": masked_mean(excess_BS, mask_BS),
             "kept delta mean": masked_mean(excess_BS, selected_BS),
         }
+        keep_figures(batch, nll=nll_BS, delta=excess_BS, kept=selected_BS)
         return loss, num_selected, report

@@ -22,6 +22,7 @@ from megatron_remit.objectives.base import (
     LossResult,
     Objective,
     Step,
+    keep_figures,
     masked_mean,
     number_in,
     select_in_step,
@@ -91,6 +92,7 @@ class TokenCleaning(Objective):
             "delta mean": masked_mean(score_BS, mask_BS),
             "kept delta mean": masked_mean(score_BS, selected_BS),
         }
+        keep_figures(batch, nll=nll_BS, delta=score_BS, kept=selected_BS)
         return loss, num_selected, report
 
     def finish_report(self, report: dict[str, Tensor]) -> None:

@@ -32,6 +32,8 @@ from megatron_remit.scoring.ahead import Base
 from megatron_remit.scoring.arguments import scores_ahead, scores_base_ahead
 from megatron_remit.scoring.dataset import train_valid_test_datasets
 from megatron_remit.specs.native import gpt_config
+from megatron_remit.watch.run import current_watch
+from megatron_remit.watch.wandb_run import keep_run_id
 
 _SPIKY_LOSS_FACTOR = 10
 
@@ -41,6 +43,7 @@ def main() -> None:
     args = parse_arguments()
     check(args)
     check_run(args)
+    keep_run_id(args)
     config = gpt_config(args)
     if objective_class(args.objective).looks_ahead():
         if args.score_store is not None:
@@ -89,11 +92,14 @@ def forward_step(data_iterator: Iterator[Any] | None, model: Module) -> tuple[Te
         size = args.micro_batch_size if model.training else (args.eval_micro_batch_size or args.micro_batch_size)
         vp_stage = get_attr_wrapped_model(model, "vp_stage")
         batch = get_batch(data_iterator, size, vp_stage, columns=objective.batch_columns)
-    return run_model(batch, model, objective.policy_output(batch)), partial(_checked_loss, objective, batch)
+    loss = partial(_checked_loss, objective, batch, model.training)
+    return run_model(batch, model, objective.policy_output(batch)), loss
 
 
-def _checked_loss(objective: Objective, batch: Batch, output: Tensor) -> LossResult:
+def _checked_loss(objective: Objective, batch: Batch, training: bool, output: Tensor) -> LossResult:
     result = objective.loss(batch, output)
+    if training:
+        current_watch().collect(batch)
     _check_loss(result[0])
     return result
 
