@@ -28,8 +28,8 @@ def add_watch_arguments(group: Any) -> None:
         type=_steps,
         default=1000,
         metavar="N",
-        help="Log the most up- and down-weighted tokens with their context every N steps, to tokens.jsonl in --save and to "
-        "TensorBoard; 0: never.",
+        help="Log the most up- and down-weighted tokens with their context every N steps, to tokens.jsonl in --save "
+        "and to TensorBoard; 0: never.",
     )
     group.add_argument(
         "--watch-least-std",
