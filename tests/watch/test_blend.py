@@ -1,31 +1,16 @@
 """30 steps of a blend: every figure under ``remit/`` is what a plain loop over the same rows computes."""
 
-import json
 import math
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.watch.blend import BORDER, EVERY_STEP, STEPS, STILL, run, write_blend
+from tests.watch.blend import BORDER, STEPS, STILL
 
 ROWS_OF_STEP, LENGTH, EPSILON = 8, 24, 0.2
 SOURCES = ("low", "high")
 BY_SOURCE = ("lm loss", "weight mean", "delta mean", "clipped share")
-
-
-@pytest.fixture(scope="module")
-def blend(tmp_path_factory):
-    return write_blend(tmp_path_factory.mktemp("blend"))
-
-
-@pytest.fixture(scope="module")
-def watched(material, blend, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("watched")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RECORD", str(folder / "rows.jsonl"))
-        found = run(material, blend, folder / "save", module="tests.watch.recorded_run", **EVERY_STEP)
-    return found, [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +71,11 @@ def test_megatrons_tags_are_there_as_before_and_under_remit(watched, by_hand):
     for name in (*own, "effective share", "clipped low", "clipped high", "reference share", "tokens per second"):
         assert found.scalars[name] == found.scalars[f"remit/{name}"], name
         assert [step for step, _ in found.scalars[name]] == list(range(1, STEPS + 1))
-    assert min(values(found, "delta mean")) < 0 or max(values(found, "delta mean")) > 0
-    assert values(found, "lm loss") == pytest.approx([average(step, "lm loss") for step in by_hand], rel=1e-5)
+    for name in ("lm loss", "delta mean", "weight mean"):
+        expected = [average(step, name) for step in by_hand]
+        assert values(found, name) == pytest.approx(expected, rel=1e-5, abs=2e-6), name
+    below = [value for source in SOURCES for value in values(found, f"source/{source}/delta mean") if value < 0]
+    assert below, "negative means are logged where the others are"
 
 
 def test_every_curve_is_over_tokens_too(watched):
@@ -143,10 +131,3 @@ def test_the_heaviest_and_lightest_tokens_are_named_with_their_context(watched, 
                 assert labels[record["position"]] == record["token_id"]
     (_, table), *_ = found.texts["remit/tokens up/text_summary"]
     assert f"**[{found.tokens[0]['token']}]**" in table
-
-
-def test_without_output_nothing_is_watched(material, blend, tmp_path):
-    off = {"watch_histogram_interval": 0, "watch_token_interval": 0, "no_watch_sources": True, "exit_interval": 2}
-    found = run(material, blend, tmp_path, **off)
-    assert not found.histograms and not found.tokens and not (tmp_path / "tokens.jsonl").exists()
-    assert not [tag for tag in found.scalars if "source/" in tag]

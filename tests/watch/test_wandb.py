@@ -1,36 +1,14 @@
 """W&B without a network: the folders of a run and of its resume hold one id and the figures over tokens."""
 
-import importlib.util
-import json
-
 import pytest
 
 from tests.ranks import pretrain
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+pytest.importorskip("wandb")
+
+from tests.watch.offline_runs import history
 
 STEPS, TOKENS_OF_STEP = 2, 8 * 24
-
-
-def history(folder):
-    """(run id, rows of the history) of each offline run below ``folder``, the oldest first."""
-    from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
-
-    found = []
-    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        store, run_id, rows = DataStore(), None, []
-        store.open_for_scan(str(path))
-        while (data := store.scan_data()) is not None:
-            record = Record.FromString(data)
-            run_id = record.run.run_id or run_id
-            if record.HasField("history"):
-                items = {
-                    item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
-                }
-                rows.append(items)
-        found.append((run_id, rows))
-    return found
 
 
 def test_a_resumed_run_goes_on_under_its_id(material, tmp_path, monkeypatch):
@@ -49,7 +27,7 @@ def test_a_resumed_run_goes_on_under_its_id(material, tmp_path, monkeypatch):
     flags |= {"wandb_project": "remit", "wandb_exp_name": "tiny", "wandb_save_dir": tmp_path}
     first = pretrain(1, *material.remit(**flags | {"exit_interval": STEPS}))
     second = pretrain(1, *material.remit(**flags | {"load": save, "finetune": None}))
-    runs = history(tmp_path)
+    runs = history(tmp_path / "wandb")
     identity = (save / "wandb_run_id").read_text().strip()
     assert [run_id for run_id, _ in runs] == [identity, identity]
     for start, (log, (_, rows)) in enumerate(zip((first, second), runs, strict=True)):
