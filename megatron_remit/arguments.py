@@ -89,6 +89,12 @@ def add_remit_arguments(
         help="What may differ from the run that --load goes on from, by its name in run.json: seed, corpora, "
         "objective, remit_epsilon, reference, ... Without the flag a difference is refused.",
     )
+    group.add_argument(
+        "--heartbeat",
+        type=Path,
+        metavar="FILE",
+        help="A file in which rank 0 notes each step as it ends, so that others see whether the run goes on.",
+    )
     add_score_store_arguments(group)
     add_trust_arguments(group)
     add_watch_arguments(group)

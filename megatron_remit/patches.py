@@ -15,7 +15,7 @@ from megatron.training import arguments, checkpointing, get_args, training
 from megatron.training.vocab_utils import calculate_padded_vocab_size
 from torch.nn import Module
 
-from megatron_remit import cpu, step_metrics
+from megatron_remit import cpu, heartbeat, step_metrics
 from megatron_remit.flag_values import check_values
 from megatron_remit.layout import check_divides, in_one_line
 from megatron_remit.megatron_flags import CHOSEN_ANEW, check_megatron_flags, check_not_replaced, given
@@ -47,9 +47,12 @@ def apply() -> None:
     training.build_train_valid_test_data_iterators = _set_up(training.build_train_valid_test_data_iterators)
     RerunStateMachine.should_checkpoint_and_exit = _end_without_folder(RerunStateMachine.should_checkpoint_and_exit)
     pickles.guard_torch()
-    training.save_checkpoint = checkpointing.save_checkpoint = saving.with_digests(checkpointing.save_checkpoint)
+    save = heartbeat.before(heartbeat.SAVING, saving.with_digests(checkpointing.save_checkpoint))
+    training.save_checkpoint = checkpointing.save_checkpoint = save
     checkpointing.schedule_async_save = saving.scheduled_with_digests(checkpointing.schedule_async_save)
-    training.train_step = step_metrics.with_step_metrics(training.train_step)
+    measured = step_metrics.with_step_metrics(training.train_step)
+    training.train_step = heartbeat.after_step(measured, lambda: get_args().curr_iteration + 1)
+    training.evaluate_and_print_results = heartbeat.before(heartbeat.VALIDATING, training.evaluate_and_print_results)
     training.training_log = step_metrics.with_watched_figures(step_metrics.with_negative_means(training.training_log))
     _resume_with_other_rates()
     # In fp32 the distributed optimizer's parameters are views of the model's own, which may be written without autograd

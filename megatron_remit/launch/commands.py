@@ -24,15 +24,16 @@ class Commands:
     base: Path  # the folder of the imported base model
     reference: Path | None  # that of the imported reference; None for an objective without one
     saved: int
+    start: str = ""  # which start of which job this is, the name of a folder of logs; empty outside a job
 
     @classmethod
-    def of(cls, settings: Settings) -> Commands:
+    def of(cls, settings: Settings, start: str = "") -> Commands:
         """Those of a run as the file system has it now."""
         base = import_folder(settings.base_hf, settings.import_dir)
         reference = None
         if settings.objective not in WITHOUT_REFERENCE and settings.rl_hf is not None:
             reference = import_folder(settings.rl_hf, settings.import_dir)
-        return cls(settings, base, reference, saved_step(settings.run_dir))
+        return cls(settings, base, reference, saved_step(settings.run_dir), start)
 
     def training_flags(self) -> list[str]:
         """The flags of the training program."""
@@ -53,7 +54,9 @@ class Commands:
             "--tensor-model-parallel-size", f"{settings.tp}", "--pipeline-model-parallel-size", f"{settings.pp}",
             "--use-distributed-optimizer", "--overlap-grad-reduce", "--overlap-param-gather",
             "--save", f"{run_dir}/checkpoints", "--save-interval", f"{settings.save_interval}",
-            "--exit-signal-handler",
+            "--exit-signal-handler", "--heartbeat", f"{settings.heartbeat}",
+            "--distributed-timeout-minutes", f"{settings.timeout_minutes}",
+            "--flight-recorder-dump-path", f"{settings.logs(self.start)}/nccl-rank-",
             "--eval-interval", settings.eval_interval, "--eval-iters", settings.eval_iters,
             "--tensorboard-dir", f"{run_dir}/tensorboard", "--tensorboard-log-interval", "1", "--log-interval", "1",
         ]
@@ -77,7 +80,8 @@ class Commands:
         settings = self.settings
         meeting = ["--master-addr", settings.master_addr, "--master-port", settings.master_port]
         size = ["--nnodes", f"{settings.nodes}", "--nproc-per-node", f"{settings.gpus_per_node}"]
-        torchrun = [settings.python, "-m", "megatron_remit.launch.node", *size, *meeting]
+        launcher = [settings.python, "-m", "megatron_remit.launch.node", f"{settings.logs(self.start)}"]
+        torchrun = [*launcher, *size, *meeting]
         return [*torchrun, "-m", "megatron_remit.pretrain", *self.training_flags()]
 
     def plan(self) -> list[str]:

@@ -1,15 +1,18 @@
-"""torchrun for a preemptible job: ``srun python -m megatron_remit.launch.node <torchrun's arguments>``.
+"""torchrun for a preemptible job: ``srun python -m megatron_remit.launch.node LOGS <torchrun's arguments>``.
 
 Slurm announces preemption and the time limit with SIGTERM or SIGUSR1. Megatron's ``--exit-signal-handler`` saves after
 the current step when a *worker* gets SIGTERM. torchrun in between is in the way: it answers SIGTERM by ending its
 workers, with SIGKILL after 30 seconds, which is less than many checkpoints take. So torchrun runs here as a child
 that ignores both signals, and this process passes SIGTERM to the workers and then waits for as long as they need.
+
+The job sends SIGUSR2 when the run hangs: the workers print where each of their threads is, and are ended.
 """
 
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -23,36 +26,64 @@ ANNOUNCEMENTS = (signal.SIGTERM, signal.SIGUSR1)
 POLL_SECONDS = 0.5
 # torchrun's own list (--signals-to-handle) without SIGTERM.
 _ENDS_TORCHRUN = "SIGINT,SIGHUP,SIGQUIT"
+# What a worker gets to print its stacks, and torchrun to see that its workers have ended.
+_STACKS_SECONDS = 3
+_TORCHRUN_SECONDS = 15
 
 
-def launch(torchrun_arguments: Sequence[str]) -> int:
-    """Run torchrun with ``torchrun_arguments`` and return its exit status.
+def launch(logs: str, torchrun_arguments: Sequence[str]) -> int:
+    """Run torchrun with ``torchrun_arguments`` and return its exit status; the ranks' logs go to the folder ``logs``.
 
     The node's rank is the scheduler's (``slurm.node_rank``), so rank 0 is on the first node of the allocation, whose
     address ``--master-addr`` gives.
     """
-    asked_to_stop = False
+    received: set[int] = set()
 
-    def remember(_number: int, _frame: FrameType | None) -> None:
-        nonlocal asked_to_stop
-        asked_to_stop = True
+    def remember(number: int, _frame: FrameType | None) -> None:
+        received.add(number)
 
-    # A child inherits "ignored" but not a handler: between the two settings, torchrun starts with both ignored, and so
+    # A child inherits "ignored" but not a handler: between the two settings, torchrun starts with all ignored, and so
     # do its workers, until Megatron sets its own handler for SIGTERM.
-    for number in ANNOUNCEMENTS:
+    for number in (*ANNOUNCEMENTS, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    command = [sys.executable, "-m", "torch.distributed.run", "--signals-to-handle", _ENDS_TORCHRUN]
-    environment = {**os.environ, **compile_caches(os.environ)}
-    torchrun = subprocess.Popen([*command, "--node-rank", node_rank(), *torchrun_arguments], env=environment)
-    for number in ANNOUNCEMENTS:
+    command = [sys.executable, "-m", "megatron_remit.launch.elastic", logs]
+    flags = ["--signals-to-handle", _ENDS_TORCHRUN, "--node-rank", node_rank(), *torchrun_arguments]
+    torchrun = subprocess.Popen([*command, *flags], env={**os.environ, **compile_caches(os.environ)})
+    for number in (*ANNOUNCEMENTS, signal.SIGUSR2):
         signal.signal(number, remember)
     asked: set[int] = set()
     while True:
         try:
             return torchrun.wait(timeout=POLL_SECONDS)
         except subprocess.TimeoutExpired:
-            if asked_to_stop:
+            if signal.SIGUSR2 in received:
+                return _end_workers(torchrun)
+            if received:
                 _ask_workers(torchrun.pid, asked)
+
+
+def _end_workers(torchrun: subprocess.Popen[bytes]) -> int:
+    """End a run that hangs. Workers that are stopped print nothing, and are ended all the same."""
+    try:
+        workers = psutil.Process(torchrun.pid).children()
+    except psutil.NoSuchProcess:
+        return torchrun.wait()
+    _signal_each([worker for worker in workers if _handles(worker, signal.SIGUSR2)], signal.SIGUSR2)
+    time.sleep(_STACKS_SECONDS)
+    _signal_each(workers, signal.SIGKILL)
+    try:
+        return torchrun.wait(timeout=_TORCHRUN_SECONDS)
+    except subprocess.TimeoutExpired:
+        torchrun.kill()
+        return torchrun.wait()
+
+
+def _signal_each(workers: Sequence[psutil.Process], number: signal.Signals) -> None:
+    for worker in workers:
+        try:
+            worker.send_signal(number)
+        except psutil.NoSuchProcess:
+            pass  # ended since
 
 
 def _ask_workers(torchrun: int, asked: set[int]) -> None:
@@ -62,7 +93,7 @@ def _ask_workers(torchrun: int, asked: set[int]) -> None:
     are gone and SIGTERM ends a process whose checkpoint is saved as if it had failed.
     """
     try:
-        ready = [worker for worker in psutil.Process(torchrun).children() if _handles_sigterm(worker.pid)]
+        ready = [worker for worker in psutil.Process(torchrun).children() if _handles(worker, signal.SIGTERM)]
         for worker in ready:
             if worker.pid not in asked:
                 asked.add(worker.pid)
@@ -72,12 +103,15 @@ def _ask_workers(torchrun: int, asked: set[int]) -> None:
         pass  # ended since
 
 
-def _handles_sigterm(process: int) -> bool:
-    """Whether ``process`` has a handler for SIGTERM of its own (the mask of caught signals in Linux' /proc)."""
-    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+def _handles(process: psutil.Process, number: signal.Signals) -> bool:
+    """Whether ``process`` has a handler of its own for a signal (the mask of caught signals in Linux' /proc)."""
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
     caught = next(line for line in lines if line.startswith("SigCgt:")).split()[1]
-    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 if __name__ == "__main__":
-    raise SystemExit(launch(sys.argv[1:]))
+    raise SystemExit(launch(sys.argv[1], sys.argv[2:]))

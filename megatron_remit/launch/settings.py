@@ -28,6 +28,7 @@ RECIPES = {
     "olmo3_7b": {"SEQ_LENGTH": "8192", "GLOBAL_BATCH_SIZE": "256", "LR": "2.0712352850360292e-4"}
     | {"TOKENS": "100000000000", "TP": "2", "MICRO_BATCH_SIZE": "1", "REFERENCE_MICRO_BATCH_SIZE": "2"},
 }
+_MEGATRONS_TIMEOUT_MINUTES = 10
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class Settings:
     master_addr: str
     master_port: str
     max_restarts: int
+    retries: int
+    retry_seconds: float
+    node_failures: int
+    hang_minutes: float
+    start_minutes: float
     container_image: str
     container_mounts: str
     container_project: str
@@ -80,6 +86,21 @@ class Settings:
     def data_path(self) -> list[str]:
         """The words for ``--data-path``: weights as they are, prefixes as whole paths."""
         return [word if is_weight(word) else os.path.realpath(word) for word in self.corpus.split()]
+
+    @property
+    def heartbeat(self) -> Path:
+        """The file in which the run notes its steps."""
+        return self.run_dir / "heartbeat.json"
+
+    @property
+    def timeout_minutes(self) -> int:
+        """How long a rank waits for the others (``--distributed-timeout-minutes``). It is up before the job takes the
+        run for hung, so that the ranks can still write down which of them waited for what."""
+        return max(1, int(self.hang_minutes * 2 / 3)) if self.hang_minutes else _MEGATRONS_TIMEOUT_MINUTES
+
+    def logs(self, start: str) -> Path:
+        """The folder of the ranks' logs of one start of the training program."""
+        return self.run_dir / "logs" / start
 
     @property
     def tools(self) -> str:

@@ -4,7 +4,7 @@ Another scheduler is a file with these names in this one's place, and the header
 
 - ``Allocation``: what the job was given, and how it goes back into the queue
 - ``step``: a command line that runs a command on the nodes
-- ``node_rank``: which of the nodes a process is on
+- ``node_rank``, ``node_name``: which of the nodes a process is on
 - ``nodes_asked_for``: the number of nodes in the header of a script
 
 Runs on the host with the standard library alone (see ``megatron_remit.launch.job``).
@@ -51,20 +51,23 @@ class Allocation:
             restarts=int(environment.get("SLURM_RESTART_COUNT") or 0),
         )
 
-    def first_node(self) -> str:
-        """The address of the node with rank 0, empty outside a job.
+    def hosts(self) -> list[str]:
+        """The names of the nodes, the one with rank 0 first; none outside a job.
 
         Raises:
             UserError: ``scontrol`` is not there or does not know the nodes.
         """
         if not self.node_list:
-            return ""
+            return []
         command = ["scontrol", "show", "hostnames", self.node_list]
         try:
-            hosts = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+            return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
         except (OSError, subprocess.CalledProcessError) as error:
             raise UserError(f"no name of the first node ({error}); set MASTER_ADDR") from None
-        return hosts[0] if hosts else ""
+
+    def first_node(self) -> str:
+        """The address of the node with rank 0, empty outside a job. Raises UserError as :meth:`hosts`."""
+        return next(iter(self.hosts()), "")
 
     def port(self) -> str:
         """A port for the ranks to meet on: jobs that share a node must not meet on the same one."""
@@ -78,6 +81,19 @@ class Allocation:
     def requeue(self) -> bool:
         """Put this job back into the queue; False if Slurm refuses, with its reason on stderr."""
         return subprocess.run(["scontrol", "requeue", self.job]).returncode == 0
+
+    def exclude(self, nodes: Sequence[str]) -> bool:
+        """Keep this job off ``nodes`` from its next start on; False if Slurm refuses, with its reason on stderr.
+
+        For a job that has just been requeued: Slurm changes the nodes of jobs that wait, and this one waits from then
+        on, while its processes have KillWait seconds to end.
+        """
+        shown = subprocess.run(["scontrol", "show", "job", self.job], stdout=subprocess.PIPE, text=True).stdout
+        # What the user excluded stays excluded.
+        found = re.search(r"\bExcNodeList=(\S+)", shown)
+        before = [] if found is None or found[1] == "(null)" else [found[1]]
+        update = ["scontrol", "update", f"JobId={self.job}", f"ExcNodeList={','.join([*before, *nodes])}"]
+        return subprocess.run(update).returncode == 0
 
 
 def step(command: Sequence[str], nodes: int, container: Container | None) -> list[str]:
@@ -93,6 +109,11 @@ def step(command: Sequence[str], nodes: int, container: Container | None) -> lis
 def node_rank() -> str:
     """The rank of the node that this process runs on; 0 is the first node of the allocation."""
     return os.environ.get("SLURM_NODEID", "0")
+
+
+def node_name() -> str:
+    """Slurm's name of the node that this process runs on, else the machine's."""
+    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
 
 
 def nodes_asked_for(script: Path) -> str:

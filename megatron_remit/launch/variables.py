@@ -54,6 +54,12 @@ def _count(name: str, text: str, _values: Values) -> int:
     return int(text)
 
 
+def _duration(name: str, text: str, _values: Values) -> float:
+    if not re.fullmatch(r"[0-9]*\.?[0-9]+", text):
+        raise UserError(f"{name} is '{text}': expected a number, 0 or above")
+    return float(text)
+
+
 def _path(_name: str, text: str, _values: Values) -> Path:
     # Whole paths everywhere: the working folder inside a container is a different one.
     return Path(os.path.realpath(text))
@@ -171,6 +177,16 @@ VARIABLES = (
     ),
     Variable("MAX_EPOCHS", "20", "the plan refuses a run that reads a corpus more often"),
     Variable("MAX_RESTARTS", "100", "requeues before the job gives up", _count),
+    Variable("RETRIES", "3", "failures and hangs without a new checkpoint in between before the job gives up", _count),
+    Variable("RETRY_SECONDS", "60", "pause before the first new try; each further one is twice as long", _duration),
+    Variable("NODE_FAILURES", "2", "failures after which a node is not used again by the job; 0: it always is", _count),
+    Variable(
+        "HANG_MINUTES",
+        "30",
+        "minutes without a step after which the ranks are ended and the job requeued; 0: never",
+        _duration,
+    ),
+    Variable("START_MINUTES", "60", "the same before the first step of a start", _duration),
     Variable(
         "MASTER_ADDR",
         lambda _values, host: host.allocation.first_node() or "FIRST_NODE",

@@ -26,7 +26,9 @@ TRAINING = """
     --adam-beta1 0.9 --adam-beta2 0.95 --weight-decay 0.1 --clip-grad 1.0
     --tensor-model-parallel-size 1 --pipeline-model-parallel-size 1
     --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather
-    --save /run/checkpoints --save-interval 500 --exit-signal-handler --eval-interval 500 --eval-iters 10
+    --save /run/checkpoints --save-interval 500 --exit-signal-handler
+    --heartbeat /run/heartbeat.json --distributed-timeout-minutes 20 --flight-recorder-dump-path /run/logs/nccl-rank-
+    --eval-interval 500 --eval-iters 10
     --tensorboard-dir /run/tensorboard --tensorboard-log-interval 1 --log-interval 1
     --bf16 --reference-load /imported/rl-1 --remit-epsilon 0.2 --reference-micro-batch-size 8
     --load /imported/base-1 --finetune
@@ -82,7 +84,7 @@ def test_experts_are_spread_over_ranks():
 
 def test_a_launcher_runs_on_each_node():
     assert commands(NODES="2").train() == [
-        *("python", "-m", "megatron_remit.launch.node", "--nnodes", "2", "--nproc-per-node", "8"),
+        *("python", "-m", "megatron_remit.launch.node", "/run/logs", "--nnodes", "2", "--nproc-per-node", "8"),
         *("--master-addr", "FIRST_NODE", "--master-port", "20000", "-m", "megatron_remit.pretrain"),
         *TRAINING,
     ]

@@ -122,7 +122,7 @@ def test_from_import_to_export(slurm):
         f"> TIME importing {slurm.folder}/rl",
         "> TIME training from step 0 to 9 on 2 x 1 GPUs",
         f"> TIME exporting step 9 to {run}/hf",
-        f"> TIME done: {run}/hf",
+        f"> TIME finished at step 9 of 9: {run}/hf",
     ]
     assert slurm.commands() == [
         "scontrol show hostnames first,second",
@@ -135,7 +135,7 @@ def test_what_is_done_is_not_done_again(slurm):
     slurm.run()
     (slurm.folder / "notes/commands").unlink()
     status, output = slurm.run()
-    assert (status, output) == (0, f"> TIME done: {slurm.folder}/run/hf\n")
+    assert (status, output) == (0, f"> TIME finished at step 9 of 9: {slurm.folder}/run/hf\n")
     assert slurm.commands() == ["scontrol show hostnames first,second"]
 
 
@@ -150,7 +150,10 @@ def test_ntp_imports_no_reference(slurm):
         ({"PLAN_STATUS": 3}, "these settings cannot be run (status 3)"),
         ({"IMPORT_STATUS": 3}, "no import of {}/base (status 3)"),
         ({"EXPORT_STATUS": 3}, "no export to {}/run/hf (status 3)"),
-        ({"TRAIN_STATUS": 1, "REACHED": 4}, "training ended with status 1 at step 4; the first 'error:' or traceback"),
+        (
+            {"TRAIN_STATUS": 1, "REACHED": 4, "RETRIES": 0},
+            "training ended with status 1 at step 4; 1 failures without a new checkpoint (RETRIES); the first 'error:'",
+        ),
     ],
 )
 def test_a_command_that_fails_ends_the_job(failure, message, slurm):
@@ -179,7 +182,7 @@ def test_a_preempted_job_saves_and_is_requeued(number, slurm):
     assert status == 0
     assert output.splitlines()[-2:] == [
         "> TIME signal from Slurm: saving and stopping",
-        "> TIME requeued at step 4 of 9",
+        "> TIME preempted: requeued at step 4 of 9",
     ]
     assert slurm.commands()[-2:] == ["squeue --noheader --jobs=77 --format=%T", "scontrol requeue 77"]
     status, output = slurm.run(SLURM_RESTART_COUNT=1)
@@ -192,7 +195,7 @@ def test_a_job_that_saves_its_last_step_when_preempted_goes_on_to_the_export(slu
     wait_for((slurm.folder / "notes/training").exists, job)
     job.send_signal(signal.SIGUSR1)
     status, output = end(job)
-    assert status == 0 and "done:" in output and "requeued" not in output
+    assert status == 0 and "finished at step 9" in output and "requeued" not in output
 
 
 @pytest.mark.parametrize("status", [0, 138, 143])
@@ -204,11 +207,11 @@ def test_workers_that_slurm_ended_are_no_failure(status, slurm):
 @pytest.mark.parametrize(
     ("variables", "status", "message"),
     [
-        ({"SLURM_RESTART_COUNT": 99}, 0, "> TIME requeued at step 4 of 9"),
-        ({"SLURM_RESTART_COUNT": 100}, 2, "error: restarted 100 times (MAX_RESTARTS): not requeued"),
-        ({"MAX_RESTARTS": 0}, 2, "error: restarted 0 times (MAX_RESTARTS): not requeued"),
+        ({"SLURM_RESTART_COUNT": 99}, 0, "> TIME preempted: requeued at step 4 of 9"),
+        ({"SLURM_RESTART_COUNT": 100}, 2, "error: preempted: restarted 100 times (MAX_RESTARTS): not requeued"),
+        ({"MAX_RESTARTS": 0}, 2, "error: preempted: restarted 0 times (MAX_RESTARTS): not requeued"),
         ({"STATE": "CANCELLED"}, 1, "> TIME ended by Slurm (CANCELLED) at step 4 of 9"),
-        ({"REQUEUE_STATUS": 1}, 2, "error: Slurm does not requeue this job; submit the same command again"),
+        ({"REQUEUE_STATUS": 1}, 2, "error: preempted: Slurm does not requeue this job; submit the same command again"),
     ],
 )
 def test_when_a_job_is_requeued(variables, status, message, slurm):

@@ -30,7 +30,8 @@ time.sleep(1.5)
 def launcher_of(folder, workers):
     """The launcher's command line for ``workers`` processes of worker.py in ``folder``."""
     meeting = ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
-    launcher = [sys.executable, "-m", "megatron_remit.launch.node", "--nnodes=1", f"--nproc-per-node={workers}"]
+    launcher = [sys.executable, "-m", "megatron_remit.launch.node", str(folder / "logs")]
+    launcher += ["--nnodes=1", f"--nproc-per-node={workers}"]
     return [*launcher, *meeting, str(folder / "worker.py")]
 
 

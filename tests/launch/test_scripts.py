@@ -12,7 +12,10 @@ from tests.ranks import ROOT
 from tests.slurm.jobs import TINY
 
 # What runs on the host of the first node, outside a container.
-HOST_MODULES = ("__init__", "commands", "job", "settings", "slurm", "variables")
+HOST_MODULES = (
+    *("__init__", "commands", "ending", "failures", "history", "job", "runner", "settings", "slurm", "status"),
+    *("training", "variables", "watchdog"),
+)
 # The paper, section 5.1 and appendix D: learning rate, sequence length, tokens a step, tokens in all; cosine to 1e-7.
 # OLMo-3: Ai2's mid-training, src/scripts/train/OLMo3/OLMo3-7B-midtraining.py of OLMo-core.
 SETTINGS = {
@@ -144,7 +147,7 @@ def test_the_job_needs_the_standard_library_only(folder):
     assert done.returncode == 0 and done.stdout.startswith("srun "), done.stderr
 
 
-@pytest.mark.parametrize("module", ["errors", *(f"launch/{name}" for name in HOST_MODULES)])
+@pytest.mark.parametrize("module", ["errors", "heartbeat", *(f"launch/{name}" for name in HOST_MODULES)])
 def test_the_job_is_written_for_python_3_9(module):
     source = (ROOT / f"megatron_remit/{module}.py").read_text()
     ast.parse(source, feature_version=(3, 9))

@@ -1,0 +1,159 @@
+"""What goes wrong on a cluster, on a real Slurm: a rank is killed, one stops, a node is lost, the disk is full.
+
+One job goes through the first three, one after the other, while another one fills its disk on the other node, and goes
+on when there is room. Both end with the same model.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.slurm.jobs import slurm
+
+pytestmark = pytest.mark.timeout(1800)
+STEPS = 60
+FAST = {"TRAIN_ITERS": STEPS, "SAVE_INTERVAL": 10, "EVAL_INTERVAL": 1000, "RETRY_SECONDS": 1}
+
+
+def ranks_of(job):
+    """The training processes of a job, by rank."""
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            command, environment = process.cmdline(), process.environ()
+        except psutil.Error:
+            continue
+        if "megatron_remit.pretrain" in " ".join(command) and environment.get("SLURM_JOB_ID") == job.number:
+            if "RANK" in environment and str(job.run_dir / "checkpoints") in command:
+                found[int(environment["RANK"])] = process
+    return found
+
+
+def status_of(job):
+    path = job.run_dir / "status.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def training(job, start, step):
+    """Wait until the start ``RESTART-ATTEMPT`` of a job has made step ``step``; its rank 0."""
+
+    def stepping():
+        beat = job.run_dir / "heartbeat.json"
+        return (
+            status_of(job).get("logs", "").endswith(f"{job.number}-{start}")
+            and beat.exists()
+            and json.loads(beat.read_text() or '{"step": 0}')["step"] >= step
+        )
+
+    job.wait(stepping, f"step {step} in start {start}")
+    return ranks_of(job)[0]
+
+
+def node_of(job):
+    shown = slurm("scontrol", "show", "job", job.number, "--oneliner")
+    return re.search(r" BatchHost=(\S+)", shown)[1]
+
+
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory):
+    """A file system of a few megabytes, which can grow."""
+    if os.geteuid():
+        pytest.skip("mounting a small file system needs root")
+    folder = tmp_path_factory.mktemp("small")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture(scope="module")
+def jobs(slurm_cluster, small_disk):
+    """The two jobs, when both have finished, and the nodes that the troubled one was on."""
+    own = FAST | {"RUN_DIR": small_disk / "run", "IMPORT_DIR": slurm_cluster.folder / "imported"}
+    full = slurm_cluster.submit("full", **own)
+    full = dataclasses.replace(full, run_dir=small_disk / "run")
+    troubled = slurm_cluster.submit("troubled", **FAST | {"HANG_MINUTES": 0.3})
+    for start, step in (("0-0", 12), ("0-1", 22)):
+        training(troubled, start, step).send_signal(signal.SIGKILL)
+    nodes = [node_of(troubled)]
+    _until(lambda: full.state() == "FAILED", full)
+    refused = dict(status_of(full), log=full.text(), tracker=_tracker(full))
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    again = slurm_cluster.submit("full", **own)
+    training(troubled, "1-0", 32).send_signal(signal.SIGSTOP)
+    nodes.append(node_of(troubled))
+    training(troubled, "2-0", 42)
+    slurm("scontrol", "update", f"NodeName={nodes[1]}", "State=DOWN", "Reason=test")
+    troubled.wait(lambda: troubled.state() == "PENDING", "requeue")
+    slurm("scontrol", "update", f"NodeName={nodes[1]}", "State=RESUME")
+    for job in (again, troubled):
+        job.wait_completed()
+    return troubled, nodes, full, refused
+
+
+def _until(condition, job, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, job.text()[-4000:]
+        time.sleep(0.25)
+
+
+def _tracker(job):
+    return int((job.run_dir / "checkpoints/latest_checkpointed_iteration.txt").read_text())
+
+
+def incidents(job):
+    return json.loads((job.run_dir / "failures.json").read_text())["incidents"]
+
+
+def test_a_killed_rank_is_tried_again_and_after_the_second_time_on_another_node(jobs):
+    job, (first, second), _, _ = jobs
+    killed = [one for one in incidents(job) if one["kind"] == "failed"]
+    assert [(one["rank"], one["node"]) for one in killed] == [(0, first), (0, first)]
+    assert re.search(rf"rank 0 on {first}: ended by signal 9 \(SIGKILL\) .*; try 1 of 3 begins in 1 s", job.text())
+    assert f"> rank 0 on {first}: ended by signal 9 (SIGKILL)" in job.text()
+    assert f"{first}: failed too often (NODE_FAILURES)" in job.text()
+    assert second != first
+    steps = [int(step) for step in re.findall(r"training from step (\d+) to", job.text())]
+    assert steps[0] == 0 < steps[1] < steps[2]  # each from the last checkpoint
+
+
+def test_a_run_that_hangs_is_ended_and_requeued(jobs):
+    job, _, _, _ = jobs
+    hung = [one for one in incidents(job) if one["kind"] == "hung"]
+    assert len(hung) == 1
+    step = hung[0]["reached"]
+    assert step >= 32
+    assert re.search(
+        rf"> \S+ hung at step {step}: no step for 0.3 minutes after step {step}: requeued at step \d+ of {STEPS}",
+        job.text(),
+    )
+
+
+def test_the_job_of_a_lost_node_goes_on_elsewhere_and_to_the_end(jobs):
+    job, _, full, _ = jobs
+    assert status_of(job)["restarts"] == 3
+    assert job.text().splitlines()[-1].endswith(f"finished at step {STEPS} of {STEPS}: {job.run_dir}/hf")
+    assert (status_of(job)["state"], status_of(job)["step"]) == ("finished", STEPS)
+    # Both were interrupted, each in its own way, and both are the same run.
+    ours, theirs = (load_file(one.run_dir / "hf/model.safetensors") for one in (job, full))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_full_disk_ends_the_job_at_once_and_costs_no_checkpoint(jobs):
+    _, _, full, refused = jobs
+    assert refused["state"] == "failed" and refused["requeued"] is False
+    assert f"no space in {full.run_dir}; make room and submit the same command again" in refused["line"]
+    assert refused["log"].splitlines()[-1] == refused["line"]
+    assert "begins in" not in refused["log"]
+    assert 0 < refused["tracker"] == refused["step"] < STEPS
+    assert f"training from step {refused['tracker']} to {STEPS}" in full.text()
+    assert (status_of(full)["state"], status_of(full)["step"]) == ("finished", STEPS)
