@@ -45,6 +45,16 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"--tensor-model-parallel-size {args.tensor_model_parallel_size} with {args.num_experts} experts: Megatron "
             "trains experts under tensor parallelism with --sequence-parallel only; pass it"
         )
+    if args.save_keep_last > 1 and args.save_retain_interval is None:
+        raise UserError(
+            f"--save-keep-last {args.save_keep_last} without --save-retain-interval: no checkpoint is removed at all; "
+            "give both, or neither"
+        )
+    if args.async_save and not cpu.has_cuda():
+        raise UserError(
+            "--async-save with --use-persistent-ckpt-worker: without CUDA Megatron 0.19.2 waits for its worker "
+            "forever; leave both out (ASYNC_SAVE=0 of the job scripts)"
+        )
     chosen = objective_class(args.objective)
     for objective in OBJECTIVES.values():
         # An heir takes the flags of its parent, and the parent its own.

@@ -90,6 +90,13 @@ def add_remit_arguments(
         "objective, remit_epsilon, reference, ... Without the flag a difference is refused.",
     )
     group.add_argument(
+        "--save-keep-last",
+        type=_above_zero,
+        default=1,
+        metavar="N",
+        help="With --save-retain-interval: how many of the newest checkpoints stay, besides those of its multiples.",
+    )
+    group.add_argument(
         "--heartbeat",
         type=Path,
         metavar="FILE",
@@ -164,6 +171,8 @@ def _set_defaults(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(remit_run=None)
     # How many of the policy's tokens the reference has too; known once its checkpoint's arguments are read.
     parser.set_defaults(remit_common_vocab_size=None)
+    if importlib.util.find_spec("nvidia_resiliency_ext") is None:
+        parser.set_defaults(async_strategy="mcore")
     if importlib.util.find_spec("transformer_engine") is None:
         parser.set_defaults(transformer_impl="local", apply_rope_fusion=False)
     # The extension that apex builds, by the name that Megatron imports: the output layer is Megatron's own, with
@@ -172,6 +181,12 @@ def _set_defaults(parser: argparse.ArgumentParser) -> None:
         parser.set_defaults(gradient_accumulation_fusion=False)
     if not cpu.has_cuda():
         parser.set_defaults(**cpu.default_arguments())
+
+
+def _above_zero(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"'{text}': expected a whole number above 0")
+    return int(text)
 
 
 def _objective(name: str) -> str:

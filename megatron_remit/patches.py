@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from megatron.training import arguments, checkpointing, get_args, training
 from megatron.training.vocab_utils import calculate_padded_vocab_size
 from torch.nn import Module
 
-from megatron_remit import cpu, heartbeat, step_metrics
+from megatron_remit import cpu, heartbeat, retention, step_metrics
 from megatron_remit.flag_values import check_values
 from megatron_remit.layout import check_divides, in_one_line
 from megatron_remit.megatron_flags import CHOSEN_ANEW, check_megatron_flags, check_not_replaced, given
@@ -50,6 +51,7 @@ def apply() -> None:
     save = heartbeat.before(heartbeat.SAVING, saving.with_digests(checkpointing.save_checkpoint))
     training.save_checkpoint = checkpointing.save_checkpoint = save
     checkpointing.schedule_async_save = saving.scheduled_with_digests(checkpointing.schedule_async_save)
+    checkpointing._async_delete_checkpoint_impl = _prune(checkpointing._async_delete_checkpoint_impl)
     measured = step_metrics.with_step_metrics(training.train_step)
     training.train_step = heartbeat.after_step(measured, lambda: get_args().curr_iteration + 1)
     training.evaluate_and_print_results = heartbeat.before(heartbeat.VALIDATING, training.evaluate_and_print_results)
@@ -83,6 +85,19 @@ def _with_readable_help(original: Any) -> Any:
         # An error would be the last line below a list of 800 flags.
         parser.usage = "%(prog)s [-h] [--help-remit] FLAGS"
         return original(parser)
+
+    return call
+
+
+def _prune(original: Any) -> Any:
+    """``--save-keep-last N``: Megatron removes the last checkpoint but one when a save is complete, unless its step is
+    a multiple of ``--save-retain-interval``. At that moment, in the same thread or process, more of them stay."""
+
+    @functools.wraps(original)
+    def call(save: str, *rest: Any, **named: Any) -> None:
+        args = get_args()
+        for step in retention.prune(Path(save), args.save_keep_last, args.save_retain_interval):
+            print(f"  removed the checkpoint of iteration {step:7d} in {save}", flush=True)
 
     return call
 

@@ -59,8 +59,14 @@ class Commands:
             "--flight-recorder-dump-path", f"{settings.logs(self.start)}/nccl-rank-",
             "--eval-interval", settings.eval_interval, "--eval-iters", settings.eval_iters,
             "--tensorboard-dir", f"{run_dir}/tensorboard", "--tensorboard-log-interval", "1", "--log-interval", "1",
+            "--log-timers-to-tensorboard", "--log-throughput", "--log-memory-to-tensorboard",
         ]
         # fmt: on
+        if settings.keep_interval:
+            keep = ["--save-retain-interval", f"{settings.keep_interval}", "--save-keep-last", f"{settings.keep_last}"]
+            flags += keep
+        if settings.async_save:
+            flags += ["--async-save", "--use-persistent-ckpt-worker"]
         if settings.tp > 1:
             flags.append("--sequence-parallel")
         if settings.ep > 1:

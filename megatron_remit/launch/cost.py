@@ -84,10 +84,10 @@ def disk(args: argparse.Namespace, model: Model, steps: int) -> Disk | None:
     per_parameter = 2 if half else 4
     if not args.no_save_optim:
         per_parameter += 12 if half else 8
-    # Megatron saves once more at the end. With --save-retain-interval the last but one goes when the last stands.
+    # Megatron saves once more at the end. With --save-retain-interval an older one goes when the newest stands.
     kept = -(-steps // args.save_interval)
     if args.save_retain_interval:
-        kept = min(kept, steps // args.save_retain_interval + 2)
+        kept = min(kept, steps // args.save_retain_interval + args.save_keep_last + 1)
     return Disk(per_parameter * model.parameters, kept, _free(Path(args.save)))
 
 

@@ -165,7 +165,10 @@ def _describe_disk(policy: Placed, steps: int) -> list[str]:
         f"{disk.total / 1e9:,.1f} GB{free}"
     ]
     if disk.free is not None and disk.free < disk.total:
-        lines.append("WARNING the checkpoints do not fit: --save-retain-interval keeps fewer of them")
+        lines.append(
+            "WARNING the checkpoints do not fit: --save-retain-interval keeps fewer of them (KEEP_TOKENS of the job "
+            "scripts)"
+        )
     return lines
 
 

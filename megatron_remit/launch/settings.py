@@ -46,13 +46,17 @@ class Settings:
     global_batch_size: int
     lr: str
     min_lr: str
-    warmup_iters: str
     epsilon: str
     tokens: int
     train_iters: int
+    warmup_iters: str
     seed: str
     split: str
+    save_tokens: int
     save_interval: int
+    keep_last: int
+    keep_tokens: int
+    async_save: bool
     eval_interval: str
     eval_iters: str
     precision: str
@@ -91,6 +95,12 @@ class Settings:
     def heartbeat(self) -> Path:
         """The file in which the run notes its steps."""
         return self.run_dir / "heartbeat.json"
+
+    @property
+    def keep_interval(self) -> int:
+        """Every checkpoint of a multiple of so many steps stays: ``KEEP_TOKENS`` in whole saves. 0: all stay."""
+        tokens_per_save = self.save_interval * self.global_batch_size * self.seq_length
+        return self.save_interval * max(1, round(self.keep_tokens / tokens_per_save)) if self.keep_tokens else 0
 
     @property
     def timeout_minutes(self) -> int:

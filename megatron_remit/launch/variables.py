@@ -54,6 +54,16 @@ def _count(name: str, text: str, _values: Values) -> int:
     return int(text)
 
 
+def _switch(name: str, text: str, _values: Values) -> bool:
+    if text not in ("0", "1"):
+        raise UserError(f"{name} is '{text}': expected 0 or 1")
+    return text == "1"
+
+
+def _tokens_per_step(values: Values) -> int:
+    return int(values["global_batch_size"] * values["seq_length"])
+
+
 def _duration(name: str, text: str, _values: Values) -> float:
     if not re.fullmatch(r"[0-9]*\.?[0-9]+", text):
         raise UserError(f"{name} is '{text}': expected a number, 0 or above")
@@ -98,6 +108,9 @@ class Variable:
 
 
 _SCRIPT = "the script's"
+# A fresh Adam's second moment is an average over few steps at first: 2 / (1 - beta2) steps of linear warm-up (Ma and
+# Yarats 2021, arXiv:1910.04209), for the scripts' beta2 of 0.95.
+_ADAM_WARMUP = 40
 VARIABLES = (
     Variable("BASE_HF", None, "the Hugging Face folder of the model to train", _folder),
     Variable(
@@ -130,19 +143,40 @@ VARIABLES = (
     Variable("GLOBAL_BATCH_SIZE", "", "sequences per step", _number, _SCRIPT),
     Variable("LR", "", "the highest learning rate", _text, _SCRIPT),
     Variable("MIN_LR", "1e-7", "the last learning rate"),
-    Variable("WARMUP_ITERS", "0", "steps of warm-up"),
     Variable("EPSILON", "0.2", "`--remit-epsilon`, the clip of ReMiT's weights"),
     Variable("TOKENS", "50000000000", "length of the run in tokens", _number),
     Variable(
         "TRAIN_ITERS",
-        lambda values, _host: str(-(-values["tokens"] // (values["global_batch_size"] * values["seq_length"]))),
+        lambda values, _host: str(-(-values["tokens"] // _tokens_per_step(values))),
         "length of the run in steps",
         _number,
         "from `TOKENS`",
     ),
+    Variable(
+        "WARMUP_ITERS",
+        lambda values, _host: str(min(_ADAM_WARMUP, values["train_iters"] // 20)),
+        "steps of warm-up",
+        _text,
+        f"{_ADAM_WARMUP}, at most 5 % of the run",
+    ),
     Variable("SEED", "1234", "Megatron's seed"),
     Variable("SPLIT", "99,1,0", "shares of the corpus for training, validation and test"),
-    Variable("SAVE_INTERVAL", "500", "steps between checkpoints", _number),
+    Variable("SAVE_TOKENS", "1000000000", "tokens between checkpoints", _number),
+    Variable(
+        "SAVE_INTERVAL",
+        lambda values, _host: str(max(1, values["save_tokens"] // _tokens_per_step(values))),
+        "steps between checkpoints",
+        _number,
+        "from `SAVE_TOKENS`",
+    ),
+    Variable("KEEP_LAST", "3", "how many of the newest checkpoints stay", _number),
+    Variable(
+        "KEEP_TOKENS",
+        "10000000000",
+        "of the older ones one stays every so many tokens; 0: all checkpoints stay",
+        _count,
+    ),
+    Variable("ASYNC_SAVE", "0", "1: training goes on while a checkpoint is written (`--async-save`)", _switch),
     Variable("EVAL_INTERVAL", "500", "steps between validations"),
     Variable("EVAL_ITERS", "10", "steps per validation"),
     Variable("PRECISION", "bf16", "`bf16`, `fp16` or `fp32`"),

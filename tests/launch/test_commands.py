@@ -22,14 +22,16 @@ TRAINING = """
     --tokenizer-type HuggingFaceTokenizer --tokenizer-model /imported/base-1/hf --objective remit
     --data-path /corpus --split 99,1,0 --seq-length 4096 --seed 1234
     --micro-batch-size 4 --global-batch-size 512 --train-iters 23842
-    --lr 3e-4 --min-lr 1e-7 --lr-decay-style cosine --lr-warmup-iters 0
+    --lr 3e-4 --min-lr 1e-7 --lr-decay-style cosine --lr-warmup-iters 40
     --adam-beta1 0.9 --adam-beta2 0.95 --weight-decay 0.1 --clip-grad 1.0
     --tensor-model-parallel-size 1 --pipeline-model-parallel-size 1
     --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather
-    --save /run/checkpoints --save-interval 500 --exit-signal-handler
+    --save /run/checkpoints --save-interval 476 --exit-signal-handler
     --heartbeat /run/heartbeat.json --distributed-timeout-minutes 20 --flight-recorder-dump-path /run/logs/nccl-rank-
     --eval-interval 500 --eval-iters 10
     --tensorboard-dir /run/tensorboard --tensorboard-log-interval 1 --log-interval 1
+    --log-timers-to-tensorboard --log-throughput --log-memory-to-tensorboard
+    --save-retain-interval 4760 --save-keep-last 3
     --bf16 --reference-load /imported/rl-1 --remit-epsilon 0.2 --reference-micro-batch-size 8
     --load /imported/base-1 --finetune
 """.split()
@@ -80,6 +82,21 @@ def test_experts_are_spread_over_ranks():
     at = expected.index("--bf16")
     expected[at:at] = ["--expert-model-parallel-size", "4"]
     assert commands(EP="4").training_flags() == expected
+
+
+def test_saves_and_what_is_kept():
+    """By tokens, in whole steps; what is kept, in whole saves."""
+    flags = commands(GLOBAL_BATCH_SIZE="8192", SEQ_LENGTH="8192").training_flags()  # 64M tokens in a step
+    assert flags[flags.index("--save-interval") + 1] == "14"
+    assert flags[flags.index("--save-retain-interval") + 1] == "154"  # 10.3B tokens
+    flags = commands(SAVE_TOKENS="1", KEEP_TOKENS="1", KEEP_LAST="5").training_flags()
+    assert flags[flags.index("--save-interval") + 1] == flags[flags.index("--save-retain-interval") + 1] == "1"
+    assert flags[flags.index("--save-keep-last") + 1] == "5"
+    assert not {"--save-retain-interval", "--save-keep-last"} & set(commands(KEEP_TOKENS="0").training_flags())
+    assert commands(SAVE_INTERVAL="9").settings.keep_interval % 9 == 0
+    assert set(commands(ASYNC_SAVE="1").training_flags()) - set(TRAINING) == {
+        *("--async-save", "--use-persistent-ckpt-worker")
+    }
 
 
 def test_a_launcher_runs_on_each_node():

@@ -5,107 +5,12 @@ tests/slurm has the same on a real Slurm, with a model that trains.
 
 import fcntl
 import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
-from tests.ranks import ROOT
-
-STEPS = 9
-# srun notes its command, and does what the command would leave behind. Training saves step REACHED and ends with
-# TRAIN_STATUS; with HANG it first waits for USR1, like a run that is preempted.
-SRUN = r"""#!/usr/bin/env bash
-echo "srun $*" >> "$NOTES/commands"
-words=" $*"
-after() { local rest=${words#* "$1" }; echo "${rest%% *}"; }
-case "$*" in
-  *plan_run.py*) exit "${PLAN_STATUS:-0}" ;;
-  *import_hf.py*) mkdir -p "$(after --out)/hf"; exit "${IMPORT_STATUS:-0}" ;;
-  *export_hf.py*) mkdir -p "$(after --out)"; exit "${EXPORT_STATUS:-0}" ;;
-esac
-if [[ -n ${HANG:-} ]]; then
-  asked=
-  trap 'asked=1' USR1
-  touch "$NOTES/training"
-  while [[ -z $asked ]]; do sleep 0.02; done
-fi
-echo "${REACHED:-9}" > "$(after --save)/latest_checkpointed_iteration.txt"
-exit "${TRAIN_STATUS:-0}"
-"""
-SQUEUE = '#!/bin/sh\necho "squeue $*" >> "$NOTES/commands"\necho "${STATE:-RUNNING}"\n'
-SCONTROL = """#!/bin/sh
-echo "scontrol $*" >> "$NOTES/commands"
-if [ "$1" = show ]; then printf 'first\\nsecond\\n'; else exit "${REQUEUE_STATUS:-0}"; fi
-"""
-
-
-class StandIn:
-    """Starts examples/remit_olmo1b.sh as Slurm would start it, as job 77 on two nodes."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        for name in ("base", "rl", "bin", "notes"):
-            (folder / name).mkdir()
-        (folder / "base/config.json").write_text("{}")
-        for name, text in (("srun", SRUN), ("squeue", SQUEUE), ("scontrol", SCONTROL)):
-            (folder / "bin" / name).write_text(text)
-            (folder / "bin" / name).chmod(0o755)
-
-    def start(self, **variables):
-        kept = {name: text for name, text in os.environ.items() if not name.startswith("SLURM")}
-        given = {
-            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
-            "NOTES": self.folder / "notes",
-            "BASE_HF": self.folder / "base",
-            "RL_HF": self.folder / "rl",
-            "CORPUS": self.folder / "corpus",
-            "RUN_DIR": self.folder / "run",
-            "PYTHON": sys.executable,
-            "TRAIN_ITERS": STEPS,
-            "SLURM_JOB_ID": 77,
-            "SLURM_NNODES": 2,
-            "SLURM_GPUS_ON_NODE": 1,
-            "SLURM_JOB_NODELIST": "first,second",
-        } | variables
-        return subprocess.Popen(
-            ["bash", str(ROOT / "examples/remit_olmo1b.sh")],
-            env=kept | {name: str(value) for name, value in given.items()},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def run(self, **variables):
-        """The exit status, and the output without times."""
-        return end(self.start(**variables))
-
-    def commands(self):
-        """Slurm's commands so far; srun's as the number of nodes and the program."""
-        lines = (self.folder / "notes/commands").read_text().splitlines()
-        programs = r"plan_run|import_hf|export_hf|megatron_remit\.launch\.node"
-        return [
-            f"{re.search(r'--nodes=(\d+)', line)[1]} {re.search(programs, line)[0]}"
-            if line.startswith("srun")
-            else line
-            for line in lines
-        ]
-
-
-def end(job):
-    output, _ = job.communicate(timeout=60)
-    return job.returncode, re.sub(r"\d\d:\d\d:\d\d", "TIME", output)
-
-
-def wait_for(condition, job):
-    limit = time.monotonic() + 60
-    while not condition():
-        assert job.poll() is None and time.monotonic() < limit, job.communicate()[0]
-        time.sleep(0.02)
+from tests.launch.stand_in import StandIn, end, wait_for
 
 
 @pytest.fixture

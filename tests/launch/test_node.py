@@ -1,4 +1,5 @@
-"""The launcher gets a worker's checkpoint saved, whichever signal Slurm sends and whenever it sends it."""
+"""The launcher gets a worker's checkpoint saved, whichever signal Slurm sends and whenever it sends it; of workers that
+fail or hang it keeps what they said."""
 
 import os
 import signal
@@ -6,8 +7,10 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
+from megatron_remit.launch.failures import root_cause
 from tests.ranks import ROOT, free_port
 
 # Like Megatron with --exit-signal-handler: a handler that is set late, a step under way, a save, the end.
@@ -59,8 +62,60 @@ def test_workers_are_asked_once_and_waited_for(number, moment, tmp_path):
     assert [(tmp_path / f"saved_{rank}").read_text() for rank in range(2)] == ["1", "1"]
 
 
+# Rank 1 fails, and rank 0 then loses the connection to it, as ranks do.
+FAILING = """
+import os, sys, time
+print("rank", os.environ["RANK"], "begins")
+if os.environ["RANK"] == "0":
+    time.sleep(0.05)
+    raise RuntimeError("[gloo] Connection closed by peer")
+raise ValueError("not a token: 7")
+"""
+
+
 @pytest.mark.slow
-def test_a_failed_worker_fails_the_launcher(tmp_path):
-    (tmp_path / "worker.py").write_text("raise SystemExit(3)")
-    done = subprocess.run(launcher_of(tmp_path, 1), cwd=ROOT, timeout=240, capture_output=True, text=True)
-    assert done.returncode == 1 and "exitcode  : 3" in done.stderr
+def test_a_failed_worker_fails_the_launcher_and_leaves_its_log_and_its_reason(tmp_path):
+    (tmp_path / "worker.py").write_text(FAILING)
+    environment = dict(os.environ, OMP_NUM_THREADS="1", SLURMD_NODENAME="n7")
+    done = subprocess.run(
+        launcher_of(tmp_path, 2), cwd=ROOT, env=environment, timeout=240, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    cause = root_cause(tmp_path / "logs")
+    assert (cause.rank, cause.node, cause.status, cause.line) == (1, "n7", 1, "ValueError: not a token: 7")
+    assert f"> {cause}" in done.stderr
+    # Each rank's output is in its file, and in the node's with the rank in front.
+    assert (tmp_path / "logs/rank-00001.stdout.log").read_text() == "rank 1 begins\n"
+    assert "1: rank 1 begins" in done.stdout and "0: rank 0 begins" in done.stdout
+    assert "1: ValueError: not a token: 7" in done.stderr
+
+
+# Ranks that hang: one that can say where it is, and one that is stopped.
+HANGING = """
+import faulthandler, os, signal, sys, time
+from pathlib import Path
+faulthandler.register(signal.SIGUSR2, all_threads=True)
+(Path(sys.argv[1]) / f"ready_{os.environ['RANK']}").touch()
+if os.environ["RANK"] == "1":
+    os.kill(os.getpid(), signal.SIGSTOP)
+def waits_for_the_other():
+    time.sleep(600)
+waits_for_the_other()
+"""
+
+
+@pytest.mark.slow
+def test_workers_that_hang_say_where_they_are_and_are_ended(tmp_path):
+    (tmp_path / "worker.py").write_text(HANGING)
+    launcher = subprocess.Popen([*launcher_of(tmp_path, 2), str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 240
+        while not all((tmp_path / f"ready_{rank}").exists() for rank in range(2)):
+            assert launcher.poll() is None and time.monotonic() < end
+            time.sleep(0.05)
+        launcher.send_signal(signal.SIGUSR2)
+        assert launcher.wait(timeout=60) == 1
+    finally:
+        launcher.kill()
+    assert "in waits_for_the_other" in (tmp_path / "logs/rank-00000.stderr.log").read_text()
+    assert not [one for one in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(one.info["cmdline"] or [])]

@@ -40,10 +40,10 @@ def test_every_row_is_a_field_and_every_field_a_row():
 def test_defaults(folder):
     found = settings(folder)
     assert (found.objective, found.epsilon, found.seed) == ("remit", "0.2", "1234")
-    assert (found.min_lr, found.warmup_iters) == ("1e-7", "0")
+    assert (found.min_lr, found.warmup_iters) == ("1e-7", "40")
     assert (found.tokens, found.train_iters, found.precision, found.split) == (50_000_000_000, 23842, "bf16", "99,1,0")
     assert (found.tp, found.pp, found.nodes, found.gpus_per_node, found.max_restarts) == (1, 1, 4, 8, 100)
-    assert (found.save_interval, found.eval_interval, found.eval_iters, found.extra_args) == (500, "500", "10", "")
+    assert (found.save_interval, found.eval_interval, found.eval_iters, found.extra_args) == (476, "500", "10", "")
     assert (found.master_addr, found.master_port) == ("FIRST_NODE", "20000")
     assert (found.container_project, found.python, found.venv) == ("/opt/megatron-remit", "python", "/project/.venv")
     assert (found.run_dir, found.import_dir) == (folder / "run", folder / "imported")
@@ -129,6 +129,22 @@ def test_the_container_gets_each_folder_once_and_the_users_own(folder):
 def test_whole_numbers_above_zero(name, text, folder):
     with pytest.raises(UserError, match=f"{name} is '{text}': expected a whole number above 0"):
         settings(folder, **{name: text})
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [("23842", "40"), ("746", "37"), ("19", "0")])
+def test_the_warm_up_is_that_of_a_fresh_adam_and_at_most_a_twentieth_of_the_run(steps, warmup, folder):
+    assert settings(folder, TRAIN_ITERS=steps).warmup_iters == warmup
+    assert settings(folder, TRAIN_ITERS=steps, WARMUP_ITERS="7").warmup_iters == "7"
+
+
+def test_durations_and_switches(folder):
+    found = settings(folder, HANG_MINUTES="0.3", RETRY_SECONDS="0", ASYNC_SAVE="1")
+    assert (found.hang_minutes, found.retry_seconds, found.async_save) == (0.3, 0.0, True)
+    assert [settings(folder, HANG_MINUTES=text).timeout_minutes for text in ("30", "0.3", "0")] == [20, 1, 10]
+    with pytest.raises(UserError, match="HANG_MINUTES is 'soon': expected a number, 0 or above"):
+        settings(folder, HANG_MINUTES="soon")
+    with pytest.raises(UserError, match="ASYNC_SAVE is 'yes': expected 0 or 1"):
+        settings(folder, ASYNC_SAVE="yes")
 
 
 def test_no_restarts_at_all_can_be_asked_for(folder):

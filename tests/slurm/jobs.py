@@ -23,6 +23,7 @@ TINY = {
     "EVAL_ITERS": "1",
     "GPUS_PER_NODE": "1",
     "LR": "3e-3",
+    "WARMUP_ITERS": "0",
     # Both virtual nodes are this machine, and their names are known to Slurm only.
     "MASTER_ADDR": "127.0.0.1",
 }
