@@ -95,8 +95,8 @@ def _install_task(task: dict[str, Any], ledger: Ledger) -> None:
         return [_Rows(task["seq_length"]) if here() else None, None, None]
 
     arguments.validate_args = validate_args
-    train.reference_arguments = reference_arguments  # type: ignore[assignment]
-    train.check_run = lambda _args: None  # type: ignore[assignment]  # it opens the reference's checkpoint
+    train.reference_arguments = reference_arguments
+    train.check_run = lambda args: None  # it opens the reference's checkpoint
     reference_model._load = lambda *_: None
     session.open_store = session.open_base_store = lambda *_, **__: None  # type: ignore[assignment]
     dataset.build_datasets = datasets.build_datasets = build_datasets  # type: ignore[assignment]

@@ -82,7 +82,7 @@ def install(ledger: Ledger) -> None:
     # A generator's state is bytes that it reads; fake ones have none.
     megatron_random._set_cuda_rng_state = lambda *_, **__: None
     for owner in (torch.cuda, torch.cuda.Event, torch.cuda.Stream):
-        owner.synchronize = lambda *_: ledger.wait()  # type: ignore[method-assign, assignment]
+        setattr(owner, "synchronize", lambda *_: ledger.wait())  # noqa: B010  the three have no type in common
     _install_distributed()
     torch.Tensor.pin_memory = lambda self, *_: self  # type: ignore[method-assign]
     torch.utils.data.DataLoader = _Loader  # type: ignore[misc]
