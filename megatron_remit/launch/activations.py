@@ -7,9 +7,10 @@ holds for a moment, and what the experts of a layer get more than their even sha
 
 import argparse
 from dataclasses import dataclass
+from functools import cached_property
 
 from megatron_remit.kernels.chunked_head_logprob import CHUNK_BYTES
-from megatron_remit.launch.parameters import Model, Part
+from megatron_remit.launch.parameters import Model, Part, stages
 from megatron_remit.specs.window import BLOCK
 
 # The logarithm of each head's sum of exponentials, in fp32, which attention keeps for its backward pass.
@@ -30,6 +31,11 @@ class Placed:
     layers: list[int]
     """Layers of each pipeline rank."""
 
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The sum over the layers of each pipeline rank."""
+        return list(stages(self.model, self.layers))
+
 
 def width(args: argparse.Namespace) -> int:
     """Bytes of a weight or an activation."""
@@ -41,10 +47,10 @@ def tokens_of(args: argparse.Namespace, sequences: int) -> int:
     return sequences * args.seq_length // args.context_parallel_size
 
 
-def activations(policy: Placed, stage: Part, rank: int, microbatches: int) -> float:
-    """Bytes that pipeline stage ``rank``, whose layers are ``stage``, holds for its ``microbatches`` of a step."""
+def activations(policy: Placed, rank: int, microbatches: int) -> float:
+    """Bytes that pipeline stage ``rank`` holds for its ``microbatches`` of a step."""
     args, count = policy.args, policy.layers[rank]
-    one = _layers(policy, stage, count, args.micro_batch_size)
+    one = _layers(policy, policy.parts[rank], count, args.micro_batch_size)
     moment = _layer_for_a_moment(args, args.micro_batch_size)
     if args.recompute_granularity == "full" and count:
         # Each layer's input, and one layer while it is run again.
@@ -86,9 +92,11 @@ def _masks(args: argparse.Namespace, stage: Part, count: int, sequences: int) ->
     windowed = stage.windowed if window < args.seq_length else 0
     if args.reset_attention_mask:
         return width(args) * sequences * queries * (count - windowed) * args.seq_length
+    if not windowed:
+        return 0.0
     # Blocks of queries, each with the keys that one of them sees, and the blocks' outputs before they are joined.
-    blocks = range(min(window, BLOCK), queries + 1, min(window, BLOCK))
-    seen = sum(min(end, min(window, BLOCK) + window - 1) * min(window, BLOCK) for end in blocks)
+    block = min(window, BLOCK)
+    seen = sum(min(end, block + window - 1) * block for end in range(block, queries + 1, block))
     outputs = sequences * queries * args.num_attention_heads * args.kv_channels / args.tensor_model_parallel_size
     return width(args) * windowed * (seen + outputs)
 

@@ -13,7 +13,6 @@ from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_remit.launch.activations import Placed, activations, hidden, scoring, width
-from megatron_remit.launch.parameters import Part, stages
 
 
 @dataclass(frozen=True)
@@ -65,16 +64,14 @@ def estimate_ranks(policy: Placed, references: Sequence[Placed], microbatches: i
         microbatches: per step and data-parallel rank.
     """
     ranks = range(policy.args.pipeline_model_parallel_size)
-    own = list(stages(policy.model, policy.layers))
-    others = [(reference, list(stages(reference.model, reference.layers))) for reference in references]
     found = []
     for rank in ranks:
         last = references if rank == ranks[-1] else ()
         found.append(
             Memory(
-                _weights(policy, own[rank], rank, *_training_bytes(policy.args)),
-                activations(policy, own[rank], rank, microbatches),
-                sum(_weights(model, parts[rank], rank, width(policy.args), 0) for model, parts in others),
+                _weights(policy, rank, *_training_bytes(policy.args)),
+                activations(policy, rank, microbatches),
+                sum(_weights(model, rank, width(policy.args), 0) for model in references),
                 # The models take turns.
                 max((scoring(model, rank) for model in references), default=0.0),
                 sum(hidden(model, microbatches) for model in last),
@@ -89,9 +86,10 @@ def _training_bytes(args: argparse.Namespace) -> tuple[int, int]:
     return (6, 12) if args.bf16 or args.fp16 else (8, 8)
 
 
-def held_parameters(placed: Placed, stage: Part, rank: int) -> tuple[float, float]:
+def held_parameters(placed: Placed, rank: int) -> tuple[float, float]:
     """Parameters on a GPU of pipeline stage ``rank``: those outside routed experts, and theirs."""
     args, model, last = placed.args, placed.model, placed.args.pipeline_model_parallel_size - 1
+    stage = placed.parts[rank]
     matrices = stage.split
     if rank == 0:
         matrices += _padded(args, model.embedding)
@@ -102,9 +100,9 @@ def held_parameters(placed: Placed, stage: Part, rank: int) -> tuple[float, floa
     return dense, stage.experts / (args.expert_model_parallel_size * args.expert_tensor_parallel_size)
 
 
-def _weights(placed: Placed, stage: Part, rank: int, held: int, divided: int) -> float:
+def _weights(placed: Placed, rank: int, held: int, divided: int) -> float:
     args = placed.args
-    dense, experts = held_parameters(placed, stage, rank)
+    dense, experts = held_parameters(placed, rank)
     expert_ranks = args.expert_model_parallel_size * args.expert_tensor_parallel_size
     if not args.use_distributed_optimizer:
         return (dense + experts) * (held + divided)

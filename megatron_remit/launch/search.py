@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from megatron_remit.errors import UserError
-from megatron_remit.launch.activations import Placed
 from megatron_remit.launch.gpus import Gpu
 from megatron_remit.launch.memory import estimate
 from megatron_remit.launch.plan_checks import Run, check_microbatches, parse, place, place_parsed
@@ -178,20 +177,20 @@ def _has_experts(parsed: argparse.Namespace, base_hf: Path, reference_hf: Path |
 def _best(run: Run, layout: Layout, kind: Gpu, gpus_per_node: int) -> Candidate:
     """The fastest micro-batch, recomputation and offload that fit. Raises UserError if none does."""
     found: list[Candidate] = []
-    offloads = (False, True) if run.frozen else (False,)
+    frozen, copies = list(run.frozen.values()), run.policy.args.data_parallel_size
+    offloads = (False, True) if frozen else (False,)
     for micro_batch, recompute, offload in itertools.product(_MICRO_BATCHES, (False, True), offloads):
         one = replace(layout, micro_batch=micro_batch, recompute=recompute, offload=offload)
-        policy, *frozen = (_changed(placed, one) for placed in (run.policy, *run.frozen.values()))
+        _change(run, one)
         try:
-            check_microbatches(policy.args)
+            check_microbatches(run.policy.args)
         except UserError:
             if micro_batch == 1:
                 raise
             continue
-        copies = policy.args.data_parallel_size
-        memory = estimate(policy, frozen, policy.args.global_batch_size // (micro_batch * copies)).peak
+        memory = estimate(run.policy, frozen, run.policy.args.global_batch_size // (micro_batch * copies)).peak
         if memory <= (1 - RESERVE) * kind.memory:
-            found.append(Candidate(one, copies, memory, predict(policy, frozen, kind, gpus_per_node)))
+            found.append(Candidate(one, copies, memory, predict(run.policy, frozen, kind, gpus_per_node)))
     if not found:
         raise UserError(f"the smallest micro-batch, with recomputation and offload, does not fit into {kind.name}")
     fastest = max(candidate.step.speed for candidate in found)
@@ -199,9 +198,9 @@ def _best(run: Run, layout: Layout, kind: Gpu, gpus_per_node: int) -> Candidate:
     return min(near, key=lambda one: (one.layout.offload, one.layout.recompute, one.memory))
 
 
-def _changed(placed: Placed, layout: Layout) -> Placed:
-    """The same placement with the micro-batch, recomputation and offload of ``layout``."""
-    args = copy.copy(placed.args)
-    for name in ("micro_batch_size", "reference_micro_batch_size", "recompute_granularity", "reference_offload"):
-        setattr(args, name, layout.arguments()[name])
-    return replace(placed, args=args)
+def _change(run: Run, layout: Layout) -> None:
+    """Give the models of ``run`` the micro-batch, recomputation and offload of ``layout``."""
+    chosen = layout.arguments()
+    for placed in (run.policy, *run.frozen.values()):
+        for name in ("micro_batch_size", "reference_micro_batch_size", "recompute_granularity", "reference_offload"):
+            setattr(placed.args, name, chosen[name])

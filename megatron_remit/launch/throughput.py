@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from megatron_remit.launch.activations import Placed, tokens_of, width
 from megatron_remit.launch.gpus import Gpu
 from megatron_remit.launch.memory import held_parameters
-from megatron_remit.launch.parameters import Part, stages
+from megatron_remit.launch.parameters import Part
 
 PRODUCTS, ATTENTION, TRAFFIC, LINK = 0.7, 0.5, 0.8, 0.8
 _FORWARD_PASSES, _BACKWARD_PASSES = 1.5, 2.5
@@ -98,13 +98,9 @@ def _ranks(args: argparse.Namespace) -> range:
     return range(args.pipeline_model_parallel_size)
 
 
-def _parts(placed: Placed) -> list[Part]:
-    return list(stages(placed.model, placed.layers))
-
-
 def _stage(placed: Placed, sequences: int, rank: int, kind: Gpu, gpus_per_node: int) -> Seconds:
     """The forward pass of one microbatch on a stage."""
-    args, stage, count = placed.args, _parts(placed)[rank], placed.layers[rank]
+    args, stage, count = placed.args, placed.parts[rank], placed.layers[rank]
     tokens, tp_size, cp_size = tokens_of(args, sequences), args.tensor_model_parallel_size, args.context_parallel_size
     multiplied = stage.active
     if rank == args.pipeline_model_parallel_size - 1:
@@ -165,7 +161,7 @@ def _scoring(frozen: Placed, kind: Gpu, gpus_per_node: int) -> float:
     times = [sum(_stage(frozen, sequences, rank, kind, gpus_per_node).values()) for rank in _ranks(args)]
     seconds = max(times) * (args.global_batch_size // (sequences * args.data_parallel_size))
     if args.reference_offload:
-        weights = [sum(held_parameters(frozen, stage, rank)) for rank, stage in enumerate(_parts(frozen))]
+        weights = [sum(held_parameters(frozen, rank)) for rank in _ranks(args)]
         seconds += max(weights) * width(args) / HOST
     return seconds
 
@@ -173,7 +169,7 @@ def _scoring(frozen: Placed, kind: Gpu, gpus_per_node: int) -> float:
 def _add_optimizer(total: Seconds, policy: Placed, behind: tuple[float, float], kind: Gpu, gpus_per_node: int) -> None:
     """Adam, and the collectives of gradients and of weights as far as they do not hide ``behind`` these seconds."""
     args, (backward, before) = policy.args, behind
-    on_ranks = [held_parameters(policy, stage, rank) for rank, stage in enumerate(_parts(policy))]
+    on_ranks = [held_parameters(policy, rank) for rank in _ranks(args)]
     dense, experts = max(on_ranks, key=sum)
     copies = args.data_parallel_size * args.context_parallel_size
     expert_ranks = args.expert_model_parallel_size * args.expert_tensor_parallel_size
