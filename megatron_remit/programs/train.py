@@ -35,8 +35,8 @@ from megatron_remit.scoring.ahead import Base
 from megatron_remit.scoring.arguments import scores_ahead, scores_base_ahead
 from megatron_remit.scoring.dataset import train_valid_test_datasets
 from megatron_remit.specs.native import gpt_config
+from megatron_remit.watch.output import keep_run_id
 from megatron_remit.watch.run import current_watch
-from megatron_remit.watch.wandb_run import keep_run_id
 
 _SPIKY_LOSS_FACTOR = 10
 

@@ -11,10 +11,10 @@ from megatron_remit.errors import UserError
 def add_watch_arguments(group: Any) -> None:
     """Add the flags to an argument group of argparse."""
     group.add_argument(
-        "--no-watch-sources",
-        dest="watch_sources",
-        action="store_false",
-        help="Do not log loss, weight, delta and clipped share of each corpus of a blend.",
+        "--watch-sources",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Log loss, weight, delta and clipped share of each corpus of a blend.",
     )
     group.add_argument(
         "--watch-histogram-interval",

@@ -2,21 +2,30 @@
 
 Each scalar is written over steps and, as ``... vs tokens``, over the tokens that the run has read. A step's scalars go
 into one event: one event for each would cost more than their sums.
+
+All starts of a run are one W&B run. Megatron calls ``wandb.init`` without an id, with which each requeue would be a run
+of its own; W&B takes the id from the environment too.
 """
 
+import argparse
 import json
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 
+from megatron_remit.artifacts import write_whole
+from megatron_remit.errors import UserError
 from megatron_remit.watch.sums import Histogram
 
 PREFIX = "remit/"
 TOKENS_FILE = "tokens.jsonl"
 """In ``--save``, next to ``run.json``. A resumed run appends; where a step is in it twice, the later lines count."""
+RUN_ID_FILE = "wandb_run_id"
+"""The W&B run's id, in ``--save`` too. The last rank writes it; ``run.json`` is the first rank's."""
 
 
 class Output:
@@ -98,3 +107,34 @@ def _table(records: Sequence[Mapping[str, Any]]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "⏎").replace("<", "&lt;")
+
+
+def keep_run_id(args: argparse.Namespace) -> None:
+    """Before ``wandb.init``: set the environment so that it goes on with the W&B run of ``--save``, or begins one.
+
+    ``WANDB_RUN_ID`` and ``WANDB_RESUME`` of the user win.
+
+    Raises:
+        UserError: the file cannot be read or written.
+    """
+    if not args.wandb_project or args.save is None or args.rank != args.world_size - 1:
+        return
+    os.environ.setdefault("WANDB_RESUME", "allow")
+    if "WANDB_RUN_ID" not in os.environ:
+        os.environ["WANDB_RUN_ID"] = _run_id(Path(args.save))
+
+
+def _run_id(folder: Path) -> str:
+    path = folder / RUN_ID_FILE
+    try:
+        if path.is_file():
+            found = path.read_text(encoding="utf-8").strip()
+            if not found.isalnum():
+                raise UserError(f"{path}: {found!r} is no id of a W&B run; delete the file to begin a new one")
+            return found
+        folder.mkdir(parents=True, exist_ok=True)
+        made = secrets.token_hex(4)
+        write_whole(path, made + "\n")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; --wandb-project keeps the run's id there") from None
+    return made

@@ -1,13 +1,15 @@
 """What this process watches of its run: collects in each microbatch, reduces after each step, writes with the log."""
 
+import argparse
 import functools
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any, cast
 
 import torch
 from megatron.core import mpu
 from megatron.training import get_args, get_tensorboard_writer, get_tokenizer, get_wandb_writer, print_rank_last
+from megatron.training.utils import get_blend_and_blend_per_split
 from torch import Tensor
 
 from megatron_remit.data.batch import Batch
@@ -15,7 +17,6 @@ from megatron_remit.objectives.base import context_parallel_group
 from megatron_remit.objectives.registry import current_objective
 from megatron_remit.watch.alarm import Alarm
 from megatron_remit.watch.output import Output
-from megatron_remit.watch.sources import blended_sources
 from megatron_remit.watch.sums import StepFigures, StepSums
 from megatron_remit.watch.tokens import ExtremeTokens, described
 
@@ -127,3 +128,29 @@ def current_watch() -> Watch:
 
 def _decode(tokenizer: Any, ids: list[int]) -> str:
     return tokenizer.detokenize(ids) if ids else ""
+
+
+def blended_sources(args: argparse.Namespace) -> list[str]:
+    """The names of the training set's corpora; none if it has only one, whose samples carry no ``dataset_id``."""
+    if args.mock_data:
+        return []
+    blend, per_split = get_blend_and_blend_per_split(args)
+    chosen = blend if per_split is None else per_split[0]
+    prefixes = [] if chosen is None else chosen[0]
+    return source_names(prefixes) if len(prefixes) > 1 else []
+
+
+def source_names(prefixes: Sequence[str]) -> list[str]:
+    """The shortest ends of the corpora's prefixes that tell them apart, as ``web`` and ``math`` for ``/data/web`` and
+    ``/data/math``. A corpus that the blend has more than once is numbered, ``web#2``."""
+    parts = [PurePath(prefix).parts for prefix in prefixes]
+    different = set(parts)
+    names: list[str] = []
+    for own in parts:
+        length = 1
+        while length < len(own) and any(other != own and other[-length:] == own[-length:] for other in different):
+            length += 1
+        name = "/".join(own[-length:]).lstrip("/")
+        earlier = sum(other == own for other in parts[: len(names)])
+        names.append(f"{name}#{earlier + 1}" if earlier else name)
+    return names

@@ -8,10 +8,10 @@ import torch
 from megatron_remit.errors import UserError
 from megatron_remit.watch.alarm import Alarm
 from megatron_remit.watch.arguments import add_watch_arguments, check_watch
-from megatron_remit.watch.sources import source_names
+from megatron_remit.watch.output import keep_run_id
+from megatron_remit.watch.run import source_names
 from megatron_remit.watch.sums import EDGES, StepSums
 from megatron_remit.watch.tokens import ExtremeTokens
-from megatron_remit.watch.wandb_run import keep_run_id
 
 
 @pytest.mark.parametrize(
