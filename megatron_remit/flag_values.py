@@ -85,6 +85,8 @@ def _check_together(args: argparse.Namespace) -> None:
         )
     if args.save_interval is not None and args.save is None:
         raise UserError(f"--save-interval {args.save_interval} without --save: nothing would be saved; give --save DIR")
+    if args.lr_decay_style == "WSD" and args.lr_wsd_decay_iters is None and args.lr_wsd_decay_samples is None:
+        raise UserError("--lr-decay-style WSD needs --lr-wsd-decay-iters: the steps at its end in which the rate falls")
     if args.recompute_granularity == "full" and args.recompute_method is None:
         raise UserError(
             "--recompute-granularity full needs --recompute-method; give 'uniform' or 'block', and "

@@ -9,10 +9,14 @@ import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from megatron_remit.errors import UserError
 
 _TP, _PP, _CP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size", "--context-parallel-size"
+_OF_VALUES = (AssertionError, ValueError, OSError)
+# Where the words of an assertion do not say what it is about.
+_ABOUT_FILE = {"pipeline_parallel_layer_layout.py": ("pipeline_model_parallel_layout",)}
 # Arguments that no flag sets.
 _DERIVED = ("rank", "world_size", "data_parallel_size", "transformer_pipeline_model_parallel_size")
 _ETP, _EP = "--expert-tensor-parallel-size", "--expert-model-parallel-size"
@@ -72,6 +76,11 @@ def _check_layers(args: argparse.Namespace, model: str) -> None:
     """As ``validate_args`` and ``TransformerConfig`` of Megatron 0.19.2; a pipeline layout is left to them."""
     if args.pipeline_model_parallel_layout is not None:
         return
+    if args.pipeline_model_parallel_size == 1 and args.num_layers_per_virtual_pipeline_stage is not None:
+        raise UserError(
+            f"--num-layers-per-virtual-pipeline-stage {args.num_layers_per_virtual_pipeline_stage} with {_PP} 1: there "
+            "is one stage, and nothing to interleave; leave the flag out"
+        )
     stages, chunks = args.pipeline_model_parallel_size, args.num_virtual_stages_per_pipeline_rank or 1
     # Embedding and loss may count as a layer each.
     extra = int(bool(args.account_for_embedding_in_pipeline_split)) + int(bool(args.account_for_loss_in_pipeline_split))
@@ -106,16 +115,24 @@ def _check_layers(args: argparse.Namespace, model: str) -> None:
 
 
 @contextmanager
-def in_one_line(args: argparse.Namespace) -> Iterator[None]:
-    """What Megatron asserts or raises inside about ``args`` becomes a UserError that names the flags it speaks of."""
+def in_one_line(
+    args: argparse.Namespace, *about: str, kinds: tuple[type[Exception], ...] = _OF_VALUES
+) -> Iterator[None]:
+    """What Megatron asserts or raises inside about ``args`` becomes a UserError that names the flags it speaks of.
+
+    ``about`` are arguments that are named in any case. ``kinds`` are the errors that speak of a user's values.
+    """
     try:
         yield
-    except (AssertionError, ValueError, OSError) as error:
+    except UserError:
+        raise
+    except kinds as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         said, source = " ".join(str(error).split()), place.line or ""
         # An assertion without words is quoted instead. Arguments are told from prose by how they are spelt.
         spelt = [name.strip("-").replace("-", "_") for name in re.findall(r"--[\w-]+|\w+_\w+", said)]
-        names = dict.fromkeys(re.findall(r"\b(?:args|self)\.(\w+)", source) + spelt)
+        spelt = [*re.findall(r"\b(?:args|self)\.(\w+)", source), *spelt]
+        names = dict.fromkeys([*about, *_ABOUT_FILE.get(Path(place.filename).name, ()), *spelt])
         flags = [
             f"--{name.replace('_', '-')} {value}"
             for name in names

@@ -12,7 +12,7 @@ import torch
 from megatron.core.datasets import utils as dataset_utils
 from megatron.core.optimizer import distrib_optimizer, optimizer
 from megatron.core.rerun_state_machine import EXIT_CODE_FAILED_ON_RESULT_VALIDATION, RerunStateMachine
-from megatron.training import arguments, checkpointing, get_args, training
+from megatron.training import arguments, checkpointing, get_args, global_vars, training
 from megatron.training.vocab_utils import calculate_padded_vocab_size
 from torch.nn import Module
 
@@ -46,6 +46,7 @@ def apply() -> None:
     # What is asserted about a user's values after that, until the first step.
     training.setup_model_and_optimizer = _set_up(training.setup_model_and_optimizer)
     training.build_train_valid_test_data_iterators = _set_up(training.build_train_valid_test_data_iterators)
+    global_vars.build_tokenizer = _opened(global_vars.build_tokenizer)
     RerunStateMachine.should_checkpoint_and_exit = _end_without_folder(RerunStateMachine.should_checkpoint_and_exit)
     pickles.guard_torch()
     save = heartbeat.before(heartbeat.SAVING, saving.with_digests(checkpointing.save_checkpoint))
@@ -179,6 +180,17 @@ def _set_up(original: Any) -> Any:
     def call(*rest: Any, **kwargs: Any) -> Any:
         with in_one_line(get_args()):
             return original(*rest, **kwargs)
+
+    return call
+
+
+def _opened(original: Any) -> Any:
+    """A tokenizer that cannot be read, for whatever reason its library has."""
+
+    @functools.wraps(original)
+    def call(args: Any, *rest: Any, **kwargs: Any) -> Any:
+        with in_one_line(args, "tokenizer_model", kinds=(Exception,)):
+            return original(args, *rest, **kwargs)
 
     return call
 

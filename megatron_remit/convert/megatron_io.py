@@ -5,6 +5,7 @@ describes it, and an expert's with the expert as its next one. Its shards are th
 writes one per layer and expert.
 """
 
+import re
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -116,9 +117,9 @@ def iteration_folder(folder: Path, iteration: int | None = None) -> Path:
     if iteration is None:
         if not (folder / TRACKER).is_file():
             raise UserError(f"{folder / TRACKER}: no such file; expected a Megatron checkpoint folder")
-        latest = (folder / TRACKER).read_text(encoding="utf-8").strip()
-        if latest != RELEASE and not latest.isdigit():
-            raise UserError(f"{folder / TRACKER}: found {latest!r}; expected an iteration number or {RELEASE!r}")
+        latest = (folder / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
+        if latest != RELEASE and not re.fullmatch(r"[0-9]{1,18}", latest):
+            raise UserError(f"{folder / TRACKER}: found {latest[:40]!r}; expected an iteration number or {RELEASE!r}")
         name = RELEASE if latest == RELEASE else f"iter_{int(latest):07d}"
     else:
         name = f"iter_{iteration:07d}"

@@ -5,15 +5,20 @@ what this list says: not a model that somebody trained or downloaded, not one th
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from megatron_remit import scratch
 from megatron_remit.artifacts import unwritable
 from megatron_remit.convert.hf_io import read_json, write_json
 from megatron_remit.errors import UserError
+
+_WRITING = re.compile(r"I/O error|inline_container|os error|errno", re.IGNORECASE)
 
 LIST = "remit_conversion.json"
 
@@ -86,6 +91,18 @@ def _files(folder: Path) -> dict[str, int]:
 
 
 @contextmanager
+def _full_disk(out: Path) -> Iterator[None]:
+    """The writers of torch and safetensors say it each in their own way."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, UserError) or not (isinstance(error, OSError) or _WRITING.search(str(error))):
+            raise
+        said = " ".join(str(error).split())
+        raise UserError(f"{out} cannot be written ({said}); free space or choose another --out") from error
+
+
+@contextmanager
 def converted_folder(out: Path, command: str) -> Iterator[Path]:
     """A new folder next to ``out`` to write into; it takes the place of ``out`` at the end, removed if the body raises.
 
@@ -100,7 +117,8 @@ def converted_folder(out: Path, command: str) -> Iterator[Path]:
     with unwritable(f"{out} cannot be made", "choose another --out"):
         temporary.mkdir(parents=True)
     try:
-        yield temporary
+        with _full_disk(out):
+            yield temporary
         write_json(temporary / LIST, {"command": command, "files": _files(temporary)})
         retired = scratch.moved_aside(place)
         existed = place.exists()

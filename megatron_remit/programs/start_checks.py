@@ -9,6 +9,7 @@ from megatron.core.datasets.blended_megatron_dataset_config import parse_and_nor
 from megatron.training.utils import get_blend_and_blend_per_split
 
 from megatron_remit.errors import UserError, note
+from megatron_remit.layout import in_one_line
 from megatron_remit.megatron_flags import given
 
 
@@ -19,8 +20,13 @@ def check_reads_and_writes(args: argparse.Namespace) -> None:
         UserError: names the flag, what was found and what to do.
     """
     _check_load(args)
-    if args.save is not None and int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        _check_save(Path(args.save))
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        for flag in ("save", "data_cache_path", "tensorboard_dir"):
+            folder = getattr(args, flag)
+            if folder is not None:
+                _check_written(f"--{flag.replace('_', '-')}", Path(folder))
+    with in_one_line(args, "data_args_path", "per_split_data_args_path"):
+        get_blend_and_blend_per_split(args)
     _check_validation(args)
 
 
@@ -35,14 +41,17 @@ def _check_load(args: argparse.Namespace) -> None:
         )
 
 
-def _check_save(folder: Path) -> None:
+def _check_written(flag: str, folder: Path) -> None:
+    """Nothing is made yet: a file is put into the folder, or the one that it will be made in, and goes at once."""
+    there = folder
+    while not os.path.lexists(there):
+        there = there.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise UserError(
-            f"--save {folder} cannot be written ({error.strerror}); give a folder that this user may write"
+            f"{flag} {folder} cannot be written ({error.strerror}); give a folder that this user may write"
         ) from None
 
 

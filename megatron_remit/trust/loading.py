@@ -68,6 +68,9 @@ def check_loaded(args: argparse.Namespace) -> None:
             raise UserError(f"{flag} {root}: {error}") from None
 
 
+_DIGITS = 18
+
+
 def _latest(root: Path, iteration: int | None) -> Path | None:
     """The folder of the iteration that Megatron will read; None if there is none."""
     tracker = root / TRACKER
@@ -75,7 +78,7 @@ def _latest(root: Path, iteration: int | None) -> Path | None:
         name = f"iter_{iteration:07d}"
     elif tracker.is_file():
         latest = tracker.read_text(encoding="utf-8", errors="replace").strip()
-        name = f"iter_{int(latest):07d}" if latest.isdigit() else RELEASE
+        name = f"iter_{int(latest):07d}" if latest.isdigit() and len(latest) <= _DIGITS else RELEASE
     else:
         return None
     return root / name if (root / name).is_dir() else None

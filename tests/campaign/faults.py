@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.campaign.commands import COMMANDS, MATERIAL, remove_made, same
 from tests.campaign.damage import cut, flip_bit
-from tests.campaign.inputs import judge
+from tests.campaign.inputs import CACHES, judge
 from tests.campaign.world import contents, copy_world, run_flags
 from tests.ranks import Run, pretrain
 
@@ -36,7 +36,6 @@ _TARGETS = (
     ("disk", "import"),
     ("disk", "export"),
     ("disk", "preprocess"),
-    ("disk", "score"),
 )
 _DAMAGE = {"a flipped bit": flip_bit, "cut short": cut}
 _DISK_BYTES = 20_000  # enough for what a program prints, too little for what it makes
@@ -85,9 +84,7 @@ def _fate(reader: str, folder: Path, limit: int | None, name: str, expected: obj
     if run.returncode == 0:
         return ("no harm", "") if same(made, expected) else ("wrong", "another result, and not a word")
     after = contents(folder)
-    new = [path for path in after if path not in before and "cache" not in path]
-    # A store that is whole without what could not be written stays.
-    new = [] if reader == "score" else new
+    new = [path for path in after if path not in before and Path(path).parts[0] not in CACHES]
     # Of a checkpoint or store its folder may be named.
     names = [] if limit else [name]
     judged, words = judge(run, names, new)
