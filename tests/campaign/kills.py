@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.campaign.commands import COMMANDS, OUT, Command, remove_made, same
+from tests.campaign.inputs import CACHES
 from tests.campaign.world import contents, copy_world
 from tests.ranks import killed_after
 
@@ -36,7 +37,7 @@ def run_kills(world: Path, number: int, seed: int) -> Iterator[Kill]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "w"
         copy_world(world, folder)
-        before = {path for path in contents(folder) if "cache" not in path}
+        before = _names(folder)
         undisturbed: dict[str, tuple[float, object]] = {}
         for count in range(number):
             name = _KINDS[count % len(_KINDS)]
@@ -46,11 +47,16 @@ def run_kills(world: Path, number: int, seed: int) -> Iterator[Kill]:
             seconds, expected = undisturbed[name]
             after = _killed(command, folder, seconds, draw)
             fate, words = _goes_on(command, folder, expected)
-            left = {path for path in contents(folder) if "cache" not in path and not path.startswith(OUT)} - before
+            left = _names(folder) - before
             if left and fate == "right":
                 fate, words = "lost", f"left behind: {', '.join(sorted(left))}"
             remove_made(folder)
             yield Kill(name, after, fate, words)
+
+
+def _names(folder: Path) -> set[str]:
+    """What is there, without what the command makes and without caches."""
+    return {path for path in contents(folder) if not path.startswith(OUT) and Path(path).parts[0] not in CACHES}
 
 
 def _undisturbed(command: Command, folder: Path) -> tuple[float, object]:
