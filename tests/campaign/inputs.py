@@ -82,6 +82,8 @@ def run_case(case: Case, world: Path) -> Outcome:
         folder = Path(scratch) / "w"
         material = copy_world(world, folder)
         spoil(folder, _with_digits(case.make))
+        # The process that forks programs starts anew after a hang, which may take as long as the limit.
+        run_command(["python", ROOT / "tools/score_store.py", "--help"])
         before, start = contents(folder), time.monotonic()
         try:
             run = _run(case, material, folder)
