@@ -127,7 +127,7 @@ def quote(command: Sequence[str]) -> str:
 def dry_run(settings: Settings) -> int:
     """Print the training command and the plan, without Slurm; the plan's exit status."""
     commands = Commands.of(settings)
-    print(quote(slurm.step(commands.train(), settings.nodes, settings.container)), flush=True)
+    print(quote(slurm.step(commands.train(), settings.nodes, settings.container, settings.setup)), flush=True)
     if settings.container is not None:
         # The image cannot be entered without Slurm: the same script inside it does what follows.
         print("For the check of the corpus and the memory, run this script with --dry-run inside the image.")

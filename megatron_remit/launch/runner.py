@@ -53,7 +53,7 @@ class Runner:
         # The locks are handed on: a step that outlives a killed batch script still keeps other jobs away.
         try:
             self._child = subprocess.Popen(
-                slurm.step(command, nodes, self._settings.container),
+                slurm.step(command, nodes, self._settings.container, self._settings.setup),
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **self._settings.environment},
                 pass_fds=self._locks,

@@ -78,7 +78,9 @@ class Settings:
     node_failures: int
     hang_minutes: float
     start_minutes: float
+    setup: str
     container_image: str
+    container_runtime: str
     container_mounts: str
     container_project: str
     venv: str
@@ -127,7 +129,7 @@ class Settings:
         mounts = [f"{folder}:{folder}" for folder in sorted(map(str, folders))]
         if self.container_mounts:
             mounts.append(self.container_mounts)
-        return Container(self.container_image, ",".join(mounts), self.container_project)
+        return Container(self.container_image, ",".join(mounts), self.container_project, self.container_runtime)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -164,4 +166,34 @@ def read(environment: Mapping[str, str], recipe: str, host: Host) -> Settings:
                 f"{variable.name} is not set: give {variable.meaning} (docs/cluster.md lists the variables)"
             )
         values[variable.name.lower()] = variable.check(variable.name, text, values)
-    return Settings(project=host.project, **values)
+    settings = Settings(project=host.project, **values)
+    _check_nodes(settings)
+    return settings
+
+
+def _check_nodes(settings: Settings) -> None:
+    """Refuse a number of nodes over which the batch does not divide, and say which numbers do.
+
+    Only the batch: what else must divide the plan checks, with Megatron's own rules. With flags of its own the run may
+    have another layout than these variables say.
+    """
+    model = settings.tp * settings.pp
+    if settings.extra_args or settings.nodes * settings.gpus_per_node % model:
+        return
+
+    def divides(nodes: int) -> bool:
+        gpus = nodes * settings.gpus_per_node
+        return gpus % model == 0 and settings.global_batch_size % (settings.micro_batch_size * (gpus // model)) == 0
+
+    if divides(settings.nodes):
+        return
+    step = settings.micro_batch_size * settings.nodes * settings.gpus_per_node // model
+    below = [f"{nodes}" for nodes in range(settings.nodes - 1, 0, -1) if divides(nodes)][:1]
+    above = [f"{nodes}" for nodes in range(settings.nodes + 1, 4 * settings.nodes + 1) if divides(nodes)][:1]
+    near = max(1, round(settings.global_batch_size / step)) * step
+    nodes = f"{' or '.join(below + above)} nodes, or " if below + above else ""
+    raise UserError(
+        f"NODES={settings.nodes} with {settings.gpus_per_node} GPUs each: GLOBAL_BATCH_SIZE="
+        f"{settings.global_batch_size} does not divide by MICRO_BATCH_SIZE={settings.micro_batch_size} x "
+        f"{step // settings.micro_batch_size} replicas; take {nodes}GLOBAL_BATCH_SIZE={near}"
+    )

@@ -24,11 +24,13 @@ from megatron_remit.errors import UserError
 
 @dataclass(frozen=True)
 class Container:
-    """An image for pyxis, srun's plug-in. ``mounts`` is its list ``HOST:INSIDE,...``, ``folder`` the one to work in."""
+    """An image. ``mounts`` is a list ``HOST:INSIDE,...``, ``folder`` the one to work in. ``runtime`` is ``pyxis``, a
+    plug-in of srun, else the program that runs the image on a node: ``apptainer`` or ``singularity``."""
 
     image: str
     mounts: str
     folder: str
+    runtime: str = "pyxis"
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,22 @@ class Allocation:
         return subprocess.run(update).returncode == 0
 
 
-def step(command: Sequence[str], nodes: int, container: Container | None) -> list[str]:
-    """The command line that runs ``command`` as one task on each of ``nodes`` nodes."""
+def step(command: Sequence[str], nodes: int, container: Container | None, setup: str = "") -> list[str]:
+    """The command line that runs ``command`` as one task on each of ``nodes`` nodes, after the shell code ``setup``."""
     # A task starts one process per GPU, and these share all cores of the node: the task is bound to none of them.
     srun = ["srun", "--ntasks-per-node=1", "--cpu-bind=none", "--kill-on-bad-exit=1"]
-    if container is not None:
+    inside = list(command)
+    if container is not None and container.runtime == "pyxis":
         srun += [f"--container-image={container.image}", f"--container-mounts={container.mounts}"]
         srun += [f"--container-workdir={container.folder}", "--no-container-mount-home"]
-    return [*srun, f"--nodes={nodes}", f"--ntasks={nodes}", *command]
+    elif container is not None:
+        run = [container.runtime, "exec", "--nv", "--no-home", "--bind", container.mounts, "--pwd", container.folder]
+        inside = [*run, container.image, *inside]
+    if setup:
+        # exec: srun's signals are then signals to the command.
+        code = f"{{ {setup}\n}} || {{ echo 'error: SETUP failed' >&2; exit 2; }}\nexec \"$@\""
+        inside = ["bash", "-c", code, "setup", *inside]
+    return [*srun, f"--nodes={nodes}", f"--ntasks={nodes}", *inside]
 
 
 def node_rank() -> str:

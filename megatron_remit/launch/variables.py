@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,6 +63,16 @@ def _switch(name: str, text: str, _values: Values) -> bool:
 
 def _tokens_per_step(values: Values) -> int:
     return int(values["global_batch_size"] * values["seq_length"])
+
+
+def _setup(_name: str, text: str, _values: Values) -> str:
+    return f". {shlex.quote(os.path.realpath(text))}" if os.path.isfile(text) else text
+
+
+def _runtime(name: str, text: str, _values: Values) -> str:
+    if text not in ("pyxis", "apptainer", "singularity"):
+        raise UserError(f"{name} is '{text}': expected pyxis, apptainer or singularity")
+    return text
 
 
 def _duration(name: str, text: str, _values: Values) -> float:
@@ -235,7 +246,20 @@ VARIABLES = (
         _text,
         "20000 + job id mod 10000",
     ),
+    Variable(
+        "SETUP",
+        "",
+        "shell code, or a file of it, run on each node before each command, such as `module load cuda`",
+        _setup,
+    ),
     Variable("CONTAINER_IMAGE", "", "image to run in"),
+    Variable(
+        "CONTAINER_RUNTIME",
+        lambda values, _host: "apptainer" if values["container_image"].endswith(".sif") else "pyxis",
+        "`pyxis` (with enroot), `apptainer` or `singularity`",
+        _runtime,
+        "`apptainer` for an image `*.sif`, else `pyxis`",
+    ),
     Variable("CONTAINER_MOUNTS", "", "more folders to mount, `/a:/a,/b:/b`"),
     Variable("CONTAINER_PROJECT", "/opt/megatron-remit", "the project's folder in the image"),
     Variable(

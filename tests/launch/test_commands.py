@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,37 @@ def test_srun():
         *("--container-mounts=/a:/a", "--container-workdir=/opt/x", "--no-container-mount-home"),
         *("--nodes=1", "--ntasks=1", "python"),
     ]
+
+
+def test_apptainer_runs_the_image_on_each_node():
+    container = commands(CONTAINER_IMAGE="/images/remit.sif", CONTAINER_MOUNTS="/a:/b").settings.container
+    words = step(["python"], 2, container)
+    at = words.index("--ntasks=2") + 1
+    assert words[:at] == step([], 2, None)
+    assert words[at:] == [
+        *("apptainer", "exec", "--nv", "--no-home", "--bind", container.mounts, "--pwd", "/opt/megatron-remit"),
+        *("/images/remit.sif", "python"),
+    ]
+    assert container.mounts.endswith(",/a:/b") and "/run:/run" in container.mounts
+    older = commands(CONTAINER_IMAGE="x", CONTAINER_RUNTIME="singularity").settings.container
+    assert "singularity" in step(["python"], 1, older) and commands().settings.container.runtime == "pyxis"
+
+
+def run_after(setup, *command):
+    words = step(command, 1, None, setup)
+    done = subprocess.run(words[words.index("bash") :], capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_setup_runs_before_the_command_and_as_the_same_process(tmp_path):
+    assert run_after("export A='it is'; B=1", "sh", "-c", 'echo "$A" "$@"', "x", "a b") == (0, "it is a b\n")
+    before, after = run_after("echo $$", "sh", "-c", "echo $$")[1].split()
+    assert before == after  # so that signals reach the command
+    file = tmp_path / "set up.sh"
+    file.write_text("export A=7 # a comment")
+    text = commands(SETUP=str(file)).settings.setup
+    assert run_after(text, "sh", "-c", "echo $A") == (0, "7\n")
+    assert run_after("echo loading; false", "echo", "no") == (2, "loading\nerror: SETUP failed\n")
 
 
 def test_a_printed_command_can_be_pasted_into_a_shell():

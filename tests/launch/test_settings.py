@@ -84,9 +84,10 @@ def test_the_environment_wins_over_the_recipe_and_nothing_is_not_a_value(folder)
 
 def test_slurm_gives_nodes_and_gpus(folder):
     allocation = Allocation(job="123456", nodes="6", gpus_per_node="4")
-    found = settings(folder, allocation=allocation, NODES="2", MASTER_ADDR="10.0.0.1")
+    divides = {"GLOBAL_BATCH_SIZE": "480"}
+    found = settings(folder, allocation=allocation, NODES="2", MASTER_ADDR="10.0.0.1", **divides)
     assert (found.nodes, found.gpus_per_node, found.master_addr, found.master_port) == (6, 4, "10.0.0.1", "23456")
-    assert settings(folder, allocation=allocation, GPUS_PER_NODE="1", MASTER_PORT="99").gpus_per_node == 1
+    assert settings(folder, allocation=allocation, GPUS_PER_NODE="1", MASTER_PORT="99", **divides).gpus_per_node == 1
     assert settings(folder, NODES="2").nodes == 2
 
 
@@ -135,6 +136,20 @@ def test_whole_numbers_above_zero(name, text, folder):
 def test_the_warm_up_is_that_of_a_fresh_adam_and_at_most_a_twentieth_of_the_run(steps, warmup, folder):
     assert settings(folder, TRAIN_ITERS=steps).warmup_iters == warmup
     assert settings(folder, TRAIN_ITERS=steps, WARMUP_ITERS="7").warmup_iters == "7"
+
+
+@pytest.mark.parametrize(
+    ("given", "proposal"),
+    [
+        ({"NODES": "3"}, r"take 2 or 4 nodes, or GLOBAL_BATCH_SIZE=480"),
+        ({"NODES": "3", "TP": "2"}, r"take 2 or 4 nodes, or GLOBAL_BATCH_SIZE=528"),
+        ({"NODES": "1", "GLOBAL_BATCH_SIZE": "7"}, r"take GLOBAL_BATCH_SIZE=32$"),
+    ],
+)
+def test_a_number_of_nodes_that_does_not_divide_gets_a_proposal(given, proposal, folder):
+    with pytest.raises(UserError, match=rf"^NODES={given['NODES']} with 8 GPUs each: .*{proposal}"):
+        settings(folder, **given)
+    assert settings(folder, **given, EXTRA_ARGS="--context-parallel-size 3").extra_args
 
 
 def test_durations_and_switches(folder):

@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Several runs from one command: each arm with each seed is a Slurm job, and one more evaluates them all when they ended.
+#
+#   BASE_HF=... RL_HF=... CORPUS=... WORK=/shared/sweep SEEDS="1 2 3" bash examples/sweep.sh
+#
+# With --dry-run it submits nothing and prints every command. Run again after a failure: what is there is not run again.
+#
+#   WORK         folder of all runs, on a file system that all nodes share; a run is WORK/ARM-SEED
+#   ARMS         what to compare (default: "ntp remit"): names of --objective, and the controls
+#                  permute     ReMiT whose weights stand on other tokens of their sequence
+#                  before-rl   ReMiT with the model before RL as the reference (CONTROL_HF)
+#   SEEDS        Megatron's seeds (default: "1234")
+#   CONTROL_HF   Hugging Face folder of the model before RL, for before-rl
+#   SCRIPT       job script of the model (default: examples/remit_olmo1b.sh)
+#   SUITE        suite of the evaluation (default: base); none: no evaluation
+#   SBATCH_ARGS  more flags of sbatch for every job, such as "--partition=gpu --account=lab"
+#
+# The other variables are those of the job scripts (docs/cluster.md) and of evaluate.sh, the same for every run.
+set -euo pipefail
+
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+dry_run=
+case ${1:-} in
+  "") ;;
+  --dry-run) dry_run=1 ;;
+  *) fail "unknown argument '$1'; settings are environment variables, the only argument is --dry-run" ;;
+esac
+read -ra arms <<< "${ARMS:-ntp remit}"
+read -ra seeds <<< "${SEEDS:-1234}"
+read -ra more <<< "${SBATCH_ARGS:-}"
+script=${SCRIPT:-examples/remit_olmo1b.sh}
+for name in BASE_HF CORPUS WORK; do
+  [[ -n ${!name:-} ]] || fail "$name is not set; the head of $0 says what it is"
+done
+for arm in "${arms[@]}"; do
+  [[ $arm =~ ^[A-Za-z0-9_.:-]+$ ]] || fail "ARMS: '$arm' is not the name of an arm"
+  [[ $arm != before-rl || -n ${CONTROL_HF:-} ]] || fail "ARMS has before-rl: set CONTROL_HF to the model before RL"
+  [[ $arm =~ ^(ntp|eslm|before-rl)$ || -n ${RL_HF:-} ]] || fail "RL_HF is not set, which the arm $arm reads"
+done
+for seed in "${seeds[@]}"; do
+  [[ $seed =~ ^[0-9]+$ ]] || fail "SEEDS: '$seed' is not a whole number"
+done
+[[ -n $dry_run ]] || command -v sbatch > /dev/null || fail "sbatch is not there; --dry-run does without"
+WORK=$(realpath -m "$WORK")
+cd "$project"
+[[ -e $script ]] || fail "SCRIPT=$script: no such file"
+
+# submit LABEL SCRIPT DEPENDENCY VARIABLE=VALUE ...: sets `submitted` to the job's number.
+submit() {
+  local label=$1 file=$2 after=$3
+  shift 3
+  local words=(env "$@" sbatch --parsable "--job-name=$label" "${more[@]}")
+  [[ -z $after ]] || words+=("--dependency=afterok$after" --kill-on-invalid-dep=yes)
+  words+=("$file")
+  if [[ -z $dry_run ]]; then
+    submitted=$("${words[@]}")
+    submitted=${submitted%%;*} # a cluster's name may follow
+    echo "$label: job $submitted"
+    return
+  fi
+  submitted="<$label>"
+  printf '%q ' "${words[@]}"
+  echo
+}
+
+after= models=()
+for arm in "${arms[@]}"; do
+  for seed in "${seeds[@]}"; do
+    run=$WORK/$arm-$seed
+    models+=("$arm-$seed=$run/hf")
+    if [[ -e $run/hf/config.json ]]; then
+      echo "$arm-$seed: $run/hf is there"
+      continue
+    fi
+    objective=$arm reference=${RL_HF:-} extra=${EXTRA_ARGS:-}
+    case $arm in
+      permute) objective=remit extra="$extra --remit-control permute" ;;
+      before-rl) objective=remit reference=$CONTROL_HF ;;
+    esac
+    submit "$arm-$seed" "$script" "" "OBJECTIVE=$objective" "RL_HF=$reference" "SEED=$seed" "RUN_DIR=$run" \
+      "IMPORT_DIR=$WORK/imported" "EXTRA_ARGS=${extra# }"
+    after+=":$submitted"
+  done
+done
+[[ ${SUITE:-base} != none ]] || exit 0
+submit judge examples/evaluate.sh "$after" "MODELS=${models[*]}" "OUT=$WORK/results" "SUITE=${SUITE:-base}" EXTRA_ARGS=

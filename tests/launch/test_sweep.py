@@ -1,0 +1,80 @@
+"""Several runs from one command: what is submitted, and what is refused."""
+
+import os
+import shlex
+import subprocess
+
+import pytest
+
+from tests.ranks import ROOT
+
+SBATCH = """#!/bin/sh
+echo "$OBJECTIVE seed=$SEED ref=$RL_HF run=$RUN_DIR extra=$EXTRA_ARGS models=$MODELS flags=$*" >> "$NOTES"
+wc -l < "$NOTES"
+"""
+
+
+def sweep(folder, *arguments, **variables):
+    for name in ("base", "rl", "sft"):
+        (folder / name).mkdir(exist_ok=True)
+    (folder / "sbatch").write_text(SBATCH)
+    (folder / "sbatch").chmod(0o755)
+    given = {"BASE_HF": folder / "base", "RL_HF": folder / "rl", "CORPUS": folder / "corpus", "WORK": folder / "work"}
+    given |= {"PATH": f"{folder}:{os.environ['PATH']}", "NOTES": folder / "notes"} | variables
+    done = subprocess.run(
+        ["bash", str(ROOT / "examples/sweep.sh"), *arguments],
+        env=os.environ | {name: str(value) for name, value in given.items()},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_each_arm_with_each_seed_and_then_the_evaluation(tmp_path):
+    code, output = sweep(tmp_path, ARMS="ntp permute before-rl", SEEDS="1 2", CONTROL_HF=tmp_path / "sft")
+    assert code == 0, output
+    rows = (tmp_path / "notes").read_text().splitlines()
+    work = tmp_path / "work"
+    assert [row.split(" models=")[0] for row in rows[:-1]] == [
+        f"ntp seed=1 ref={tmp_path}/rl run={work}/ntp-1 extra=",
+        f"ntp seed=2 ref={tmp_path}/rl run={work}/ntp-2 extra=",
+        f"remit seed=1 ref={tmp_path}/rl run={work}/permute-1 extra=--remit-control permute",
+        f"remit seed=2 ref={tmp_path}/rl run={work}/permute-2 extra=--remit-control permute",
+        f"remit seed=1 ref={tmp_path}/sft run={work}/before-rl-1 extra=",
+        f"remit seed=2 ref={tmp_path}/sft run={work}/before-rl-2 extra=",
+    ]
+    assert f"models=ntp-1={work}/ntp-1/hf ntp-2={work}/ntp-2/hf permute-1=" in rows[-1]
+    assert "--dependency=afterok:1:2:3:4:5:6 --kill-on-invalid-dep=yes examples/evaluate.sh" in rows[-1]
+
+
+def test_what_is_there_is_not_run_again(tmp_path):
+    (tmp_path / "work/ntp-1234/hf").mkdir(parents=True)
+    (tmp_path / "work/ntp-1234/hf/config.json").touch()
+    code, output = sweep(tmp_path, SUITE="none")
+    assert code == 0 and f"ntp-1234: {tmp_path}/work/ntp-1234/hf is there" in output
+    assert [row.split()[0] for row in (tmp_path / "notes").read_text().splitlines()] == ["remit"]
+
+
+def test_a_dry_run_prints_commands_that_a_shell_takes(tmp_path):
+    code, output = sweep(tmp_path, "--dry-run", ARMS="permute", SBATCH_ARGS="--partition=gpu --time=1:00")
+    assert code == 0 and not (tmp_path / "notes").exists()
+    run, judge = (shlex.split(line) for line in output.splitlines())
+    assert "EXTRA_ARGS=--remit-control permute" in run and "--partition=gpu" in run
+    assert "--dependency=afterok:<permute-1234>" in judge and judge[-1] == "examples/evaluate.sh"
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORK": ""}, "WORK is not set"),
+        ({"RL_HF": ""}, "RL_HF is not set, which the arm remit reads"),
+        ({"ARMS": "before-rl"}, "set CONTROL_HF to the model before RL"),
+        ({"SEEDS": "1 two"}, "SEEDS: 'two' is not a whole number"),
+        ({"SCRIPT": "examples/no.sh"}, "SCRIPT=examples/no.sh: no such file"),
+    ],
+)
+def test_what_cannot_be_submitted_is_refused_before_anything_is(variables, message, tmp_path):
+    code, output = sweep(tmp_path, **variables)
+    assert output.startswith("error: ") and message in output
+    assert code == 2 and not (tmp_path / "notes").exists()
