@@ -43,7 +43,14 @@ step=()
 if [[ -n ${CONTAINER_IMAGE:-} ]]; then
   tool=${CONTAINER_PROJECT:-/opt/megatron-remit}/tools/evaluate.py
   python=${PYTHON:-python}
-  step=(srun --ntasks=1 "--container-image=$CONTAINER_IMAGE" "--container-mounts=${CONTAINER_MOUNTS:-$PWD:$PWD}")
+  mounts=${CONTAINER_MOUNTS:-$PWD:$PWD}
+  case ${CONTAINER_RUNTIME:-$CONTAINER_IMAGE} in
+    apptainer | singularity | *.sif)
+      runtime=${CONTAINER_RUNTIME:-apptainer}
+      step=(srun --ntasks=1 "$runtime" exec --nv --no-home --bind "$mounts" "$CONTAINER_IMAGE")
+      ;;
+    *) step=(srun --ntasks=1 "--container-image=$CONTAINER_IMAGE" "--container-mounts=$mounts") ;;
+  esac
 elif ! command -v "$python" > /dev/null; then
   fail "$python is not there: set VENV to a virtual environment on a shared file system, or CONTAINER_IMAGE"
 fi

@@ -57,6 +57,10 @@ def test_an_image_is_entered_through_srun():
         *("srun", "--ntasks=1", "--container-image=remit.sqsh", "--container-mounts=/a:/a"),
         *("python", "/opt/megatron-remit/tools/evaluate.py"),
     ]
+    words = printed(CONTAINER_IMAGE="remit.sif", CONTAINER_MOUNTS="/a:/a", PYTHON=None)
+    assert words[:9] == [
+        *("srun", "--ntasks=1", "apptainer", "exec", "--nv", "--no-home", "--bind", "/a:/a", "remit.sif"),
+    ]
 
 
 @pytest.mark.parametrize(
