@@ -231,7 +231,9 @@ VARIABLES = (
         "minutes without a step after which the ranks are ended and the job requeued; 0: never",
         _duration,
     ),
-    Variable("START_MINUTES", "60", "the same before the first step of a start", _duration),
+    Variable(
+        "START_MINUTES", "60", "the same before the first step of a start, in a validation and in a save", _duration
+    ),
     Variable(
         "MASTER_ADDR",
         lambda _values, host: host.allocation.first_node() or "FIRST_NODE",

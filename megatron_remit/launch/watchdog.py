@@ -22,8 +22,8 @@ class Watchdog:
     def __init__(
         self, path: Path, hang_minutes: float, start_minutes: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """``hang_minutes`` may pass between two beats, ``start_minutes`` before the first step has ended. With 0 for
-        ``hang_minutes`` nothing is ever taken for a hang."""
+        """``hang_minutes`` may pass between two steps. ``start_minutes`` may pass before the first one has ended, in a
+        validation and in a save. With 0 for ``hang_minutes`` nothing is ever taken for a hang."""
         self._path = path
         self._hang_minutes = hang_minutes
         self._start_minutes = max(start_minutes, hang_minutes)
@@ -43,15 +43,14 @@ class Watchdog:
         """What has been going on for too long, in words; empty while the run goes on."""
         self._look()
         step = self._last.step if self._last else 0
-        limit = self._hang_minutes if step else self._start_minutes
+        doing = self._last.doing if self._last else heartbeat.STARTING
+        limit = self._hang_minutes if step and doing == heartbeat.TRAINING else self._start_minutes
         if not self._hang_minutes or self._clock() - self._since < 60 * limit:
             return ""
         if not step:
             return f"no first step within {limit:g} minutes"
-        doing = self._last.doing if self._last else heartbeat.STARTING
-        return f"no step for {limit:g} minutes after step {step}" + (
-            "" if doing == heartbeat.TRAINING else f", while {doing}"
-        )
+        while_doing = "" if doing == heartbeat.TRAINING else f", while {doing}"
+        return f"no step for {limit:g} minutes after step {step}{while_doing}"
 
     def _look(self) -> None:
         beat = heartbeat.read(self._path)
