@@ -1,6 +1,6 @@
 """The best layout of models of published shapes on 8 to 1,024 GPUs, by ``megatron-remit plan --search``, in Markdown.
 
-    python benchmarks/layouts.py [--gpu H100-80GB] [--gpus 8 64 256 1024] [--model NAME ...]
+    python benchmarks/layouts.py [--gpu H100-80GB] [--gpus 8 64 1024] [--model NAME ...]
 
 Policy and reference have one shape (``benchmarks/shapes``). Ten minutes on a CPU for all; nothing runs on a GPU.
 """
@@ -38,7 +38,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gpu", default=DEFAULT_GPU, choices=tuple(GPUS))
-    parser.add_argument("--gpus", nargs="+", type=int, default=[8, 64, 256, 1024])
+    parser.add_argument("--gpus", nargs="+", type=int, default=[8, 64, 1024])
     parser.add_argument("--model", nargs="+", choices=tuple(SEQ_LENGTHS), default=list(SEQ_LENGTHS))
     options = parser.parse_args()
     print("| model | GPUs | layout | GiB | online | store, NTP | ratio | bound by |\n|---|---|---|---|---|---|---|---|")
