@@ -37,6 +37,10 @@ class Ledger(TorchDispatchMode):
         self.phase = "setup"
         self._live: dict[int, tuple[int, str, str]] = {}
         self.size = 0
+        # Against the last peak: what is live since, and what is gone since. A copy at each new peak would take longer
+        # than the step.
+        self._since: set[int] = set()
+        self._gone: list[tuple[int, str, str]] = []
         self.start()
 
     def start(self) -> None:
@@ -48,7 +52,7 @@ class Ledger(TorchDispatchMode):
         self.peaks: Counter[str] = Counter()
         self.peak = self.size
         self.peak_phase = self.phase
-        self.holders = list(self._live.values())
+        self._mark_peak()
         self.operators: Counter[tuple[str, str]] = Counter()
         self.waits: Counter[str] = Counter()
 
@@ -102,15 +106,27 @@ class Ledger(TorchDispatchMode):
         self.peaks[self.phase] = max(self.peaks[self.phase], self.size)
         if self.size > self.peak:
             self.peak, self.peak_phase = self.size, self.phase
-            self.holders = list(self._live.values()) if self.phase != "setup" else []
+            self._mark_peak()
+        else:
+            self._since.add(key)
+
+    def _mark_peak(self) -> None:
+        self._since.clear()
+        self._gone.clear()
 
     def _free(self, key: int) -> None:
-        self.size -= self._live.pop(key)[0]
+        held = self._live.pop(key)
+        self.size -= held[0]
+        if key in self._since:
+            self._since.remove(key)
+        else:
+            self._gone.append(held)
 
     def largest(self, number: int) -> list[dict[str, Any]]:
         """What was live at the peak, by the phase and the line that made it."""
         by_line: Counter[tuple[str, str]] = Counter()
-        for size, phase, line in self.holders:
+        stayed = [held for key, held in self._live.items() if key not in self._since]
+        for size, phase, line in (*stayed, *self._gone):
             by_line[phase, line] += size
         return [{"bytes": size, "phase": phase, "line": line} for (phase, line), size in by_line.most_common(number)]
 

@@ -37,6 +37,13 @@ def test_a_reference_in_host_memory_leaves_the_gpu_while_the_policy_trains(gate)
     assert 2 * weights <= saved <= 1.02 * 2 * weights
 
 
+def test_the_norms_are_one_kernel_each_way(gate):
+    case = gate("DP2, NTP")["rank 0"]
+    found = {(phase, name) for phase, name, _ in case["operators"]}
+    assert {("policy forward", "_fused_rms_norm"), ("policy backward", "_fused_rms_norm_backward")} <= found
+    assert ("policy forward", "rsqrt") not in found
+
+
 def test_kd_counts_what_its_kernels_read_and_write(gate):
     """Two microbatches of one sequence; each rank has half of the vocabulary, in one segment a row."""
     case = gate("TP2, KD")["rank 0"]
