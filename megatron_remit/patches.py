@@ -46,7 +46,8 @@ def apply() -> None:
     # What is asserted about a user's values after that, until the first step.
     training.setup_model_and_optimizer = _set_up(training.setup_model_and_optimizer)
     training.build_train_valid_test_data_iterators = _set_up(training.build_train_valid_test_data_iterators)
-    global_vars.build_tokenizer = _opened(global_vars.build_tokenizer)
+    global_vars.build_tokenizer = _opened(global_vars.build_tokenizer, "tokenizer_model")
+    global_vars._set_tensorboard_writer = _opened(global_vars._set_tensorboard_writer, "tensorboard_dir")
     RerunStateMachine.should_checkpoint_and_exit = _end_without_folder(RerunStateMachine.should_checkpoint_and_exit)
     pickles.guard_torch()
     save = heartbeat.before(heartbeat.SAVING, saving.with_digests(checkpointing.save_checkpoint))
@@ -184,12 +185,12 @@ def _set_up(original: Any) -> Any:
     return call
 
 
-def _opened(original: Any) -> Any:
-    """A tokenizer that cannot be read, for whatever reason its library has."""
+def _opened(original: Any, about: str) -> Any:
+    """What the argument ``about`` names cannot be opened, for whatever reason its library has."""
 
     @functools.wraps(original)
     def call(args: Any, *rest: Any, **kwargs: Any) -> Any:
-        with in_one_line(args, "tokenizer_model", kinds=(Exception,)):
+        with in_one_line(args, about, kinds=(Exception,)):
             return original(args, *rest, **kwargs)
 
     return call
