@@ -1,6 +1,7 @@
 """The check of a checkpoint folder before anything of it is used: by its pickles, then by its digests."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +69,19 @@ def check_loaded(args: argparse.Namespace) -> None:
             raise UserError(f"{flag} {root}: {error}") from None
 
 
-_DIGITS = 18
-
-
 def _latest(root: Path, iteration: int | None) -> Path | None:
-    """The folder of the iteration that Megatron will read; None if there is none."""
+    """The folder of the iteration that Megatron will read; None if there is none.
+
+    Raises UserError: the tracker names none. Megatron ends with exit status 0 there.
+    """
     tracker = root / TRACKER
     if iteration:
         name = f"iter_{iteration:07d}"
     elif tracker.is_file():
         latest = tracker.read_text(encoding="utf-8", errors="replace").strip()
-        name = f"iter_{int(latest):07d}" if latest.isdigit() and len(latest) <= _DIGITS else RELEASE
+        if latest != RELEASE and not re.fullmatch(r"[0-9]{1,18}", latest):
+            raise UserError(f"{tracker}: found {latest[:40]!r}; expected an iteration number or {RELEASE!r}")
+        name = RELEASE if latest == RELEASE else f"iter_{int(latest):07d}"
     else:
         return None
     return root / name if (root / name).is_dir() else None
