@@ -132,6 +132,8 @@ def _load_args(original: Any) -> Any:
 
     @functools.wraps(original)
     def call(args: Any, *rest: Any, **kwargs: Any) -> Any:
+        if not hasattr(args, "reference_flag"):
+            check_values(args)  # some are computed with before Megatron's validation
         loading.check_loaded(args)
         padded_rows, stated = args.padded_vocab_size, given()
         if args.tokenizer_model is not None:
