@@ -4,10 +4,12 @@ Each scalar is written over steps and, as ``... vs tokens``, over the tokens tha
 into one event: one event for each would cost more than their sums.
 
 All starts of a run are one W&B run. Megatron calls ``wandb.init`` without an id, with which each requeue would be a run
-of its own; W&B takes the id from the environment too.
+of its own.
 """
 
 import argparse
+import functools
+import importlib
 import json
 import os
 import secrets
@@ -110,18 +112,21 @@ def _cell(text: str) -> str:
 
 
 def keep_run_id(args: argparse.Namespace) -> None:
-    """Before ``wandb.init``: set the environment so that it goes on with the W&B run of ``--save``, or begins one.
+    """Before Megatron calls ``wandb.init``: let it go on with the W&B run of ``--save``, or begin one.
 
-    ``WANDB_RUN_ID`` and ``WANDB_RESUME`` of the user win.
+    A ``WANDB_RUN_ID`` of the user wins. The id is not put there: W&B reads the environment once, when something first
+    imports it.
 
     Raises:
         UserError: the file cannot be read or written.
     """
     if not args.wandb_project or args.save is None or args.rank != args.world_size - 1:
         return
-    os.environ.setdefault("WANDB_RESUME", "allow")
-    if "WANDB_RUN_ID" not in os.environ:
-        os.environ["WANDB_RUN_ID"] = _run_id(Path(args.save))
+    if "WANDB_RUN_ID" in os.environ:
+        return
+    wandb = importlib.import_module("wandb")
+    resume = os.environ.get("WANDB_RESUME", "allow")
+    wandb.init = functools.partial(wandb.init, id=_run_id(Path(args.save)), resume=resume)
 
 
 def _run_id(folder: Path) -> str:
