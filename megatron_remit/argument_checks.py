@@ -11,7 +11,6 @@ from megatron_remit.objectives.registry import OBJECTIVES, objective_class
 from megatron_remit.reference.offload import check_offload
 from megatron_remit.reference.precision import check_precision
 from megatron_remit.scoring.arguments import check_base, check_score_store, scores_ahead, scores_base_ahead
-from megatron_remit.watch.arguments import check_watch
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -60,7 +59,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         # An heir takes the flags of its parent, and the parent its own.
         if "check_arguments" in vars(objective) and not issubclass(chosen, objective):
             objective.check_arguments(args, chosen=False)
-    check_watch(args)
     check_score_store(args)
     check_base(args)
     check_precision(args, chosen.needs_reference)

@@ -23,6 +23,8 @@ from megatron_remit.megatron_flags import CHOSEN_ANEW, check_megatron_flags, che
 from megatron_remit.model_arguments import take_left_out
 from megatron_remit.scoring.ahead import Base, ScoreAhead
 from megatron_remit.trust import loading, pickles, saving
+from megatron_remit.watch.arguments import check_watch
+from megatron_remit.watch.output import keep_run_id
 
 _applied = False
 # What a parameter group has of the learning-rate schedule.
@@ -168,6 +170,10 @@ def _validate(original: Any) -> Any:
     def call(args: Any, *rest: Any, **kwargs: Any) -> Any:
         check_megatron_flags(args)
         check_values(args)
+        if not hasattr(args, "reference_flag"):
+            # Megatron starts W&B on the last rank right after the validation.
+            check_watch(args)
+            keep_run_id(args)
         if args.num_layers is not None and args.yaml_cfg is None:
             check_divides(args, f"--load {args.load}" if args.use_checkpoint_args else "the model")
         with in_one_line(args):

@@ -115,6 +115,7 @@ def parse(training: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="flags of the training program", allow_abbrev=False)
     args = add_remit_arguments(arguments.add_megatron_arguments(parser), training).parse_args(training)
     args.rank = 0
+    args.wandb_project = ""  # a plan is no run of W&B's
     check_values(args)
     if not args.micro_batch_size or args.micro_batch_size < 1:
         raise UserError("--micro-batch-size is not set; give the sequences of a microbatch, 1 or more")

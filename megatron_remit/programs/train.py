@@ -35,7 +35,6 @@ from megatron_remit.scoring.ahead import Base
 from megatron_remit.scoring.arguments import scores_ahead, scores_base_ahead
 from megatron_remit.scoring.dataset import train_valid_test_datasets
 from megatron_remit.specs.native import gpt_config
-from megatron_remit.watch.output import keep_run_id
 from megatron_remit.watch.run import current_watch
 
 _SPIKY_LOSS_FACTOR = 10
@@ -46,7 +45,6 @@ def main() -> None:
     args = parse_arguments()
     check(args)
     check_run(args)
-    keep_run_id(args)
     _show_life(args)
     config = gpt_config(args)
     if objective_class(args.objective).looks_ahead():

@@ -114,8 +114,7 @@ def _cell(text: str) -> str:
 def keep_run_id(args: argparse.Namespace) -> None:
     """Before Megatron calls ``wandb.init``: let it go on with the W&B run of ``--save``, or begin one.
 
-    A ``WANDB_RUN_ID`` of the user wins. The id is not put there: W&B reads the environment once, when something first
-    imports it.
+    A ``WANDB_RUN_ID`` of the user wins. The id is not put there: children of this process would inherit it.
 
     Raises:
         UserError: the file cannot be read or written.
@@ -124,7 +123,7 @@ def keep_run_id(args: argparse.Namespace) -> None:
         return
     if "WANDB_RUN_ID" in os.environ:
         return
-    wandb = importlib.import_module("wandb")
+    wandb: Any = importlib.import_module("wandb")
     resume = os.environ.get("WANDB_RESUME", "allow")
     wandb.init = functools.partial(wandb.init, id=_run_id(Path(args.save)), resume=resume)
 
