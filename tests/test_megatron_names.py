@@ -104,7 +104,8 @@ def test_a_replaced_name_is_still_looked_up_by_megatron(name):
     """A replacement that nothing calls any more would leave the run without what it adds, and without an error."""
     _resolve(name)
     attribute = name.rsplit(".", 1)[1]
-    assert re.search(rf"(?<!def )\b{attribute}\(", _source()), f"nothing in Megatron calls {attribute}"
+    used = rf"(?<!def )\b{attribute}\(|[=(,]\s*{attribute}\s*[,)]"
+    assert re.search(used, _source()), f"nothing in Megatron calls {attribute}, or passes it on"
 
 
 if __name__ == "__main__":

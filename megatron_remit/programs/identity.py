@@ -128,6 +128,7 @@ def _short(value: Any) -> str:
 def write_run_file(args: argparse.Namespace, identity: Identity, step: int) -> None:
     """Add this start to ``run.json`` in ``--save``: its identity, and what it ran with."""
     path = Path(args.save) / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
     starts = read_run_file(path).get("starts", []) if path.exists() else []
     starts.append(
         {
