@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention.bias import CausalBias, CausalVariant
 from torch.utils.data import DataLoader
 
-from megatron_remit.simulate import experts, launches
+from megatron_remit.simulate import stand_ins
 from megatron_remit.simulate.ledger import Ledger, source_line
 from megatron_remit.specs import attention
 
@@ -76,8 +76,8 @@ class _LowerRight:
 def install(ledger: Ledger) -> None:
     """Replace what fake tensors cannot go through, and give the ledger its phases."""
     torch.nn.Module._apply = _apply  # type: ignore[method-assign]
-    launches.install(ledger)
-    experts.install(ledger)
+    stand_ins.install_kernels(ledger)
+    stand_ins.install_experts(ledger)
     attention.causal_lower_right = _LowerRight  # type: ignore[assignment]
     # A generator's state is bytes that it reads; fake ones have none.
     megatron_random._set_cuda_rng_state = lambda *_, **__: None

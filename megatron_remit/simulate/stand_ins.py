@@ -1,7 +1,8 @@
-"""Triton kernels on fake tensors: a launch does nothing, and counts with the bytes that the kernel reads and writes.
+"""What stands on fake tensors for Triton's kernels and for the choice of experts, and what it counts.
 
-A row's statistics and scalars are counted for each program that reads them, its logits once, which is how often the
-kernels read them; what a cache holds is not known here.
+A launch does nothing, and counts with the bytes that the kernel reads and writes. A row's statistics and scalars are
+counted for each program that reads them, its logits once, which is how often the kernels read them; what a cache holds
+is not known here.
 
 Shape suffixes as in the kernels: K segments of a row, N or C rows, V vocabulary columns of this rank.
 """
@@ -9,13 +10,15 @@ Shape suffixes as in the kernels: K segments of a row, N or C rows, V vocabulary
 from collections.abc import Callable
 from typing import Any
 
+import numpy
+from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 from torch import Tensor
 
 from megatron_remit.kernels import kl_triton, logprob_triton
 from megatron_remit.simulate.ledger import Ledger
 
 
-def install(ledger: Ledger) -> None:
+def install_kernels(ledger: Ledger) -> None:
     """Put a stand-in in the place of each kernel, in the module that launches it."""
     for module, kernels in _KERNELS.items():
         for name, count in kernels.items():
@@ -84,3 +87,34 @@ _KERNELS: dict[Any, dict[str, Callable[[dict[str, Any]], int]]] = {
     },
     kl_triton: {"kl_statistics_kernel": _kl_statistics, "kl_gradient_kernel": _kl_gradient},
 }
+
+
+def install_experts(ledger: Ledger) -> None:
+    """Which tokens an expert gets depends on values: here each gets an equal share. Megatron's all-to-all dispatcher
+    copies the counts to the host and waits for them; the wait is written down. The dispatcher that gathers makes shapes
+    from values, which stays an error: plan its runs with ``--moe-token-dispatcher-type alltoall``."""
+
+    def dtoh_and_synchronize(self: Any, point: str, tokens_per_expert: Any = None) -> Any:
+        if point == self.cuda_dtoh_point:
+            tokens_per_expert = _route_evenly(self)
+        if point == self.cuda_sync_point:
+            ledger.wait()
+        return tokens_per_expert
+
+    MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize = dtoh_and_synchronize
+
+
+def _route_evenly(dispatcher: Any) -> numpy.ndarray:
+    """Set the counts that the dispatcher has on the host; the result is the tokens of each of this rank's experts."""
+    experts, tp_size, ep_size = dispatcher.num_experts, dispatcher.tp_size, dispatcher.ep_size
+    chosen = dispatcher.routing_map.size(0) * dispatcher.config.moe_router_topk
+    of_expert = numpy.full(experts, chosen // experts)
+    of_expert[: chosen % experts] += 1
+    own = of_expert[dispatcher.local_expert_indices]
+    dispatcher.num_out_tokens = chosen
+    if tp_size * ep_size > 1:
+        dispatcher.input_splits = of_expert.reshape(ep_size, -1).sum(axis=1)
+        dispatcher.output_splits = numpy.full(ep_size, own.sum())
+        dispatcher.output_splits_tp = numpy.full(tp_size, own.sum() * ep_size)
+    dispatcher.num_global_tokens_per_local_expert = numpy.tile(own, (tp_size * ep_size, 1))
+    return own * tp_size * ep_size
