@@ -69,7 +69,7 @@ def _check_number(name: str, value: float) -> None:
         raise UserError(f"{flag}: expected a number below 1")
     if name in ("num_workers", "num_dataset_builder_threads"):
         check_workers(spelt(name), int(value))
-    most = _AT_MOST.get(name, 2**63 - 1)
+    most = _AT_MOST.get(name, 2**63 - 1 if isinstance(value, int) else math.inf)
     if value > most:
         raise UserError(f"{flag}: expected at most {most}")
 

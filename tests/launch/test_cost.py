@@ -32,7 +32,8 @@ def test_parameters_are_those_of_transformers(family, tied, tmp_path):
     with torch.device("meta"):
         model = model_class(config)
     own, raw = read_config(tmp_path)
-    args = argparse.Namespace(**{"num_experts": None, "window_size": None, "window_attn_skip_freq": None} | own.arguments(raw))
+    unset = dict.fromkeys(("num_experts", "window_size", "window_attn_skip_freq"))
+    args = argparse.Namespace(**unset | own.arguments(raw))
     assert read_model(tmp_path, args).parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
