@@ -81,6 +81,15 @@ def add_remit_arguments(
         help="Cut the corpus into rows in a document order drawn from N: the same rows in every epoch "
         "and for every --seed, which then only orders them. Default: as Megatron does.",
     )
+    _add_run_arguments(group)
+    add_score_store_arguments(group)
+    add_trust_arguments(group)
+    add_watch_arguments(group)
+    _set_defaults(parser)
+    return parser
+
+
+def _add_run_arguments(group: Any) -> None:
     group.add_argument(
         "--allow-changed",
         nargs="+",
@@ -102,11 +111,6 @@ def add_remit_arguments(
         metavar="FILE",
         help="A file in which rank 0 notes each step as it ends, so that others see whether the run goes on.",
     )
-    add_score_store_arguments(group)
-    add_trust_arguments(group)
-    add_watch_arguments(group)
-    _set_defaults(parser)
-    return parser
 
 
 def _add_reference_arguments(group: Any) -> None:
