@@ -61,6 +61,8 @@ def export_command() -> None:
         help="read a checkpoint whose pickles name classes that no checkpoint of a run needs; it can run any code",
     )
     options = parser.parse_args()
+    if options.iteration is not None and options.iteration < 0:
+        raise UserError(f"--iteration {options.iteration}: expected the step of a checkpoint, 0 or more")
     from megatron_remit.convert.megatron_to_hf import export_hf
     from megatron_remit.trust.pickles import trust_checkpoints
 

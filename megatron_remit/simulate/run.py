@@ -25,7 +25,8 @@ _LEFT_OUT = set(
     "--use-checkpoint-args --exit-on-missing-checkpoint --finetune --exit-signal-handler --load --save --save-interval "
     "--tensorboard-dir --tensorboard-log-interval --data-path --tokenizer-type --tokenizer-model --train-iters --split "
     "--train-samples --eval-iters --eval-interval --reference-load --lr-warmup-iters --log-interval --num-workers "
-    "--save-retain-interval --data-cache-path --mock-data --vocab-size --score-store-write".split()
+    "--save-retain-interval --save-keep-last --heartbeat --data-cache-path --mock-data --vocab-size "
+    "--score-store-write".split()
 )
 
 
