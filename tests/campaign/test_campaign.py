@@ -5,9 +5,7 @@ import random
 import pytest
 
 from tests.campaign.damage import VERBS
-from tests.campaign.faults import run_faults
 from tests.campaign.inputs import COMMANDS, judge, read_cases, run_case
-from tests.campaign.kills import run_kills
 from tests.campaign.world import make_world
 from tests.ranks import Run
 
@@ -25,16 +23,6 @@ def world(tmp_path_factory):
 def test_a_bad_input_gets_one_clear_line_and_leaves_nothing(case, world):
     outcome = run_case(case, world)
     assert outcome.fate == "clear", outcome.words
-
-
-@pytest.mark.slow
-def test_kills_lose_nothing(world):
-    assert [kill for kill in run_kills(world, 6, seed=1) if kill.fate != "right"] == []
-
-
-@pytest.mark.slow
-def test_faults_are_refused_or_do_no_harm(world):
-    assert [fault for fault in run_faults(world, 17, seed=1) if fault.fate not in ("refused", "no harm")] == []
 
 
 def test_every_case_can_be_run():
