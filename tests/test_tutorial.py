@@ -114,11 +114,12 @@ def shell(folder, script):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=240,
+        timeout=840,
     )
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_commands_of_the_tutorial_lead_from_names_to_a_table(folder):
     script = "".join(blocks("tutorial-olmo2-1b.md"))
     # Data sets and nltk's file come from the network: the test has made them.

@@ -1,6 +1,6 @@
 """When a job trains again, when it goes back into the queue, and when it gives up, with stand-ins for Slurm's commands.
 
-tests/slurm/test_failures.py has the same on a real Slurm.
+tests/slurm/test_troubled_jobs.py has the same on a real Slurm.
 """
 
 import json

@@ -80,6 +80,7 @@ def test_a_job_preempted_twice_continues_as_if_nothing_had_happened(jobs):
 
 
 def test_two_jobs_that_start_at_once_import_each_model_once(jobs):
+    """The cluster's first jobs: those of test_troubled_jobs.py, behind this file, find the imports made."""
     logs = [jobs[name].text() for name in ("through", "preempted")]
     assert sum(text.count("\nimported /") for text in logs) == 2
     assert any("imported by another job" in text for text in logs)
