@@ -19,19 +19,10 @@
 set -euo pipefail
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-fail() {
-  echo "error: $*" >&2
-  exit 2
-}
-dry_run=
-case ${1:-} in
-  "") ;;
-  --dry-run) dry_run=1 ;;
-  *) fail "unknown argument '$1'; settings are environment variables, the only argument is --dry-run" ;;
-esac
+# shellcheck source=examples/lib/submit.sh
+source "$project/examples/lib/submit.sh" "$@"
 read -ra arms <<< "${ARMS:-ntp remit}"
 read -ra seeds <<< "${SEEDS:-1234}"
-read -ra more <<< "${SBATCH_ARGS:-}"
 script=${SCRIPT:-examples/remit_olmo1b.sh}
 for name in BASE_HF CORPUS WORK; do
   [[ -n ${!name:-} ]] || fail "$name is not set; the head of $0 says what it is"
@@ -44,28 +35,9 @@ done
 for seed in "${seeds[@]}"; do
   [[ $seed =~ ^[0-9]+$ ]] || fail "SEEDS: '$seed' is not a whole number"
 done
-[[ -n $dry_run ]] || command -v sbatch > /dev/null || fail "sbatch is not there; --dry-run does without"
 WORK=$(realpath -m "$WORK")
 cd "$project"
 [[ -e $script ]] || fail "SCRIPT=$script: no such file"
-
-# submit LABEL SCRIPT DEPENDENCY VARIABLE=VALUE ...: sets `submitted` to the job's number.
-submit() {
-  local label=$1 file=$2 after=$3
-  shift 3
-  local words=(env "$@" sbatch --parsable "--job-name=$label" "${more[@]}")
-  [[ -z $after ]] || words+=("--dependency=afterok$after" --kill-on-invalid-dep=yes)
-  words+=("$file")
-  if [[ -z $dry_run ]]; then
-    submitted=$("${words[@]}")
-    submitted=${submitted%%;*} # a cluster's name may follow
-    echo "$label: job $submitted"
-    return
-  fi
-  submitted="<$label>"
-  printf '%q ' "${words[@]}"
-  echo
-}
 
 after= models=()
 for arm in "${arms[@]}"; do
@@ -83,7 +55,7 @@ for arm in "${arms[@]}"; do
     esac
     submit "$arm-$seed" "$script" "" "OBJECTIVE=$objective" "RL_HF=$reference" "SEED=$seed" "RUN_DIR=$run" \
       "IMPORT_DIR=$WORK/imported" "EXTRA_ARGS=${extra# }"
-    after+=":$submitted"
+    after=${after:+$after:}$submitted
   done
 done
 [[ ${SUITE:-base} != none ]] || exit 0

@@ -9,17 +9,9 @@
 # The numbers of the stages are those that Ai2 published for OLMo-2-1B (open-instruct, docs/olmo2.md). Its names of flags
 # changed over time: those here are of the commit above. Nothing is pushed to the hub. None of it has run on a GPU yet.
 
-fail() {
-  echo "error: $*" >&2
-  exit 2
-}
-
-dry_run=
-case ${1:-} in
-  "") ;;
-  --dry-run) dry_run=1 ;;
-  *) fail "unknown argument '$1'; settings are environment variables, the only argument is --dry-run" ;;
-esac
+# The caller has found this folder.
+# shellcheck source=examples/lib/arguments.sh
+source "$here/../lib/arguments.sh" "$@"
 for name in IN OUT OPEN_INSTRUCT; do
   [[ -n ${!name:-} ]] || fail "$name is not set; examples/flywheel_olmo2_1b/stage.sh says what it is"
 done

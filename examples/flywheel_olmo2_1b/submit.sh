@@ -16,16 +16,8 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 project=$(cd "$here/../.." && pwd)
-fail() {
-  echo "error: $*" >&2
-  exit 2
-}
-dry_run=
-case ${1:-} in
-  "") ;;
-  --dry-run) dry_run=1 ;;
-  *) fail "unknown argument '$1'; settings are environment variables, the only argument is --dry-run" ;;
-esac
+# shellcheck source=examples/lib/submit.sh
+source "$project/examples/lib/submit.sh" "$@"
 export OBJECTIVE=${OBJECTIVE:-remit}
 ROUNDS=${ROUNDS:-2}
 needed=(BASE_HF CORPUS WORK OPEN_INSTRUCT)
@@ -38,29 +30,10 @@ done
 for folder in "$BASE_HF" ${RL_HF:+"$RL_HF"}; do
   [[ -e $folder/config.json ]] || fail "$folder: no config.json in it; docs/tutorial-olmo2-1b.md has the downloads"
 done
-[[ -n $dry_run ]] || command -v sbatch > /dev/null || fail "sbatch is not there; --dry-run does without"
 WORK=$(realpath -m "$WORK")
-read -ra more <<< "${SBATCH_ARGS:-}"
 cd "$project"
 
 job= # of the last stage that was submitted: the next one waits for it
-# submit LABEL SCRIPT DEPENDENCY VARIABLE=VALUE ...: sets `submitted` to the job's number.
-submit() {
-  local label=$1 script=$2 after=$3
-  shift 3
-  local words=(env "$@" sbatch --parsable "--job-name=$label" "${more[@]}")
-  [[ -z $after ]] || words+=("--dependency=afterok:$after" --kill-on-invalid-dep=yes)
-  words+=("$script")
-  if [[ -z $dry_run ]]; then
-    submitted=$("${words[@]}")
-    submitted=${submitted%%;*} # a cluster's name may follow
-    echo "$label: job $submitted${after:+ after $after}"
-    return
-  fi
-  submitted="<$label>"
-  printf '%q ' "${words[@]}"
-  echo
-}
 
 # stage LABEL SCRIPT OUT VARIABLE=VALUE ...: a stage of the chain, unless its OUT is there.
 stage() {

@@ -19,7 +19,7 @@ def sweep(folder, *arguments, **variables):
         (folder / name).mkdir(exist_ok=True)
     (folder / "sbatch").write_text(SBATCH)
     (folder / "sbatch").chmod(0o755)
-    given = {"BASE_HF": folder / "base", "RL_HF": folder / "rl", "CORPUS": folder / "corpus", "WORK": folder / "work"}
+    given = {"BASE_HF": folder / "base", "RL_HF": folder / "rl", "CORPUS": folder / "corpus", "WORK": folder / "sweep"}
     given |= {"PATH": f"{folder}:{os.environ['PATH']}", "NOTES": folder / "notes"} | variables
     done = subprocess.run(
         ["bash", str(ROOT / "examples/sweep.sh"), *arguments],
@@ -35,7 +35,7 @@ def test_each_arm_with_each_seed_and_then_the_evaluation(tmp_path):
     code, output = sweep(tmp_path, ARMS="ntp permute before-rl", SEEDS="1 2", CONTROL_HF=tmp_path / "sft")
     assert code == 0, output
     rows = (tmp_path / "notes").read_text().splitlines()
-    work = tmp_path / "work"
+    work = tmp_path / "sweep"
     assert [row.split(" models=")[0] for row in rows[:-1]] == [
         f"ntp seed=1 ref={tmp_path}/rl run={work}/ntp-1 extra=",
         f"ntp seed=2 ref={tmp_path}/rl run={work}/ntp-2 extra=",
@@ -49,10 +49,10 @@ def test_each_arm_with_each_seed_and_then_the_evaluation(tmp_path):
 
 
 def test_what_is_there_is_not_run_again(tmp_path):
-    (tmp_path / "work/ntp-1234/hf").mkdir(parents=True)
-    (tmp_path / "work/ntp-1234/hf/config.json").touch()
+    (tmp_path / "sweep/ntp-1234/hf").mkdir(parents=True)
+    (tmp_path / "sweep/ntp-1234/hf/config.json").touch()
     code, output = sweep(tmp_path, SUITE="none")
-    assert code == 0 and f"ntp-1234: {tmp_path}/work/ntp-1234/hf is there" in output
+    assert code == 0 and f"ntp-1234: {tmp_path}/sweep/ntp-1234/hf is there" in output
     assert [row.split()[0] for row in (tmp_path / "notes").read_text().splitlines()] == ["remit"]
 
 
