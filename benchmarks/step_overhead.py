@@ -36,12 +36,7 @@ def main() -> None:
     """Make a reference checkpoint and its scores, train in turns, print the ratios and append them to a CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=30, help="turns that are counted, of one step per way each")
-    parser.add_argument("--hidden-size", type=int, default=512)
-    parser.add_argument("--num-layers", type=int, default=4)
-    parser.add_argument("--seq-length", type=int, default=256)
-    parser.add_argument("--micro-batch-size", type=int, default=4)
-    parser.add_argument("--global-batch-size", type=int, default=8)
-    parser.add_argument("--vocab-size", type=int, default=4096)
+    add_shape(parser)
     parser.add_argument("--csv", type=Path, help="append the result to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -71,6 +66,13 @@ def torchrun(*command: str) -> None:
         check=True,
         stdout=subprocess.DEVNULL,
     )
+
+
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that :func:`megatron_flags` reads."""
+    for flag, default in (("hidden-size", 512), ("num-layers", 4), ("seq-length", 256), ("micro-batch-size", 4),
+                          ("global-batch-size", 8), ("vocab-size", 4096)):  # fmt: skip
+        parser.add_argument(f"--{flag}", type=int, default=default)
 
 
 def megatron_flags(options: argparse.Namespace) -> list[str]:

@@ -24,7 +24,7 @@ import torch
 from common import conditions, percentiles, write_csv
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder, get_idx_path
 from megatron.training import get_args, training
-from step_overhead import megatron_flags, torchrun
+from step_overhead import add_shape, megatron_flags, torchrun
 
 from megatron_remit import patches
 from megatron_remit.programs import train
@@ -39,12 +39,7 @@ def main() -> None:
     """Make a blend and a reference, train in turns, print the costs and write a CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=24, help="turns that are counted, of one step per way each")
-    parser.add_argument("--hidden-size", type=int, default=512)
-    parser.add_argument("--num-layers", type=int, default=4)
-    parser.add_argument("--seq-length", type=int, default=256)
-    parser.add_argument("--micro-batch-size", type=int, default=4)
-    parser.add_argument("--global-batch-size", type=int, default=8)
-    parser.add_argument("--vocab-size", type=int, default=4096)
+    add_shape(parser)
     parser.add_argument("--csv", type=Path, help="write the result to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
