@@ -5,7 +5,6 @@ describes it, and an expert's with the expert as its next one. Its shards are th
 writes one per layer and expert.
 """
 
-import re
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from megatron_remit.convert.rules import Place
 from megatron_remit.errors import UserError
-from megatron_remit.trust.loading import RELEASE, TRACKER, check_iteration
+from megatron_remit.trust.loading import TRACKER, check_iteration, iteration_name
 from megatron_remit.trust.pickles import read_common_state, read_metadata, shard_path
 
 
@@ -114,15 +113,9 @@ def iteration_folder(folder: Path, iteration: int | None = None) -> Path:
     Raises:
         UserError: there is no such folder, or no readable tracker file.
     """
-    if iteration is None:
-        if not (folder / TRACKER).is_file():
-            raise UserError(f"{folder / TRACKER}: no such file; expected a Megatron checkpoint folder")
-        latest = (folder / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
-        if latest != RELEASE and not re.fullmatch(r"[0-9]{1,18}", latest):
-            raise UserError(f"{folder / TRACKER}: found {latest[:40]!r}; expected an iteration number or {RELEASE!r}")
-        name = RELEASE if latest == RELEASE else f"iter_{int(latest):07d}"
-    else:
-        name = f"iter_{iteration:07d}"
+    name = iteration_name(folder, iteration)
+    if name is None:
+        raise UserError(f"{folder / TRACKER}: no such file; expected a Megatron checkpoint folder")
     path = folder / name
     if not path.is_dir():
         present = sorted(entry.name for entry in folder.glob("iter_*"))

@@ -35,9 +35,9 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 from tqdm import tqdm
 
-from megatron_remit.convert.megatron_io import RELEASE, TRACKER
 from megatron_remit.convert.rules import Place
 from megatron_remit.errors import UserError
+from megatron_remit.trust.loading import RELEASE, TRACKER
 
 # How Megatron's loader lays out its request: the values that a training run of 0.19.2 stores.
 _CONTENT_METADATA = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}

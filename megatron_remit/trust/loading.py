@@ -69,19 +69,26 @@ def check_loaded(args: argparse.Namespace) -> None:
             raise UserError(f"{flag} {root}: {error}") from None
 
 
-def _latest(root: Path, iteration: int | None) -> Path | None:
-    """The folder of the iteration that Megatron will read; None if there is none.
+def iteration_name(root: Path, iteration: int | None) -> str | None:
+    """The name of the folder in ``root`` of ``iteration``, or without one of that which the tracker file names; None if
+    there is no tracker file.
 
     Raises UserError: the tracker names none. Megatron ends with exit status 0 there.
     """
     tracker = root / TRACKER
-    if iteration:
-        name = f"iter_{iteration:07d}"
-    elif tracker.is_file():
+    if iteration is None:
+        if not tracker.is_file():
+            return None
         latest = tracker.read_text(encoding="utf-8", errors="replace").strip()
-        if latest != RELEASE and not re.fullmatch(r"[0-9]{1,18}", latest):
+        if latest == RELEASE:
+            return RELEASE
+        if not re.fullmatch(r"[0-9]{1,18}", latest):
             raise UserError(f"{tracker}: found {latest[:40]!r}; expected an iteration number or {RELEASE!r}")
-        name = RELEASE if latest == RELEASE else f"iter_{int(latest):07d}"
-    else:
-        return None
-    return root / name if (root / name).is_dir() else None
+        iteration = int(latest)
+    return f"iter_{iteration:07d}"
+
+
+def _latest(root: Path, iteration: int | None) -> Path | None:
+    """The folder of the iteration that Megatron will read; None if there is none. Raises as :func:`iteration_name`."""
+    name = iteration_name(root, iteration or None)  # --ckpt-step 0 is Megatron's word for the latest
+    return root / name if name is not None and (root / name).is_dir() else None
