@@ -162,8 +162,7 @@ def keep_figures(batch: Batch, **figures_BS: Tensor) -> None:
         figures_BS: ``nll`` (the policy's), ``weight``, ``delta``, ``clipped`` and ``kept`` (0 or 1), as far as the
             objective has them.
     """
-    named = {"lm loss" if name == "nll" else name: value_BS.detach() for name, value_BS in figures_BS.items()}
-    batch["figures"] = named
+    batch["figures"] = {name: value_BS.detach() for name, value_BS in figures_BS.items()}
 
 
 def masked_mean(value_BS: Tensor, mask_BS: Tensor) -> Tensor:

@@ -20,8 +20,14 @@ from megatron_remit.watch.output import Output
 from megatron_remit.watch.sums import StepFigures, StepSums
 from megatron_remit.watch.tokens import ExtremeTokens, described
 
-# Means of figures per token, by their name in the log; other figures have their own.
-_TAGS = {"weight": "weight mean", "delta": "delta mean", "clipped": "clipped share", "kept": "kept share"}
+# Means of figures per token, by their name in the log.
+_TAGS = {
+    "nll": "lm loss",
+    "weight": "weight mean",
+    "delta": "delta mean",
+    "clipped": "clipped share",
+    "kept": "kept share",
+}
 
 
 class Watch:
@@ -105,7 +111,7 @@ class Watch:
             count = self._step.tokens_by_source[place]
             found[f"source/{source}/share"] = count / everything if everything else 0.0
             for name, by_source in self._step.by_source.items() if count else ():
-                found[f"source/{source}/{_TAGS.get(name, name)}"] = by_source[place]
+                found[f"source/{source}/{_TAGS[name]}"] = by_source[place]
         return found
 
     def _is_logged(self, step: int) -> bool:

@@ -39,7 +39,7 @@ class ExtremeTokens:
         source_B: Tensor | None,
         cp_group: ProcessGroup | None,
     ) -> None:
-        """Look for candidates in a microbatch. ``figures_BS`` has ``weight`` and ``lm loss``, and may have ``delta``;
+        """Look for candidates in a microbatch. ``figures_BS`` has ``weight`` and ``nll``, and may have ``delta``;
         ``sample_B`` are the sequences' places in the run, ``source_B`` their ``dataset_id`` if there is a blend.
         Collective over ``cp_group``, the ranks that hold the other parts of the sequences."""
         batch, device = labels_BS.size(0), labels_BS.device
@@ -49,7 +49,7 @@ class ExtremeTokens:
         columns_BS = [
             weight_BS.masked_fill(mask_BS == 0, torch.nan),
             figures_BS.get("delta", torch.full_like(weight_BS, torch.nan)),
-            figures_BS["lm loss"],
+            figures_BS["nll"],
             sample_B.to(device).unsqueeze(1),
             position_S.unsqueeze(0),
             (torch.full((batch,), -1) if source_B is None else source_B).to(device).unsqueeze(1),

@@ -101,7 +101,7 @@ def test_equal_weights_are_ordered_by_delta_and_masked_tokens_never_chosen():
     weight_BS, delta_BS = torch.full((2, 12), 1.2), torch.arange(24).view(2, 12) / 10
     mask_BS = torch.ones(2, 12)
     mask_BS[1, 11] = 0
-    figures = {"weight": weight_BS, "delta": delta_BS, "lm loss": delta_BS}
+    figures = {"weight": weight_BS, "delta": delta_BS, "nll": delta_BS}
     extremes.add(labels_BS, mask_BS, figures, torch.tensor([4, 5]), None, None)
     up, down = extremes.finish(True, None, torch.device("cpu"))
     assert up[:, 6].tolist() == [22.0, *range(21, 12, -1)] and down[:, 6].tolist() == [*range(10)]
