@@ -113,7 +113,7 @@ def score_ahead_with(reference: list[Module], base: Base | None) -> None:
     CUDA graphs.
     """
     original = training.get_forward_backward_func
-    # Megatron takes a bucket that is gathered already for one that is gathered out of order (scoring/gather.py).
+    # Megatron takes a bucket that is gathered already for one that is gathered out of order (scoring/ahead.py).
     warnings.filterwarnings("ignore", message="The next bucket's parameter all-gather operation has already been")
 
     @functools.wraps(original)

@@ -12,8 +12,6 @@ from megatron.core.utils import get_batch_on_this_cp_rank, get_batch_on_this_tp_
 from megatron.training import get_args
 from torch import Tensor
 
-from megatron_remit.data.document_mask import mask_of, spans_of
-
 
 class Batch(TypedDict, total=False):
     """The columns of a microbatch. A column of Megatron's is None on a pipeline stage that does not need it.
@@ -145,8 +143,28 @@ def regroup(batches: list[Batch], size: int, micro_batch_size: int) -> list[Batc
     return cast(list[Batch], groups)
 
 
+def spans_of(mask_B1SW: Tensor) -> Tensor:
+    """A document mask, in which True hides, as the first and the last position that each sees, [B, S, 2] int32.
+
+    A step's microbatches are all read before the policy trains on the first, and a mask has one entry per pair of
+    positions: at 16,384 tokens in rows of 4096 that is 64 MiB a microbatch, while the two numbers take 128 KiB. What a
+    position sees must be all positions from the one to the other, as in causal attention inside documents.
+    """
+    visible_BSW = ~mask_B1SW.squeeze(1)
+    # argmax of bool is not there on CUDA; of its bytes it gives the first of the largest.
+    first_BS = visible_BSW.byte().argmax(-1)
+    return torch.stack([first_BS, first_BS + visible_BSW.sum(-1) - 1], dim=-1).to(torch.int32)
+
+
+def mask_of(spans_BS2: Tensor, width: int) -> Tensor:
+    """The mask [B, 1, S, W] that :func:`spans_of` was given, with W = ``width``."""
+    first_BS1, last_BS1 = spans_BS2.split(1, dim=-1)
+    position_W = torch.arange(width, dtype=torch.int32, device=spans_BS2.device)
+    return ((position_W < first_BS1) | (position_W > last_BS1)).unsqueeze(1)
+
+
 def with_visible_spans(batch: Batch) -> Batch:
-    """The microbatch with its mask, if it has one, as the two numbers per position of ``document_mask``."""
+    """The microbatch with its mask, if it has one, as the two numbers per position of :func:`spans_of`."""
     mask = batch["attention_mask"]
     return batch if mask is None else {**batch, "attention_mask": None, "visible": spans_of(mask)}
 

@@ -7,10 +7,9 @@ from typing import Any
 
 from megatron_remit.errors import UserError, note
 from megatron_remit.evaluation.execution import UNSAFE_TASKS
-from megatron_remit.evaluation.paper import MODELS, model_of, published
 from megatron_remit.evaluation.results import Results, fingerprint, write_json, write_text
 from megatron_remit.evaluation.suites import Column, Suite, read_suite
-from megatron_remit.evaluation.table import average, markdown
+from megatron_remit.evaluation.table import MODELS, average, markdown, model_of, published
 from megatron_remit.evaluation.tasks import LM_EVAL, build, check_installed
 
 _DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")

@@ -1,17 +1,52 @@
-"""The table: methods below each other, tasks next to each other and the average at the end, as in the paper."""
+"""The table: methods below each other, tasks next to each other and the average at the end, as in the paper, whose own
+scores stand below (arXiv 2602.03075, tables 1 to 4)."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from megatron_remit.evaluation.paper import Published
 from megatron_remit.evaluation.suites import Suite
 
+MODELS = ("OLMo-1B", "SmolLM3-3B", "Youtu-LLM-2B")
+_BY_ARCHITECTURE = {
+    "Olmo2ForCausalLM": "OLMo-1B",
+    "SmolLM3ForCausalLM": "SmolLM3-3B",
+    "YoutuForCausalLM": "Youtu-LLM-2B",
+}
 AVERAGE = "Avg."
 MISSING = "-"
 
 # Model -> column -> result of Judge.column; a column that is not there has not been run.
 Scores = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A line of a table of the paper; ``scores`` in percent by column, with the average that the paper prints."""
+
+    table: int
+    suite: str
+    model: str
+    method: str
+    scores: dict[str, float]
+
+
+def published(suite: str | None = None, model: str | None = None) -> list[Published]:
+    """The lines of ``suite`` about ``model``, in the paper's order; None: all."""
+    lines = [
+        Published(**line) for line in json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
+    ]
+    return [line for line in lines if suite in (None, line.suite) and model in (None, line.model)]
+
+
+def model_of(folder: Path) -> str | None:
+    """The model of the paper that a Hugging Face folder's architecture is, None if it is none of them."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (architecture,) = config.get("architectures") or [""]
+    return _BY_ARCHITECTURE.get(architecture)
 
 
 def average(suite: Suite, results: Mapping[str, Mapping[str, Any]]) -> dict[str, float] | None:

@@ -12,14 +12,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
 import psutil
 
-from megatron_remit.launch.caches import compile_caches
 from megatron_remit.launch.slurm import node_rank
 
 ANNOUNCEMENTS = (signal.SIGTERM, signal.SIGUSR1)
@@ -29,6 +29,10 @@ _ENDS_TORCHRUN = "SIGINT,SIGHUP,SIGQUIT"
 # What a worker gets to print its stacks, and torchrun to see that its workers have ended.
 _STACKS_SECONDS = 3
 _TORCHRUN_SECONDS = 15
+
+CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
+"""The variables that Triton and torch read, each with its folder on the node's own disk: Triton's default
+is the home folder, which on a cluster is one network file system for all ranks of all nodes."""
 
 
 def launch(logs: str, torchrun_arguments: Sequence[str]) -> int:
@@ -111,6 +115,26 @@ def _handles(process: psutil.Process, number: signal.Signals) -> bool:
         return False
     caught = next(line for line in lines if line.startswith("SigCgt:")).split()[1]
     return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+def compile_caches(environment: Mapping[str, str], temporary: Path | None = None) -> dict[str, str]:
+    """The variables of ``CACHES`` that ``environment`` leaves open, with folders that exist and only this user enters.
+
+    The folder is the same for every job of this user on the node, so that a job that starts again, or the next one,
+    compiles nothing. ``temporary``: the node's folder for such files, by default that of ``TMPDIR``, or /tmp.
+    """
+    unset = {variable: name for variable, name in CACHES.items() if not environment.get(variable)}
+    if not unset:
+        return {}
+    root = (temporary or Path(tempfile.gettempdir())) / f"megatron-remit-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    status = root.lstat()
+    if root.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        # Another user's: what lies there is code that would be run.
+        root = Path(tempfile.mkdtemp(prefix="megatron-remit-", dir=temporary))
+    for name in unset.values():
+        (root / name).mkdir(exist_ok=True)
+    return {variable: str(root / name) for variable, name in unset.items()}
 
 
 if __name__ == "__main__":

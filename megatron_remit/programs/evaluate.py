@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from megatron_remit.evaluation.paper import MODELS
 from megatron_remit.evaluation.run import Request, evaluate
 from megatron_remit.evaluation.suites import SUITES
+from megatron_remit.evaluation.table import MODELS
 
 EXAMPLES = """examples:
   %(prog)s --out results --model ReMiT=runs/remit/hf --model NTP=runs/ntp/hf

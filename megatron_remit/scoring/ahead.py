@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from megatron.core import mpu
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.training import get_args
 from torch import Tensor
@@ -32,7 +33,6 @@ from megatron_remit.objectives.base import Objective, Step
 from megatron_remit.objectives.registry import current_objective
 from megatron_remit.reference.offload import resident
 from megatron_remit.scoring.arguments import stored_columns
-from megatron_remit.scoring.gather import start_param_gather
 from megatron_remit.scoring.online import filled, missing_groups, shares_experts
 
 Schedule = Callable[..., Any]
@@ -225,3 +225,23 @@ class StepClock:
 
 
 clock = StepClock()
+
+
+def start_param_gather(policy: list[Module] | Module) -> None:
+    """Start the policy's parameter all-gathers, so that they travel while the reference computes.
+
+    With ``--overlap-param-gather`` Megatron starts each bucket's when the forward pass needs the bucket before, so the
+    first one is waited for, and all of them share the network with the policy's own communication. The forward pass
+    waits for each as always.
+
+    Does nothing where Megatron gathers elsewhere: without the overlap, in the first step, aligned over the stages
+    (``--align-param-gather``) or during the optimizer's step, and with Megatron's FSDP.
+    """
+    for chunk in policy if isinstance(policy, list) else [policy]:
+        if not isinstance(chunk, DistributedDataParallel) or not chunk.ddp_config.overlap_param_gather:
+            continue
+        hooks_on = bool(chunk.remove_forward_pre_hook_handles)  # off means that the parameters are whole already
+        elsewhere = chunk.ddp_config.align_param_gather or chunk.overlap_param_gather_with_optimizer_step
+        buckets = chunk.bucket_groups + chunk.expert_parallel_bucket_groups
+        if hooks_on and not elsewhere and not any(bucket.param_gather_dispatched for bucket in buckets):
+            chunk.start_param_sync()

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from megatron_remit.data.batch import attention_mask_of, with_visible_spans
-from megatron_remit.data.document_mask import mask_of
+from megatron_remit.data.batch import attention_mask_of, mask_of, with_visible_spans
 
 
 def masks(sequences, width, seed):

@@ -9,9 +9,9 @@ import pytest
 
 from megatron_remit.errors import UserError
 from megatron_remit.evaluation.column import pooled, ratio_stderr
-from megatron_remit.evaluation.paper import model_of
 from megatron_remit.evaluation.run import Request, evaluate
 from megatron_remit.evaluation.suites import SUITES, read_suite
+from megatron_remit.evaluation.table import model_of
 from megatron_remit.evaluation.tasks import build
 from megatron_remit.programs.evaluate import main
 

@@ -7,8 +7,8 @@ from lm_eval.api.group import Group
 from lm_eval.tasks import TaskManager
 
 from megatron_remit.evaluation.execution import UNSAFE_TASKS
-from megatron_remit.evaluation.paper import published
 from megatron_remit.evaluation.suites import FOLDER, SUITES, read_suite
+from megatron_remit.evaluation.table import published
 from megatron_remit.evaluation.tasks import LM_EVAL, config, task_names
 from tests.ranks import ROOT
 

@@ -2,7 +2,7 @@
 
 import os
 
-from megatron_remit.launch.caches import CACHES, compile_caches
+from megatron_remit.launch.node import CACHES, compile_caches
 
 
 def test_the_ranks_of_a_node_and_the_next_job_share_a_folder_of_this_user(tmp_path):
