@@ -1,5 +1,7 @@
 """The training program, which tells when the policy's parameter all-gathers start and when the reference runs."""
 
+import sys
+
 import torch
 from megatron.core.distributed import DistributedDataParallel
 
@@ -9,7 +11,9 @@ from megatron_remit.scoring import ahead
 
 def told(name, function):
     def call(*args, **kwargs):
-        print(f"event of rank {torch.distributed.get_rank()}: {name}", flush=True)
+        # One write for the whole line: the ranks share the pipe, and print writes the line's end on its own.
+        sys.stdout.write(f"event of rank {torch.distributed.get_rank()}: {name}\n")
+        sys.stdout.flush()
         return function(*args, **kwargs)
 
     return call

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megatron_remit.arguments import check_arguments
+from megatron_remit.argument_checks import check_arguments
 from megatron_remit.errors import UserError
 from megatron_remit.reference.offload import offload, resident
 from tests.ranks import pretrain

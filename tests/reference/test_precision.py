@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megatron_remit import cpu
-from megatron_remit.arguments import check_arguments
+from megatron_remit.argument_checks import check_arguments
 from megatron_remit.errors import UserError
 from megatron_remit.reference.checkpoint import reference_arguments
 from megatron_remit.scoring.session import expected_identity
