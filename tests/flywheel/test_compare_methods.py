@@ -106,6 +106,12 @@ def test_all_arms_run_for_all_bases_and_orders_the_main_ones_first(tmp_path):
     assert {name.split(".")[1] for name in names[: len(FIRST) * 9]} == set(FIRST)
 
 
+@pytest.mark.parametrize(("arm", "needed"), [("ntp", False), ("remit_sft_errors", True)])
+def test_a_reference_of_few_arms_is_made_only_for_them(arm, needed, tmp_path):
+    names = [node.name for node in together(Asked(tmp_path, SMOKE, (1,), arms=(arm,)), ["methods"])]
+    assert ("more_references.b1.e30.1M" in names) == needed and "references.b1.e30.1M" in names
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """A whole comparison of a few steps: two arms with a store or a second reference among them."""
@@ -123,6 +129,7 @@ def smoke(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_script_makes_the_figures_of_each_arm_and_the_page(smoke, tmp_path):
     run_dir, done = smoke
     assert done.returncode == 0, done.stdout + done.stderr

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 RL, SFT, EARLY, BEFORE_RL = "rl_reference", "sft", "rl_early", "base"
 SFT_ERRORS, RL_ERRORS = "sft_errors", "rl_errors"
 """The models that serve as a reference, by the names of their folders."""
+MORE_REFERENCES = (SFT_ERRORS, RL_ERRORS, EARLY)
+"""Those that one arm each needs; they are made when such an arm is asked for."""
 
 
 @dataclass(frozen=True)

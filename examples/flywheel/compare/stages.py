@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from compare.arms import ARMS, Arm
+from compare.arms import ARMS, MORE_REFERENCES, Arm
 from compare.commands import HERE, PROJECT, Commands, StageFailed
 from compare.worlds import BATCH, SEQUENCE, TOKENS_PER_STEP, World
 from megatron_remit.artifacts import write_whole
@@ -113,16 +113,15 @@ class Stages(Commands):
         settings = {"grpo_steps": steps_of(log), "reward_before": before, "reward": reward}
         self.measure_hf("rl_reference", {"arm": "rl_reference", "settings": settings})
 
-    def references(self) -> None:
-        """In addition an early RL model; SFT on the corpus' own errors, and RL behind it, where only the reward knows
-        what is right."""
-        self.reference()
+    def more_references(self) -> None:
+        """An early RL model; SFT on the corpus' own errors, and RL behind it, where only the reward knows what is
+        right."""
         sizes = self.world.sizes
         self.post_train("sft_errors", self.world.hf("base"), "sft_errors", sizes.sft, "sft")
         self.post_train("rl_errors", self.world.hf("sft_errors"), "grpo", sizes.grpo, "grpo", sizes.reward)
         log = json.loads((self.world.hf("rl_reference") / "metrics.json").read_text())
         self.post_train("rl_early", self.world.hf("sft"), "grpo", -(-steps_of(log) // 10), "grpo")
-        for name in ("sft_errors", "rl_errors", "rl_early"):
+        for name in MORE_REFERENCES:
             self.measure_hf(name, {"arm": name})
 
     def select(self) -> None:

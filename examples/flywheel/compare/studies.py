@@ -7,7 +7,7 @@ from typing import Any
 
 from results.arms import named
 
-from compare.arms import ARMS, FIRST
+from compare.arms import ARMS, FIRST, MORE_REFERENCES
 from compare.schedule import Node
 from compare.stages import Stages
 from compare.worlds import Sizes, World
@@ -53,7 +53,7 @@ def nodes(asked: Asked, study: str) -> Iterator[Node]:
 
 
 def _world(asked: Asked, world: World) -> Iterator[Node]:
-    """Data, base and references of a world."""
+    """Data, base and RL reference of a world."""
     name = world.name
 
     def stages(stage: str) -> Stages:
@@ -61,12 +61,20 @@ def _world(asked: Asked, world: World) -> Iterator[Node]:
 
     yield Node(f"data.{name}", lambda: stages("data").make_data(), (), "corpora, tokenizer, a random model")
     yield Node(f"base.{name}", lambda: stages("base").make_base(), (f"data.{name}",), "a base past its jump")
-    yield Node(f"references.{name}", lambda: stages("references").references(), (f"base.{name}",), "SFT, RL")
+    yield _before(asked, world, "remit")
 
 
-def _select(asked: Asked, world: World) -> Node:
-    node = f"selected.{world.name}"
-    return Node(node, lambda: asked.stages(world, node).select(), (f"references.{world.name}",), "MiniPLM's documents")
+def _before(asked: Asked, world: World, arm: str) -> Node:
+    """The last thing that ``arm`` needs in its world."""
+    needs, name = (f"references.{world.name}",), world.name
+    if arm == "miniplm":
+        node = f"selected.{name}"
+        return Node(node, lambda: asked.stages(world, node).select(), needs, "MiniPLM's documents")
+    if ARMS[arm].reference in MORE_REFERENCES:
+        node = f"more_references.{name}"
+        return Node(node, lambda: asked.stages(world, node).more_references(), needs, "SFT on errors, RL, early RL")
+    node = needs[0]
+    return Node(node, lambda: asked.stages(world, node).reference(), (f"base.{name}",), "SFT, RL")
 
 
 def arm_node(asked: Asked, study: str, world: World, arm: str, order: int) -> Node:
@@ -82,8 +90,7 @@ def arm_node(asked: Asked, study: str, world: World, arm: str, order: int) -> No
         for other in _serves(asked, study, world, arm, order):
             stages.copy_cell(cell, f"{other}.{arm}.{world.name}.o{order}", other)
 
-    needs = (f"selected.{world.name}",) if arm == "miniplm" else (f"references.{world.name}",)
-    return Node(cell, action, needs, named(arm).name, world.threads)
+    return Node(cell, action, (_before(asked, world, arm).name,), named(arm).name, world.threads)
 
 
 def _serves(asked: Asked, study: str, world: World, arm: str, order: int) -> list[str]:
@@ -108,8 +115,7 @@ def _methods(asked: Asked) -> Iterator[Node]:
         for order in asked.orders:
             for world in worlds:
                 for arm in arms:
-                    if arm == "miniplm" and order == asked.orders[0]:
-                        yield _select(asked, world)
+                    yield _before(asked, world, arm)  # of those that come twice, the first counts
                     yield arm_node(asked, "methods", world, arm, order)
     if {"ntp", "remit"} <= set(asked.arms):
         yield _kinds(asked, worlds[0])
