@@ -98,7 +98,7 @@ def grpo(options: argparse.Namespace) -> None:
         steps_per_generation=1,
         num_generations=16,
         max_completion_length=48,
-        learning_rate=5e-5,
+        learning_rate=2e-4,
         beta=0.0,
         temperature=1.0,
         top_k=0,

@@ -21,8 +21,8 @@ class Sizes:
     grow: int = 1_200_000
     mid: int = 600_000
     sft: int = 30
-    grpo: int = 60
-    rl_after: int = 40
+    grpo: int = 240
+    rl_after: int = 80
     """GRPO steps behind an arm."""
     heldout: int = 200
     heldout_skill: int = 40
@@ -42,7 +42,7 @@ class Sizes:
 
 SMOKE = Sizes(15_360, 9_216, 9_216, 2, 2, 1, 8, 2, 2, 1, 1e9, 2.0, 1.0)
 """A few steps of everything, to try the programs."""
-DEMO = Sizes(grow=900_000, mid=360_000, grpo=30, points=2)
+DEMO = Sizes(grow=900_000, mid=360_000, grpo=80, points=2)
 """What two cores do in a quarter of an hour."""
 
 
