@@ -17,7 +17,7 @@ from megatron_remit.launch.memory import estimate_ranks
 from megatron_remit.launch.plan_checks import place
 from megatron_remit.launch.settings import Settings, read
 from megatron_remit.launch.slurm import Allocation
-from megatron_remit.launch.variables import Host
+from megatron_remit.launch.values import Host
 from megatron_remit.simulate.run import simulate_run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from megatron_remit.errors import UserError
 from megatron_remit.launch.settings import Settings
-from megatron_remit.launch.variables import WITHOUT_REFERENCE
+from megatron_remit.launch.staging import Copy, copies, with_copies
+from megatron_remit.launch.values import WITHOUT_REFERENCE
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,15 @@ class Commands:
         size = ["--nnodes", f"{settings.nodes}", "--nproc-per-node", f"{settings.gpus_per_node}"]
         launcher = [settings.python, "-m", "megatron_remit.launch.node", f"{settings.logs(self.start)}"]
         torchrun = [*launcher, *size, *meeting]
-        return [*torchrun, "-m", "megatron_remit.pretrain", *self.training_flags()]
+        flags = with_copies(self.training_flags(), self._copies(), settings.run_dir / "data-cache")
+        return [*torchrun, "-m", "megatron_remit.pretrain", *flags]
+
+    def stage(self) -> list[str]:
+        """The copies to each node's own disk, one of these per node; empty if there are none."""
+        made = self._copies()
+        words = [word for copy in made for word in (copy.kind, copy.source, copy.target)]
+        settings = self.settings
+        return [settings.python, "-m", "megatron_remit.launch.stage", f"{settings.stage}", *words] if made else []
 
     def plan(self) -> list[str]:
         """All checks that can be made before the start, and the run's length, cost and memory."""
@@ -110,6 +119,10 @@ class Commands:
         run_dir = self.settings.run_dir
         flags = ["--megatron", f"{run_dir}/checkpoints", "--hf-template", f"{self.base}/hf", "--out", f"{run_dir}/hf"]
         return [*self._tool("export_hf.py"), *flags]
+
+    def _copies(self) -> list[Copy]:
+        settings = self.settings
+        return copies(self.training_flags(), settings.stage, settings.stage_what) if settings.stage else []
 
     def _tool(self, name: str) -> list[str]:
         return [self.settings.python, f"{self.settings.tools}/{name}"]

@@ -27,7 +27,7 @@ from megatron_remit.launch.runner import Runner
 from megatron_remit.launch.settings import Settings, read
 from megatron_remit.launch.status import Status, say
 from megatron_remit.launch.training import Training
-from megatron_remit.launch.variables import Host
+from megatron_remit.launch.values import Host
 
 _LOCK_POLL_SECONDS = 0.5
 
@@ -127,6 +127,8 @@ def quote(command: Sequence[str]) -> str:
 def dry_run(settings: Settings) -> int:
     """Print the training command and the plan, without Slurm; the plan's exit status."""
     commands = Commands.of(settings)
+    if commands.stage():
+        print(quote(slurm.step(commands.stage(), settings.nodes, settings.container, settings.setup)), flush=True)
     print(quote(slurm.step(commands.train(), settings.nodes, settings.container, settings.setup)), flush=True)
     if settings.container is not None:
         # The image cannot be entered without Slurm: the same script inside it does what follows.

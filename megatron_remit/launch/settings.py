@@ -13,7 +13,8 @@ from pathlib import Path
 
 from megatron_remit.errors import UserError
 from megatron_remit.launch.slurm import Container
-from megatron_remit.launch.variables import VARIABLES, Host, Values, is_weight
+from megatron_remit.launch.values import Host, Values, is_weight
+from megatron_remit.launch.variables import VARIABLES
 
 # The paper's values per model (section 5.1 and appendix D); the microbatches are ours. A step of GLOBAL_BATCH_SIZE
 # sequences has 2M tokens for OLMo-2 and SmolLM3, 64M for Youtu-LLM (M is 2^20). The paper has no OLMo-3: its values are
@@ -79,6 +80,8 @@ class Settings:
     hang_minutes: float
     start_minutes: float
     setup: str
+    stage: Path | None
+    stage_what: tuple[str, ...]
     container_image: str
     container_runtime: str
     container_mounts: str
@@ -127,6 +130,8 @@ class Settings:
         folders = {self.base_hf, self.rl_hf or self.base_hf, self.run_dir, self.import_dir}
         folders |= {Path(word).parent for word in self.data_path if not is_weight(word)}
         mounts = [f"{folder}:{folder}" for folder in sorted(map(str, folders))]
+        if self.stage:
+            mounts.append(f"{self.stage}:{self.stage}")
         if self.container_mounts:
             mounts.append(self.container_mounts)
         return Container(self.container_image, ",".join(mounts), self.container_project, self.container_runtime)

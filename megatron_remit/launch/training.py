@@ -58,9 +58,10 @@ class Training:
         size = f"{settings.nodes} x {settings.gpus_per_node} GPUs"
         line = f"training from step {saved} to {settings.train_iters} on {size}"
         self._status.write("running", line, saved, logs=str(settings.logs(name)))
+        commands = Commands.of(settings, name)
+        self._stage(commands.stage())
         watchdog = Watchdog(settings.heartbeat, settings.hang_minutes, settings.start_minutes)
-        command = Commands.of(settings, name).train()
-        code, hang = self._runner.watch(command, settings.nodes, watchdog)
+        code, hang = self._runner.watch(commands.train(), settings.nodes, watchdog)
         if saved_step(settings.run_dir) >= settings.train_iters:
             return
         if hang:
@@ -70,6 +71,14 @@ class Training:
             self._ending.requeue("preempted", "preempted", reached=watchdog.step)
         else:
             self._failed(code, name, watchdog.step)
+
+    def _stage(self, command: list[str]) -> None:
+        """Copy to the nodes' disks what ``STAGE_WHAT`` says, in each start anew: it may run on other nodes."""
+        code = self._runner.run(command, self._settings.nodes) if command else 0
+        if self._runner.announcements and code:
+            self._ending.requeue("preempted", "preempted")
+        if code:
+            self._ending.fail("failed", f"no copies to STAGE={self._settings.stage} (status {code})")
 
     def _hung(self, hang: str, name: str, reached: int) -> None:
         text = f"hung at step {reached}: {hang}"

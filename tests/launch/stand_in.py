@@ -19,6 +19,7 @@ after() { local rest=${words#* "$1" }; echo "${rest%% *}"; }
 case "$*" in
   *plan_run.py*) exit "${PLAN_STATUS:-0}" ;;
   *import_hf.py*) mkdir -p "$(after --out)/hf"; exit "${IMPORT_STATUS:-0}" ;;
+  *launch.stage*) exit "${STAGE_STATUS:-0}" ;;
   *export_hf.py*) mkdir -p "$(after --out)"; exit "${EXPORT_STATUS:-0}" ;;
 esac
 if [[ -n ${HANG:-} ]]; then
@@ -97,7 +98,7 @@ class StandIn:
     def commands(self):
         """Slurm's commands so far; srun's as the number of nodes and the program."""
         lines = (self.folder / "notes/commands").read_text().splitlines()
-        programs = r"plan_run|import_hf|export_hf|megatron_remit\.launch\.node"
+        programs = r"plan_run|import_hf|export_hf|megatron_remit\.launch\.(?:node|stage)"
         return [
             f"{re.search(r'--nodes=(\d+)', line)[1]} {re.search(programs, line)[0]}"
             if line.startswith("srun")

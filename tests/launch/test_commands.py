@@ -13,7 +13,7 @@ from megatron_remit.launch.commands import Commands, import_folder, saved_step
 from megatron_remit.launch.job import quote
 from megatron_remit.launch.settings import read
 from megatron_remit.launch.slurm import Allocation, Container, step
-from megatron_remit.launch.variables import Host
+from megatron_remit.launch.values import Host
 from tests.ranks import ROOT
 
 SCRIPT = ROOT / "examples/remit_olmo1b.sh"

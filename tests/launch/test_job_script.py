@@ -11,6 +11,7 @@ import signal
 import pytest
 
 from tests.launch.stand_in import StandIn, end, wait_for
+from tests.launch.test_retries import KILLED, fail
 
 
 @pytest.fixture
@@ -49,11 +50,21 @@ def test_ntp_imports_no_reference(slurm):
     assert status == 0 and output.count("importing") == 1
 
 
+def test_each_start_of_the_training_copies_to_the_nodes_before(slurm):
+    status, _ = slurm.run(**fail(KILLED, 1), STAGE="/local")
+    assert status == 0
+    starts = ["2 megatron_remit.launch.stage", "2 megatron_remit.launch.node"] * 2
+    assert [line for line in slurm.commands() if "launch" in line] == starts
+    words = (slurm.folder / "notes/commands").read_text()
+    assert f"--data-cache-path {slurm.folder}/run/data-cache" in words and "--reference-load /local/rl-" in words
+
+
 @pytest.mark.parametrize(
     ("failure", "message"),
     [
         ({"PLAN_STATUS": 3}, "these settings cannot be run (status 3)"),
         ({"IMPORT_STATUS": 3}, "no import of {}/base (status 3)"),
+        ({"STAGE": "/local", "STAGE_STATUS": 2}, "no copies to STAGE=/local (status 2)"),
         ({"EXPORT_STATUS": 3}, "no export to {}/run/hf (status 3)"),
         (
             {"TRAIN_STATUS": 1, "REACHED": 4, "RETRIES": 0},

@@ -8,7 +8,8 @@ import pytest
 from megatron_remit.errors import UserError
 from megatron_remit.launch.settings import RECIPES, Settings, read
 from megatron_remit.launch.slurm import Allocation
-from megatron_remit.launch.variables import VARIABLES, WITHOUT_REFERENCE, Host
+from megatron_remit.launch.values import WITHOUT_REFERENCE, Host
+from megatron_remit.launch.variables import VARIABLES
 from megatron_remit.objectives.registry import OBJECTIVES
 from tests.ranks import ROOT
 

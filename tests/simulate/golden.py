@@ -16,7 +16,7 @@ from megatron_remit.launch.commands import Commands
 from megatron_remit.launch.gpus import gpu
 from megatron_remit.launch.settings import read as read_settings
 from megatron_remit.launch.slurm import Allocation
-from megatron_remit.launch.variables import Host
+from megatron_remit.launch.values import Host
 from megatron_remit.simulate.run import simulate_run
 from tests.ranks import ROOT
 

@@ -24,7 +24,7 @@ SERIES = ("lm loss", "remit loss", "reference nll", "weight std", "grad-norm", "
 @pytest.fixture(scope="module")
 def jobs(slurm_cluster):
     through = slurm_cluster.submit("through")
-    preempted = slurm_cluster.submit("preempted")
+    preempted = slurm_cluster.submit("preempted", STAGE=slurm_cluster.folder / "local")
     for signal in (["--batch", "--signal=USR1"], ["--signal=TERM"]):
         saved = _requeues(preempted)
         target = (saved[-1] if saved else 0) + 10
@@ -75,6 +75,7 @@ def test_a_job_preempted_twice_continues_as_if_nothing_had_happened(jobs):
         expected = through.scalars(tag)
         assert [step for step, _ in expected] == list(range(1, STEPS + 1)), tag
         assert preempted.scalars(tag) == expected, tag
+    assert preempted.text().count(" GB of ") == 2, "corpus and reference were copied once, in three starts"
     ours, theirs = (load_file(job.run_dir / "hf/model.safetensors") for job in (preempted, through))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
