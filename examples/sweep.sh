@@ -11,6 +11,8 @@
 #                  before-rl   ReMiT with the model before RL as the reference (CONTROL_HF)
 #   SEEDS        Megatron's seeds (default: "1234")
 #   CONTROL_HF   Hugging Face folder of the model before RL, for before-rl
+#   SCORE_FIRST  1: a job scores the corpus once with RL_HF, and the arms that read its scores wait for it; rows are
+#                then the same for all seeds (--row-seed 1)
 #   SCRIPT       job script of the model (default: examples/remit_olmo1b.sh)
 #   SUITE        suite of the evaluation (default: base); none: no evaluation
 #   SBATCH_ARGS  more flags of sbatch for every job, such as "--partition=gpu --account=lab"
@@ -39,6 +41,17 @@ WORK=$(realpath -m "$WORK")
 cd "$project"
 [[ -e $script ]] || fail "SCRIPT=$script: no such file"
 
+score_first=${SCORE_FIRST:-0} reads_scores='^(remit|permute|rho1|prift)$' scored=
+[[ $score_first =~ ^[01]$ ]] || fail "SCORE_FIRST is '$score_first': expected 0 or 1"
+if [[ $score_first == 1 ]]; then
+  [[ -n ${RL_HF:-} ]] || fail "SCORE_FIRST=1: RL_HF is not set"
+  EXTRA_ARGS="${EXTRA_ARGS:-} --row-seed 1"
+  EXTRA_ARGS=${EXTRA_ARGS# }
+  submit score "$script" "" TASK=score OBJECTIVE=remit "SCORES=$WORK/scores" "RUN_DIR=$WORK/scoring" \
+    "IMPORT_DIR=$WORK/imported" "EXTRA_ARGS=$EXTRA_ARGS"
+  scored=$submitted
+fi
+
 after= models=()
 for arm in "${arms[@]}"; do
   for seed in "${seeds[@]}"; do
@@ -53,7 +66,9 @@ for arm in "${arms[@]}"; do
       permute) objective=remit extra="$extra --remit-control permute" ;;
       before-rl) objective=remit reference=$CONTROL_HF ;;
     esac
-    submit "$arm-$seed" "$script" "" "OBJECTIVE=$objective" "RL_HF=$reference" "SEED=$seed" "RUN_DIR=$run" \
+    scores= first=
+    if [[ -n $scored && $arm =~ $reads_scores ]]; then scores=$WORK/scores first=$scored; fi
+    submit "$arm-$seed" "$script" "$first" "SCORES=$scores" "OBJECTIVE=$objective" "RL_HF=$reference" "SEED=$seed" "RUN_DIR=$run" \
       "IMPORT_DIR=$WORK/imported" "EXTRA_ARGS=${extra# }"
     after=${after:+$after:}$submitted
   done

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 _BYTES = 128
-STARTING, TRAINING, VALIDATING, SAVING = "starting", "training", "validating", "saving"
+STARTING, TRAINING, VALIDATING, SAVING, SCORING = "starting", "training", "validating", "saving", "scoring"
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ def begin(path: Path) -> None:
     """From now on this process writes its beats to ``path``. Raises OSError: it cannot be written."""
     _heart.begin(path)
     _heart.beat(STARTING)
+
+
+def beat(doing: str, step: int) -> None:
+    """Write a beat, in a process that has begun."""
+    _heart.beat(doing, lambda: step)
 
 
 def after_step(train_step: Callable[..., Any], number: Callable[[], int]) -> Callable[..., Any]:

@@ -14,7 +14,28 @@ from pathlib import Path
 from megatron_remit.errors import UserError
 from megatron_remit.launch.settings import Settings
 from megatron_remit.launch.staging import Copy, copies, with_copies
-from megatron_remit.launch.values import WITHOUT_REFERENCE
+from megatron_remit.launch.values import SCORE, WITHOUT_REFERENCE
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a failure does not take away."""
+
+    saved: int
+    """The step of the last checkpoint, or the number of shards of scores."""
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    @classmethod
+    def of(cls, settings: Settings) -> Progress:
+        """That of a run as the file system has it now."""
+        if settings.task == SCORE:
+            shards = len(list(settings.scores.glob("scores-*.safetensors"))) if settings.scores else 0
+            return cls(shards, f"{shards} shards of scores in {settings.scores}")
+        saved = saved_step(settings.run_dir)
+        return cls(saved, f"step {saved} of {settings.train_iters}")
 
 
 @dataclass(frozen=True)
@@ -74,6 +95,8 @@ class Commands:
             flags += ["--expert-model-parallel-size", f"{settings.ep}"]
         if settings.precision != "fp32":
             flags.append(f"--{settings.precision}")
+        if settings.scores and self.reference is not None:
+            flags += ["--score-store", f"{settings.scores}"]
         if self.reference is not None:
             flags += ["--reference-load", f"{self.reference}", "--remit-epsilon", settings.epsilon]
             flags += ["--reference-micro-batch-size", f"{settings.reference_micro_batch_size}"]
@@ -82,15 +105,16 @@ class Commands:
             return [*flags, "--load", f"{run_dir}/checkpoints"]
         return [*flags, "--load", f"{self.base}", "--finetune"]
 
-    def train(self) -> list[str]:
-        """Training on all nodes: one of these per node, which starts a process per GPU."""
+    def work(self) -> list[str]:
+        """Training, or scoring, on all nodes: one of these per node, which starts a process per GPU."""
         settings = self.settings
         meeting = ["--master-addr", settings.master_addr, "--master-port", settings.master_port]
         size = ["--nnodes", f"{settings.nodes}", "--nproc-per-node", f"{settings.gpus_per_node}"]
         launcher = [settings.python, "-m", "megatron_remit.launch.node", f"{settings.logs(self.start)}"]
         torchrun = [*launcher, *size, *meeting]
         flags = with_copies(self.training_flags(), self._copies(), settings.run_dir / "data-cache")
-        return [*torchrun, "-m", "megatron_remit.pretrain", *flags]
+        program = [f"{settings.tools}/score_corpus.py"] if settings.task == SCORE else ["-m", "megatron_remit.pretrain"]
+        return [*torchrun, *program, *flags]
 
     def stage(self) -> list[str]:
         """The copies to each node's own disk, one of these per node; empty if there are none."""

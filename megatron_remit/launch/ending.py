@@ -6,12 +6,12 @@ Runs on the host with the standard library alone (see ``megatron_remit.launch.jo
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from megatron_remit.errors import UserError
 from megatron_remit.launch import slurm
-from megatron_remit.launch.commands import saved_step
+from megatron_remit.launch.commands import Progress
 from megatron_remit.launch.settings import Settings
 from megatron_remit.launch.status import Status, say
 
@@ -19,8 +19,11 @@ from megatron_remit.launch.status import Status, say
 class Ending:
     """Ends the job, and says in ``RUN_DIR/status.json`` how."""
 
-    def __init__(self, settings: Settings, allocation: slurm.Allocation, status: Status) -> None:
+    def __init__(
+        self, settings: Settings, allocation: slurm.Allocation, status: Status, progress: Callable[[], Progress]
+    ) -> None:
         self._settings = settings
+        self._progress = progress
         self._allocation = allocation
         self._status = status
 
@@ -37,12 +40,11 @@ class Ending:
             SystemExit: it was done (status 0), or Slurm had ended the job (1).
             UserError: Slurm does not requeue it, or it has been requeued often enough.
         """
-        saved = saved_step(self._settings.run_dir)
-        step = f"step {saved} of {self._settings.train_iters}"
+        progress = self._progress()
         # A job that the user cancelled, or that Slurm itself has requeued or timed out, is ending already.
         found = self._allocation.state()
         if found != "RUNNING":
-            self._status.write("ended", f"ended by Slurm ({found}) at {step}", saved, **more)
+            self._status.write("ended", f"ended by Slurm ({found}) at {progress}", progress.saved, **more)
             raise SystemExit(1)
         if self._allocation.restarts >= self._settings.max_restarts:
             self.fail(
@@ -53,7 +55,7 @@ class Ending:
             )
         if exclude:
             say(f"{', '.join(exclude)}: failed too often (NODE_FAILURES), and will not be used again by this job")
-        self._status.write(state, f"{why}: requeued at {step}", saved, requeued=True, **more)
+        self._status.write(state, f"{why}: requeued at {progress}", progress.saved, requeued=True, **more)
         # Slurm now ends this job's processes with SIGTERM: what follows takes less than its KillWait.
         for number in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
@@ -65,8 +67,7 @@ class Ending:
 
     def fail(self, state: str, text: str, **more: Any) -> NoReturn:
         """End the job with an error. Raises UserError: always."""
-        saved = saved_step(self._settings.run_dir)
-        self._status.record(state, f"error: {text}", saved, requeued=False, **more)
+        self._status.record(state, f"error: {text}", self._progress().saved, requeued=False, **more)
         raise _Told(text)
 
 

@@ -21,13 +21,13 @@ from pathlib import Path
 
 from megatron_remit.errors import UserError, cli
 from megatron_remit.launch import slurm
-from megatron_remit.launch.commands import Commands, saved_step
+from megatron_remit.launch.commands import Commands, Progress
 from megatron_remit.launch.ending import Ending, is_told
 from megatron_remit.launch.runner import Runner
 from megatron_remit.launch.settings import Settings, read
 from megatron_remit.launch.status import Status, say
 from megatron_remit.launch.training import Training
-from megatron_remit.launch.values import Host
+from megatron_remit.launch.values import SCORE, TRAIN, Host
 
 _LOCK_POLL_SECONDS = 0.5
 
@@ -41,7 +41,7 @@ class Job:
         self.commands = Commands.of(settings)
         self._runner = Runner(settings)
         self._status = Status(settings.run_dir, settings.train_iters, allocation.job, allocation.restarts)
-        self._ending = Ending(settings, allocation, self._status)
+        self._ending = Ending(settings, allocation, self._status, lambda: Progress.of(settings))
 
     def run(self) -> None:
         """Do the job.
@@ -52,7 +52,10 @@ class Job:
         """
         settings = self.settings
         self._runner.listen()
-        for folder in (settings.run_dir / "checkpoints", settings.run_dir / "tensorboard", settings.import_dir):
+        made = [settings.run_dir, settings.import_dir]
+        if settings.task == TRAIN:
+            made += [settings.run_dir / "checkpoints", settings.run_dir / "tensorboard"]
+        for folder in made:
             folder.mkdir(parents=True, exist_ok=True)
         # Two jobs that write the same checkpoints would destroy them.
         if self._runner.try_lock(settings.run_dir / "job.lock", "RUN_DIR") is None:
@@ -66,19 +69,22 @@ class Job:
 
     def _work(self) -> None:
         settings, commands = self.settings, self.commands
-        if self._saved() == 0:
+        # What a scorer refuses it says before its first row; the plan is of a run that trains.
+        if settings.task == TRAIN and self._saved() == 0:
             self._succeed(commands.plan(), "these settings cannot be run")
         self._import_once(settings.base_hf, commands.base)
         if commands.reference is not None and settings.rl_hf is not None:
             self._import_once(settings.rl_hf, commands.reference)
-        if self._saved() < settings.train_iters:
+        if settings.task == SCORE or self._saved() < settings.train_iters:
             Training(settings, self.allocation, self._runner, self._status, self._ending).run()
+        if settings.task == SCORE:
+            self._status.write("finished", f"finished with {Progress.of(settings)}", self._saved())
+            return
         exported = settings.run_dir / "hf"
         if not exported.is_dir():
             say(f"exporting step {self._saved()} to {exported}")
             self._succeed(commands.export(), f"no export to {exported}")
-        step = f"step {self._saved()} of {settings.train_iters}"
-        self._status.write("finished", f"finished at {step}: {exported}", self._saved())
+        self._status.write("finished", f"finished at {Progress.of(settings)}: {exported}", self._saved())
 
     def _import_once(self, hf: Path, out: Path) -> None:
         """Import ``hf`` unless ``out`` is there, which appears whole: the import renames it at the end."""
@@ -112,7 +118,7 @@ class Job:
             raise UserError(f"{failure} (status {status})")
 
     def _saved(self) -> int:
-        return saved_step(self.settings.run_dir)
+        return Progress.of(self.settings).saved
 
 
 def quote(command: Sequence[str]) -> str:
@@ -129,7 +135,7 @@ def dry_run(settings: Settings) -> int:
     commands = Commands.of(settings)
     if commands.stage():
         print(quote(slurm.step(commands.stage(), settings.nodes, settings.container, settings.setup)), flush=True)
-    print(quote(slurm.step(commands.train(), settings.nodes, settings.container, settings.setup)), flush=True)
+    print(quote(slurm.step(commands.work(), settings.nodes, settings.container, settings.setup)), flush=True)
     if settings.container is not None:
         # The image cannot be entered without Slurm: the same script inside it does what follows.
         print("For the check of the corpus and the memory, run this script with --dry-run inside the image.")

@@ -43,6 +43,8 @@ class Settings:
     objective: str
     rl_hf: Path | None
     import_dir: Path
+    task: str
+    scores: Path | None
     seq_length: int
     global_batch_size: int
     lr: str
@@ -129,6 +131,8 @@ class Settings:
             return None
         folders = {self.base_hf, self.rl_hf or self.base_hf, self.run_dir, self.import_dir}
         folders |= {Path(word).parent for word in self.data_path if not is_weight(word)}
+        if self.scores:
+            folders.add(self.scores.parent)
         mounts = [f"{folder}:{folder}" for folder in sorted(map(str, folders))]
         if self.stage:
             mounts.append(f"{self.stage}:{self.stage}")

@@ -1,4 +1,4 @@
-"""Training until it is finished: again after a failure of the machine, at once the end after one of the input.
+"""Training or scoring until it is finished: again after a failure of the machine, the end after one of the input.
 
 Runs on the host with the standard library alone (see ``megatron_remit.launch.job``).
 """
@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from megatron_remit.launch import slurm
-from megatron_remit.launch.commands import Commands, saved_step
+from megatron_remit.launch.commands import Commands, Progress
 from megatron_remit.launch.ending import Ending
 from megatron_remit.launch.failures import Failure, hopeless, root_cause
 from megatron_remit.launch.history import History, Incident, pause_seconds
 from megatron_remit.launch.runner import Runner
 from megatron_remit.launch.settings import Settings
 from megatron_remit.launch.status import Status
+from megatron_remit.launch.values import SCORE
 from megatron_remit.launch.watchdog import Watchdog
 
 # Statuses of a command that USR1 or TERM ended while it was starting, before it had a handler.
@@ -27,7 +28,7 @@ _NEVER_STARTED = (2, 126, 127)
 
 
 class Training:
-    """The starts of the training program in one start of the job."""
+    """The starts of the training program, or of the scorer, in one start of the job."""
 
     def __init__(
         self, settings: Settings, allocation: slurm.Allocation, runner: Runner, status: Status, ending: Ending
@@ -38,32 +39,35 @@ class Training:
         self._status = status
         self._ending = ending
         self._history = History(settings.run_dir)
+        self._work = "scoring" if settings.task == SCORE else "training"
 
     def run(self) -> None:
-        """Train to the last step.
+        """Train to the last step, or score to the last row.
 
         Raises:
             UserError: another try would fail too, or enough have failed.
             SystemExit: the job is back in the queue, or Slurm has ended it.
         """
-        attempt = 0
-        while saved_step(self._settings.run_dir) < self._settings.train_iters:
-            self._start(f"{self._allocation.job}-{self._allocation.restarts}-{attempt}")
+        attempt, finished = 0, False
+        while not finished:
+            finished = self._start(f"{self._allocation.job}-{self._allocation.restarts}-{attempt}")
             attempt += 1
 
-    def _start(self, name: str) -> None:
-        """One start of the training program. It returns if the run is finished, or if another try may help."""
+    def _start(self, name: str) -> bool:
+        """One start of the program; whether the work is finished. If not, another try may help."""
         settings = self._settings
-        saved = saved_step(settings.run_dir)
+        saved = Progress.of(settings).saved
         size = f"{settings.nodes} x {settings.gpus_per_node} GPUs"
         line = f"training from step {saved} to {settings.train_iters} on {size}"
+        if settings.task == SCORE:
+            line = f"scoring into {settings.scores} on {size}"
         self._status.write("running", line, saved, logs=str(settings.logs(name)))
         commands = Commands.of(settings, name)
         self._stage(commands.stage())
         watchdog = Watchdog(settings.heartbeat, settings.hang_minutes, settings.start_minutes)
-        code, hang = self._runner.watch(commands.train(), settings.nodes, watchdog)
-        if saved_step(settings.run_dir) >= settings.train_iters:
-            return
+        code, hang = self._runner.watch(commands.work(), settings.nodes, watchdog)
+        if self._is_finished(code):
+            return True
         if hang:
             self._hung(hang, name, watchdog.step)
         # Workers that were asked to stop save and end with status 0.
@@ -71,6 +75,14 @@ class Training:
             self._ending.requeue("preempted", "preempted", reached=watchdog.step)
         else:
             self._failed(code, name, watchdog.step)
+        return False
+
+    def _is_finished(self, code: int) -> bool:
+        settings = self._settings
+        if settings.task == SCORE:
+            # A scorer that was asked to end does so with status 0 too.
+            return code == 0 and not self._runner.announcements
+        return Progress.of(settings).saved >= settings.train_iters
 
     def _stage(self, command: list[str]) -> None:
         """Copy to the nodes' disks what ``STAGE_WHAT`` says, in each start anew: it may run on other nodes."""
@@ -91,15 +103,15 @@ class Training:
     def _failed(self, code: int, name: str, reached: int) -> None:
         settings = self._settings
         logs = settings.logs(name)
-        saved = saved_step(settings.run_dir)
+        saved = Progress.of(settings).saved
         cause = root_cause(logs)
         known: dict[str, Any] = {"reached": reached, "logs": str(logs)}
         if cause is None:
-            text = f"training ended with status {code} at step {reached or saved}"
+            text = f"{self._work} ended with status {code} at step {reached or saved}"
             why = "the first 'error:' or traceback above says why" if code in _NEVER_STARTED else ""
             why = why or hopeless(None, reached > 0, settings.run_dir)
         else:
-            text = f"training failed at step {reached or saved}: {cause}"
+            text = f"{self._work} failed at step {reached or saved}: {cause}"
             why = hopeless(cause, reached > 0, settings.run_dir)
             known |= {"rank": cause.rank, "node": cause.node, "error": cause.line or str(cause)}
         again = cause is not None and self._history.knows(text, reached) and cause.is_of_the_program
@@ -127,7 +139,7 @@ class Training:
 
     def _note(self, kind: str, text: str, name: str, reached: int, cause: Failure | None) -> int:
         """Note what happened; how often it has since the last checkpoint."""
-        saved = saved_step(self._settings.run_dir)
+        saved = Progress.of(self._settings).saved
         # Of an echo it is not known where it began.
         rank, node = (cause.rank, cause.node) if cause and not cause.is_echo else (None, "")
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

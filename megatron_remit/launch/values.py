@@ -30,6 +30,8 @@ class Host:
 # The objectives of the training program that read no reference; this file cannot ask them (it runs without torch).
 WITHOUT_REFERENCE = ("ntp", "eslm")
 
+TRAIN, SCORE = "train", "score"
+"""What a job may be for, the words of ``TASK``."""
 STAGED = ("index", "corpus", "reference", "store")
 """The words of ``STAGE_WHAT``; ``staging.py`` has the flags that each stands for."""
 
@@ -76,6 +78,20 @@ def runtime(name: str, text: str, _values: Values) -> str:
     if text not in ("pyxis", "apptainer", "singularity"):
         raise UserError(f"{name} is '{text}': expected pyxis, apptainer or singularity")
     return text
+
+
+def task(name: str, text: str, _values: Values) -> str:
+    if text not in (TRAIN, SCORE):
+        raise UserError(f"{name} is '{text}': expected {TRAIN} or {SCORE}")
+    return text
+
+
+def scores(name: str, text: str, values: Values) -> Path | None:
+    if values["task"] == SCORE and not text:
+        raise UserError(f"{name} is not set: give the folder of the score store that TASK={SCORE} writes")
+    if text and values["objective"] in WITHOUT_REFERENCE:
+        raise UserError(f"{name}={text}: OBJECTIVE={values['objective']} reads no scores; unset {name}")
+    return optional_path(name, text, values)
 
 
 def staged(name: str, text: str, _values: Values) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron_remit.launch.slurm import nodes_asked_for
 from megatron_remit.launch.values import (
+    TRAIN,
     WITHOUT_REFERENCE,
     Host,
     Values,
@@ -23,9 +24,11 @@ from megatron_remit.launch.values import (
     program,
     reference,
     runtime,
+    scores,
     setup,
     staged,
     switch,
+    task,
     text,
     tokens_per_step,
 )
@@ -74,6 +77,13 @@ VARIABLES = (
         path,
         "`imported` next to `RUN_DIR`",
     ),
+    Variable(
+        "TASK",
+        TRAIN,
+        "`train`, or `score`: write the reference's scores of the rows that the run reads into `SCORES`, and end",
+        task,
+    ),
+    Variable("SCORES", "", "a score store, which a run reads in place of building the reference", scores),
     Variable("SEQ_LENGTH", "", "tokens per sequence", number, _SCRIPT),
     Variable("GLOBAL_BATCH_SIZE", "", "sequences per step", number, _SCRIPT),
     Variable("LR", "", "the highest learning rate", text, _SCRIPT),

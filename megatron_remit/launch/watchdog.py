@@ -11,6 +11,9 @@ from pathlib import Path
 
 from megatron_remit import heartbeat
 
+_MOVING = (heartbeat.TRAINING, heartbeat.SCORING)
+"""What has a beat for each step."""
+
 
 class Watchdog:
     """Looks at the heartbeat of one start of the training program.
@@ -44,12 +47,12 @@ class Watchdog:
         self._look()
         step = self._last.step if self._last else 0
         doing = self._last.doing if self._last else heartbeat.STARTING
-        limit = self._hang_minutes if step and doing == heartbeat.TRAINING else self._start_minutes
+        limit = self._hang_minutes if step and doing in _MOVING else self._start_minutes
         if not self._hang_minutes or self._clock() - self._since < 60 * limit:
             return ""
         if not step:
             return f"no first step within {limit:g} minutes"
-        while_doing = "" if doing == heartbeat.TRAINING else f", while {doing}"
+        while_doing = "" if doing in _MOVING else f", while {doing}"
         return f"no step for {limit:g} minutes after step {step}{while_doing}"
 
     def _look(self) -> None:

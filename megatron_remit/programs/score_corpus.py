@@ -2,11 +2,12 @@
 
 import torch
 from megatron.training import training
+from megatron.training.global_vars import get_signal_handler
 from tqdm import tqdm
 
 from megatron_remit.data.datasets import build_datasets, reads_data
 from megatron_remit.errors import UserError
-from megatron_remit.programs.start import check, parse_arguments
+from megatron_remit.programs.start import check, parse_arguments, show_life
 from megatron_remit.reference.checkpoint import reference_arguments
 from megatron_remit.reference.model import build_reference
 from megatron_remit.score_store.keys import Key, row_key
@@ -15,7 +16,10 @@ from megatron_remit.scoring.scorer import score_rows
 
 
 def main() -> None:
-    """Score the training set of a run into ``--score-store``. Raises UserError on bad input before the first row."""
+    """Score the training set of a run into ``--score-store``, or as much as ``--exit-signal-handler`` leaves time for.
+
+    Raises UserError on bad input before the first row.
+    """
     args = parse_arguments()
     if args.score_store is None or args.reference_load is None:
         raise UserError(
@@ -26,6 +30,7 @@ def main() -> None:
     args.score_store_base = args.reference_base_load = None
     args.reference_offload = False  # there is nothing else to make room for
     check(args)
+    show_life(args)
     reference_args = reference_arguments(args)
     store = session.open_store(args, create=True)
     training.initialize_megatron()
@@ -34,10 +39,16 @@ def main() -> None:
     sizes = training.get_train_valid_test_num_samples()
     dataset, *_ = build_datasets(sizes, reads_data)
     try:
-        score_rows(reference, dataset, store, sizes[0])
+        score_rows(reference, dataset, store, sizes[0], _is_asked_to_end if args.exit_signal_handler else None)
     finally:
         session.close()
         torch.distributed.destroy_process_group()
+
+
+def _is_asked_to_end() -> bool:
+    """Whether ``--exit-signal`` came to this rank. Megatron's own question is one to all ranks, but replicas that have
+    nothing left to score are gone."""
+    return bool(get_signal_handler()._signal_received)
 
 
 def corpus_keys(flags: list[str]) -> set[Key]:

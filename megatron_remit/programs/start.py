@@ -5,6 +5,8 @@ check(args)
 """
 
 import argparse
+import faulthandler
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,9 +14,10 @@ from pathlib import Path
 from megatron.training import get_tokenizer
 from megatron.training.arguments import parse_and_validate_args
 
-from megatron_remit import cpu, patches
+from megatron_remit import cpu, heartbeat, patches
 from megatron_remit.argument_checks import check_arguments, check_tokenizer
 from megatron_remit.arguments import add_remit_arguments
+from megatron_remit.artifacts import unwritable
 from megatron_remit.data.checked import check_corpora, check_manifests
 from megatron_remit.data.eod import RunTokenizer
 from megatron_remit.data.tokenizer import megatron_fingerprint
@@ -107,3 +110,15 @@ def set_vocabulary(args: argparse.Namespace) -> None:
         args.remit_vocab_size = tokenizer.vocab_size
     check_tokenizer(args, tokenizer, f"the checkpoint in --load {args.load}")
     args.remit_tokenizer_fingerprint = megatron_fingerprint(tokenizer)
+
+
+def show_life(args: argparse.Namespace) -> None:
+    """Begin the heartbeat (rank 0), and let SIGUSR2 print what each thread is doing.
+
+    Raises:
+        UserError: the file of ``--heartbeat`` cannot be written.
+    """
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
+    if args.heartbeat is not None and args.rank == 0:
+        with unwritable(f"--heartbeat {args.heartbeat}: cannot be written", "name a file in a folder that exists"):
+            heartbeat.begin(args.heartbeat)

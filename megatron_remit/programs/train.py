@@ -5,8 +5,6 @@ reference that scores ahead of each step.
 """
 
 import argparse
-import faulthandler
-import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -20,14 +18,13 @@ from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from torch import Tensor
 from torch.nn import Module
 
-from megatron_remit import heartbeat, patches
-from megatron_remit.artifacts import unwritable
+from megatron_remit import patches
 from megatron_remit.data.batch import Batch, get_batch
 from megatron_remit.nll import Vocabulary, run_model
 from megatron_remit.objectives.base import LossResult, Objective
 from megatron_remit.objectives.registry import current_objective, evaluation_objective, objective_class
 from megatron_remit.programs.resume import check_run
-from megatron_remit.programs.start import check, parse_arguments
+from megatron_remit.programs.start import check, parse_arguments, show_life
 from megatron_remit.reference.checkpoint import BASE_FLAG, reference_arguments
 from megatron_remit.reference.model import build_reference
 from megatron_remit.scoring import session
@@ -45,7 +42,7 @@ def main() -> None:
     args = parse_arguments()
     check(args)
     check_run(args)
-    _show_life(args)
+    show_life(args)
     config = gpt_config(args)
     if objective_class(args.objective).looks_ahead():
         if args.score_store is not None:
@@ -64,18 +61,6 @@ def main() -> None:
         )
     finally:
         session.close()
-
-
-def _show_life(args: argparse.Namespace) -> None:
-    """Begin the heartbeat (rank 0), and let SIGUSR2 print what each thread is doing.
-
-    Raises:
-        UserError: the file of ``--heartbeat`` cannot be written.
-    """
-    faulthandler.register(signal.SIGUSR2, all_threads=True)
-    if args.heartbeat is not None and args.rank == 0:
-        with unwritable(f"--heartbeat {args.heartbeat}: cannot be written", "name a file in a folder that exists"):
-            heartbeat.begin(args.heartbeat)
 
 
 def _add_references(

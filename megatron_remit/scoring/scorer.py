@@ -8,8 +8,9 @@ Shape suffixes: B sequences of a reference microbatch (or of several, put togeth
 """
 
 import datetime
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils.data import Dataset, default_collate
 
+from megatron_remit import heartbeat
 from megatron_remit.data.batch import get_batch
 from megatron_remit.data.datasets import reads_data
 from megatron_remit.nll import Vocabulary, nll_output
@@ -40,13 +42,20 @@ _NOTHING, _LATER, _NOW = range(3)
 _MICROBATCHES_PER_STAGE = 4
 
 
-def score_rows(reference: list[Module], dataset: Dataset | None, store: ScoreStore, num_rows: int) -> None:
+def score_rows(
+    reference: list[Module],
+    dataset: Dataset | None,
+    store: ScoreStore,
+    num_rows: int,
+    ends: Callable[[], bool] | None = None,
+) -> None:
     """Score the rows of ``dataset`` that ``store`` lacks and write them to it.
 
     Args:
         reference: this rank's model chunks.
         dataset: the training set; None on a rank that reads no data.
         num_rows: rows that training will draw; the same on every rank.
+        ends: whether to end before the last row, asked between microbatches; what is scored is then in the store.
 
     Raises:
         UserError: an NLL is not finite, a shard cannot be written, or the corpus holds a bad token.
@@ -56,13 +65,14 @@ def score_rows(reference: list[Module], dataset: Dataset | None, store: ScoreSto
     count = stages * _MICROBATCHES_PER_STAGE if stages > 1 else 1
     size = args.reference_micro_batch_size
     writer = start_writer(args)
-    planner = None if writer is None or dataset is None else RowPlanner(dataset, store, num_rows, writer)
+    planner = None if writer is None or dataset is None else RowPlanner(dataset, store, num_rows, writer, ends)
     together = shares_experts(reference)
-    while True:
+    for step in itertools.count(1):
         rows = _agreed_rows(planner, count * size)
         work = _work_left(rows, together)
         if work == _NOTHING:
             break
+        heartbeat.beat(heartbeat.SCORING, step)
         if work == _LATER:
             continue
         # The schedule has one shape; the last rows of the corpus are scored more than once to fill it. A replica that
@@ -133,11 +143,19 @@ def _microbatches(dataset: Dataset, rows: list[int], size: int) -> Iterator[dict
 class RowPlanner:
     """On the rank that writes: which rows come next, and how far the work is."""
 
-    def __init__(self, dataset: Dataset, store: ScoreStore, num_rows: int, writer: StoreWriter) -> None:
-        """``num_rows``: rows of ``dataset`` that all replicas score together."""
+    def __init__(
+        self,
+        dataset: Dataset,
+        store: ScoreStore,
+        num_rows: int,
+        writer: StoreWriter,
+        ends: Callable[[], bool] | None = None,
+    ) -> None:
+        """``num_rows``: rows of ``dataset`` that all replicas score together. ``ends``: whether to end before."""
         self._dataset, self._store, self._writer = dataset, store, writer
         self._replica, self._replicas = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
         self._todo = range(self._replica, num_rows, self._replicas)
+        self._ends = ends
         self._at = 0
         self._keys: list[Key] = []
         self._shards_written = 0
@@ -146,8 +164,8 @@ class RowPlanner:
 
     @property
     def at_end(self) -> bool:
-        """Whether every row has been looked at."""
-        return self._at >= len(self._todo)
+        """Whether every row has been looked at, or no more shall be."""
+        return self._at >= len(self._todo) or (self._ends is not None and self._ends())
 
     def next_rows(self, most: int) -> list[int]:
         """Up to ``most`` rows that are neither in the store nor waiting in the writer.
@@ -207,3 +225,6 @@ class RowPlanner:
     def finish(self) -> None:
         """Say how it went."""
         self._report(last=True)
+        left = len(self._todo) - self._at
+        if left:
+            print(f"> ended by a signal: replica {self._replica} leaves {left} rows to the next start", flush=True)

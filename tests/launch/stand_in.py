@@ -43,6 +43,11 @@ if [[ -n ${STUCK:-} ]]; then
   beat "$STUCK"
   while true; do sleep 0.02; done
 fi
+if [[ $words == *score_corpus.py* ]]; then
+  mkdir -p "$(after --score-store)"
+  touch "$(after --score-store)/scores-$RANDOM.safetensors"
+  exit "${TRAIN_STATUS:-0}"
+fi
 echo "${REACHED:-9}" > "$(after --save)/latest_checkpointed_iteration.txt"
 exit "${TRAIN_STATUS:-0}"
 """

@@ -101,7 +101,7 @@ def test_saves_and_what_is_kept():
 
 
 def test_a_launcher_runs_on_each_node():
-    assert commands(NODES="2").train() == [
+    assert commands(NODES="2").work() == [
         *("python", "-m", "megatron_remit.launch.node", "/run/logs", "--nnodes", "2", "--nproc-per-node", "8"),
         *("--master-addr", "FIRST_NODE", "--master-port", "20000", "-m", "megatron_remit.pretrain"),
         *TRAINING,

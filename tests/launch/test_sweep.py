@@ -9,7 +9,8 @@ import pytest
 from tests.ranks import ROOT
 
 SBATCH = """#!/bin/sh
-echo "$OBJECTIVE seed=$SEED ref=$RL_HF run=$RUN_DIR extra=$EXTRA_ARGS models=$MODELS flags=$*" >> "$NOTES"
+run="$OBJECTIVE seed=$SEED ref=$RL_HF run=$RUN_DIR extra=$EXTRA_ARGS"
+echo "$run models=$MODELS task=$TASK scores=$SCORES flags=$*" >> "$NOTES"
 wc -l < "$NOTES"
 """
 
@@ -46,6 +47,19 @@ def test_each_arm_with_each_seed_and_then_the_evaluation(tmp_path):
     ]
     assert f"models=ntp-1={work}/ntp-1/hf ntp-2={work}/ntp-2/hf permute-1=" in rows[-1]
     assert "--dependency=afterok:1:2:3:4:5:6 --kill-on-invalid-dep=yes examples/evaluate.sh" in rows[-1]
+
+
+def test_the_corpus_is_scored_once_for_the_arms_that_read_scores(tmp_path):
+    code, output = sweep(tmp_path, ARMS="ntp remit kd", SEEDS="1 2", SCORE_FIRST=1, SUITE="none", EXTRA_ARGS="--bf16")
+    assert code == 0, output
+    rows = (tmp_path / "notes").read_text().splitlines()
+    work = tmp_path / "sweep"
+    assert rows[0].startswith(f"remit seed= ref={tmp_path}/rl run={work}/scoring extra=--bf16 --row-seed 1 ")
+    assert [row.split()[0] for row in rows[1:]] == ["ntp", "ntp", "remit", "remit", "kd", "kd"]
+    assert all("--row-seed 1" in row for row in rows)
+    assert ["--dependency=afterok:1" in row for row in rows[1:]] == [False, False, True, True, False, False]
+    assert [f"task= scores={work}/scores" in row for row in rows[1:]] == [False, False, True, True, False, False]
+    assert f"task=score scores={work}/scores" in rows[0]
 
 
 def test_what_is_there_is_not_run_again(tmp_path):

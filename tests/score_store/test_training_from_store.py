@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from megatron_remit import heartbeat
 from megatron_remit.score_store.maintain import prune, verify
 from megatron_remit.score_store.shard import PATTERN
 from tests.conftest import VOCABULARY, write_corpus
@@ -222,6 +223,25 @@ def test_a_killed_scorer_goes_on_where_it_was(material, exact_store, tmp_path):
     assert left.problems == [] and 8 <= left.rows < 24
     run = score(1, folder, *flags)
     assert f"scored {24 - left.rows}, found {left.rows} of 24 rows" in run.output
+    assert_same_rows(rows_of(folder), rows_of(exact_store), 0.0)
+
+
+@pytest.mark.slow
+def test_a_scorer_that_is_asked_to_end_says_what_it_leaves(material, exact_store, tmp_path):
+    folder, beats = tmp_path / "store", tmp_path / "heartbeat.json"
+    life = {"exit_signal_handler": True, "heartbeat": beats}
+    flags = material.remit(row_seed=3, score_dtype="float32", score_shard_seconds=0, **life)
+    job = start(SCORER, *flags, "--score-store", folder)
+    while len(list(folder.glob(PATTERN))) < 3 and job.poll() is None:
+        time.sleep(0.02)
+    job.terminate()
+    output = job.communicate(timeout=300)[0]
+    assert job.returncode == 0, output
+    left = 24 - verify(folder).rows
+    assert 0 < left < 24 and f"> ended by a signal: replica 0 leaves {left} rows to the next start" in output
+    beat = heartbeat.read(beats)
+    assert (beat.step, beat.doing) == ((24 - left) // 2, "scoring")
+    assert "ended by a signal" not in score(1, folder, *flags).output
     assert_same_rows(rows_of(folder), rows_of(exact_store), 0.0)
 
 
