@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+ASKED = "asked-node-"
+"""How the file in a folder of logs begins that a node leaves once its ranks have been asked to end."""
 # A line of these is said by a rank that waited for another one, or lost it: an echo of a failure.
 _ECHO = re.compile(
     r"connection (was )?(closed|reset|refused)|broken pipe|remote process exited|watchdog|timed? ?out|DistBackendError"

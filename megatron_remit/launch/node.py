@@ -20,6 +20,7 @@ from types import FrameType
 
 import psutil
 
+from megatron_remit.launch.failures import ASKED
 from megatron_remit.launch.slurm import node_rank
 
 ANNOUNCEMENTS = (signal.SIGTERM, signal.SIGUSR1)
@@ -63,7 +64,15 @@ def launch(logs: str, torchrun_arguments: Sequence[str]) -> int:
             if signal.SIGUSR2 in received:
                 return _end_workers(torchrun)
             if received:
+                _note(Path(logs))
                 _ask_workers(torchrun.pid, asked)
+
+
+def _note(logs: Path) -> None:
+    """Leave word for the job: on preemption Slurm may signal the tasks alone, and workers that were asked to end do so
+    with status 0."""
+    logs.mkdir(parents=True, exist_ok=True)
+    (logs / f"{ASKED}{node_rank()}").touch()
 
 
 def _end_workers(torchrun: subprocess.Popen[bytes]) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from megatron_remit.launch import slurm
 from megatron_remit.launch.commands import Commands, Progress
 from megatron_remit.launch.ending import Ending
-from megatron_remit.launch.failures import Failure, hopeless, root_cause
+from megatron_remit.launch.failures import ASKED, Failure, hopeless, root_cause
 from megatron_remit.launch.history import History, Incident, pause_seconds
 from megatron_remit.launch.runner import Runner
 from megatron_remit.launch.settings import Settings
@@ -66,7 +66,7 @@ class Training:
         self._stage(commands.stage())
         watchdog = Watchdog(settings.heartbeat, settings.hang_minutes, settings.start_minutes)
         code, hang = self._runner.watch(commands.work(), settings.nodes, watchdog)
-        if self._is_finished(code):
+        if self._is_finished(code, name):
             return True
         if hang:
             self._hung(hang, name, watchdog.step)
@@ -77,11 +77,12 @@ class Training:
             self._failed(code, name, watchdog.step)
         return False
 
-    def _is_finished(self, code: int) -> bool:
+    def _is_finished(self, code: int, name: str) -> bool:
         settings = self._settings
         if settings.task == SCORE:
             # A scorer that was asked to end does so with status 0 too.
-            return code == 0 and not self._runner.announcements
+            asked = self._runner.announcements or any(settings.logs(name).glob(f"{ASKED}*"))
+            return code == 0 and not asked
         return Progress.of(settings).saved >= settings.train_iters
 
     def _stage(self, command: list[str]) -> None:

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from megatron_remit.data.datasets import build_datasets, reads_data
 from megatron_remit.errors import UserError
-from megatron_remit.programs.start import check, parse_arguments, show_life
+from megatron_remit.programs.start import check, end_in_peace, parse_arguments, show_life
 from megatron_remit.reference.checkpoint import reference_arguments
 from megatron_remit.reference.model import build_reference
 from megatron_remit.score_store.keys import Key, row_key
@@ -41,6 +41,7 @@ def main() -> None:
     try:
         score_rows(reference, dataset, store, sizes[0], _is_asked_to_end if args.exit_signal_handler else None)
     finally:
+        end_in_peace(args)
         session.close()
         torch.distributed.destroy_process_group()
 

@@ -122,3 +122,13 @@ def show_life(args: argparse.Namespace) -> None:
     if args.heartbeat is not None and args.rank == 0:
         with unwritable(f"--heartbeat {args.heartbeat}: cannot be written", "name a file in a folder that exists"):
             heartbeat.begin(args.heartbeat)
+
+
+def end_in_peace(args: argparse.Namespace) -> None:
+    """From now on ``--exit-signal`` does nothing to this process, whose work is done.
+
+    At its exit Python restores the signal's default action: a second signal, which Slurm sends, would then turn a rank
+    that has saved everything into one that failed.
+    """
+    if args.exit_signal_handler:
+        signal.signal(args.exit_signal, signal.SIG_IGN)

@@ -24,7 +24,7 @@ from megatron_remit.nll import Vocabulary, run_model
 from megatron_remit.objectives.base import LossResult, Objective
 from megatron_remit.objectives.registry import current_objective, evaluation_objective, objective_class
 from megatron_remit.programs.resume import check_run
-from megatron_remit.programs.start import check, parse_arguments, show_life
+from megatron_remit.programs.start import check, end_in_peace, parse_arguments, show_life
 from megatron_remit.reference.checkpoint import BASE_FLAG, reference_arguments
 from megatron_remit.reference.model import build_reference
 from megatron_remit.scoring import session
@@ -60,6 +60,7 @@ def main() -> None:
             forward_step,
         )
     finally:
+        end_in_peace(args)
         session.close()
 
 

@@ -46,6 +46,8 @@ fi
 if [[ $words == *score_corpus.py* ]]; then
   mkdir -p "$(after --score-store)"
   touch "$(after --score-store)/scores-$RANDOM.safetensors"
+  logs=$(after megatron_remit.launch.node)
+  [[ -z ${ASKED:-} ]] || { mkdir -p "$logs"; touch "$logs/asked-node-1"; }
   exit "${TRAIN_STATUS:-0}"
 fi
 echo "${REACHED:-9}" > "$(after --save)/latest_checkpointed_iteration.txt"

@@ -60,6 +60,7 @@ def test_workers_are_asked_once_and_waited_for(number, moment, tmp_path):
     finally:
         launcher.kill()
     assert [(tmp_path / f"saved_{rank}").read_text() for rank in range(2)] == ["1", "1"]
+    assert (tmp_path / "logs/asked-node-0").exists()
 
 
 # Rank 1 fails, and rank 0 then loses the connection to it, as ranks do.

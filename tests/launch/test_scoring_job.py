@@ -50,6 +50,11 @@ def test_a_preempted_scorer_is_requeued_and_ends_with_the_next_start(slurm):
     assert status == 0 and "finished with 2 shards" in output and "importing" not in output
 
 
+def test_a_scorer_whose_tasks_alone_got_the_signal_is_not_taken_for_finished(slurm):
+    status, output = slurm.run(**scoring(slurm, ASKED=1))
+    assert status == 0 and "preempted: requeued at 1 shards" in output and "finished" not in output
+
+
 def test_a_killed_rank_is_tried_again(slurm):
     status, output = slurm.run(**scoring(slurm, **fail(KILLED, 1)))
     assert status == 0 and slurm.commands().count("2 megatron_remit.launch.node") == 2

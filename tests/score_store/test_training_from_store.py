@@ -235,12 +235,17 @@ def test_a_scorer_that_is_asked_to_end_says_what_it_leaves(material, exact_store
     while len(list(folder.glob(PATTERN))) < 3 and job.poll() is None:
         time.sleep(0.02)
     job.terminate()
-    output = job.communicate(timeout=300)[0]
+    output = ""
+    for line in job.stdout:
+        output += line
+        if "ended by a signal" in line:
+            job.terminate()  # Slurm sends a second one, which comes while Python ends
+    job.wait(timeout=300)
     assert job.returncode == 0, output
     left = 24 - verify(folder).rows
     assert 0 < left < 24 and f"> ended by a signal: replica 0 leaves {left} rows to the next start" in output
     beat = heartbeat.read(beats)
-    assert (beat.step, beat.doing) == ((24 - left) // 2, "scoring")
+    assert beat.doing == "scoring" and 3 <= beat.step <= 24 - left
     assert "ended by a signal" not in score(1, folder, *flags).output
     assert_same_rows(rows_of(folder), rows_of(exact_store), 0.0)
 
