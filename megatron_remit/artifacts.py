@@ -99,6 +99,25 @@ def folder_for(path: Path) -> Iterator[None]:
         raise
 
 
+def check_writable(flag: str, target: Path, folder: Path | None = None) -> None:
+    """Whether ``folder`` (default: ``target`` itself), in which what ``flag`` names is written, is or can be made.
+    Nothing is made yet: a file is put into the folder, or the one that it will be made in, and goes at once.
+
+    Raises:
+        UserError: names the flag and ``target``.
+    """
+    there = target if folder is None else folder
+    while not os.path.lexists(there):
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{flag} {target} cannot be written ({error.strerror}); give a folder that this user may write"
+        ) from None
+
+
 @contextmanager
 def unwritable(found: str, remedy: str) -> Iterator[None]:
     """An OSError inside becomes a UserError: ``found``, the error, ``remedy``."""

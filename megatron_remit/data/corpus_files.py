@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_remit import scratch
-from megatron_remit.artifacts import signals_held
+from megatron_remit.artifacts import check_writable, folder_for, signals_held
 from megatron_remit.errors import UserError
 
 _INDEX_HEADER = b"MMIDIDX\x00\x00"
@@ -42,8 +42,8 @@ def check_paths(inputs: Sequence[Path], prefix: Path, overwrite: bool) -> None:
     """Whether ``inputs`` are there and the corpus ``prefix`` may be written. What killed processes left is put right.
 
     Raises:
-        UserError: an input is missing or would be overwritten, ``prefix`` is a folder, or its files are there and
-            ``overwrite`` is not set, or they are no corpus.
+        UserError: an input is missing or would be overwritten, ``prefix`` is a folder or lies where nothing can be
+            written, or its files are there and ``overwrite`` is not set, or they are no corpus.
     """
     _put_in_order(prefix)
     outputs = {corpus_file(prefix, suffix).resolve() for suffix in (".bin", ".idx", ".json")}
@@ -72,6 +72,7 @@ def _put_in_order(prefix: Path) -> None:
     """Remove what killed processes left of the corpus. What one that died among its renames had done is undone."""
     targets = [corpus_file(prefix, suffix) for suffix in (".bin", ".json", ".idx")]
     for target in targets:
+    check_writable("--output-prefix", prefix, prefix.parent)
         for left, _ in scratch.left_behind(target, "tmp"):
             scratch.remove(left)
     aside = {target: dict(_by_owner(target)) for target in targets}
@@ -131,18 +132,18 @@ def new_corpus(prefix: Path) -> Iterator[tuple[Path, Path, Path]]:
     Raises OSError. If it or the body raises, the older corpus is as before and nothing else is left.
     """
     targets = [corpus_file(prefix, suffix) for suffix in (".bin", ".json", ".idx")]
-    prefix.parent.mkdir(parents=True, exist_ok=True)
     temporaries = [scratch.being_written(path) for path in targets]
-    try:
-        yield temporaries[0], temporaries[1], temporaries[2]
-        for path in temporaries:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        with signals_held():
-            _swap(temporaries, targets, prefix / "cache")
-    finally:
-        for path in temporaries:
-            path.unlink(missing_ok=True)
+    with folder_for(prefix.parent):
+        try:
+            yield temporaries[0], temporaries[1], temporaries[2]
+            for path in temporaries:
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            with signals_held():
+                _swap(temporaries, targets, prefix / "cache")
+        finally:
+            for path in temporaries:
+                path.unlink(missing_ok=True)
 
 
 def _swap(temporaries: Sequence[Path], targets: Sequence[Path], cache: Path) -> None:

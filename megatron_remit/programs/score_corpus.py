@@ -26,7 +26,7 @@ def main() -> None:
             "scoring needs --score-store DIR and --reference-load DIR in addition to the training run's flags"
         )
     # The command of a run that only reads is taken as it is.
-    args.objective, args.score_miss = "remit", "online"
+    args.objective, args.score_miss, args.score_store_write = "remit", "online", True
     args.score_store_base = args.reference_base_load = None
     args.reference_offload = False  # there is nothing else to make room for
     check(args)

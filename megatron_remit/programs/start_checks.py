@@ -2,19 +2,21 @@
 
 import argparse
 import os
-import tempfile
 from pathlib import Path
 
 from megatron.core.datasets.blended_megatron_dataset_config import parse_and_normalize_split
 from megatron.training.utils import get_blend_and_blend_per_split
 
+from megatron_remit.artifacts import check_writable
 from megatron_remit.errors import UserError, note
 from megatron_remit.layout import in_one_line
 from megatron_remit.megatron_flags import given
+from megatron_remit.score_store.manifest import check_free
 
 
 def check_reads_and_writes(args: argparse.Namespace) -> None:
-    """Check ``--load``, ``--save`` and the validation data; an evaluation that nobody asked for is switched off.
+    """Check ``--load``, the folders to write to and the validation data; an evaluation that nobody asked for is
+    switched off.
 
     Raises:
         UserError: names the flag, what was found and what to do.
@@ -24,7 +26,10 @@ def check_reads_and_writes(args: argparse.Namespace) -> None:
         for flag in ("save", "data_cache_path", "tensorboard_dir"):
             folder = getattr(args, flag)
             if folder is not None:
-                _check_written(f"--{flag.replace('_', '-')}", Path(folder))
+                check_writable(f"--{flag.replace('_', '-')}", Path(folder))
+        if args.score_store_write:
+            check_writable("--score-store", args.score_store)
+            check_free(args.score_store)
     with in_one_line(args, "data_args_path", "per_split_data_args_path"):
         get_blend_and_blend_per_split(args)
     _check_validation(args)
@@ -39,20 +44,6 @@ def _check_load(args: argparse.Namespace) -> None:
             f"--load {args.load} with --exit-on-missing-checkpoint: the folder holds no checkpoint "
             "(latest_checkpointed_iteration.txt is not there); give one that tools/import_hf.py or a run's --save wrote"
         )
-
-
-def _check_written(flag: str, folder: Path) -> None:
-    """Nothing is made yet: a file is put into the folder, or the one that it will be made in, and goes at once."""
-    there = folder
-    while not os.path.lexists(there):
-        there = there.parent
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{flag} {folder} cannot be written ({error.strerror}); give a folder that this user may write"
-        ) from None
 
 
 def _check_validation(args: argparse.Namespace) -> None:

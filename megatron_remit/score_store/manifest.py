@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_remit.artifacts import unwritable
 from megatron_remit.errors import UserError
 from megatron_remit.score_store.files import new_file
 
@@ -90,13 +91,29 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def check_free(folder: Path) -> None:
+    """Whether ``folder`` may be filled as a store: it is one, or empty, or not there.
+
+    Raises:
+        UserError: it holds other things, which a store would lie among.
+    """
+    there = sorted(entry.name for entry in folder.iterdir() if entry.name[0] != ".") if folder.is_dir() else []
+    # Looked at last: another job may make the store meanwhile.
+    if there and not (folder / MANIFEST).exists():
+        raise UserError(
+            f"--score-store {folder}: holds {there[0]} and no {MANIFEST}, so it is no score store; give a new "
+            "folder, or an empty one"
+        )
+
+
 def create_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Make a store at ``folder``, or return the manifest of the one that another job made first.
 
     Raises:
         UserError: the manifest cannot be written, or that of the other job is damaged or of another format.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with unwritable(f"--score-store {folder}: cannot be made", "give a folder that this user may write"):
+        folder.mkdir(parents=True, exist_ok=True)
     content = {"format": FORMAT, "digest": manifest.identity.digest(), **asdict(manifest)}
     candidate = folder / f".{MANIFEST}.{uuid.uuid4().hex}.tmp"
     try:

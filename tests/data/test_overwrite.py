@@ -91,6 +91,14 @@ def test_a_prefix_that_is_a_folder_is_refused(write, tmp_path, monkeypatch, caps
     assert names(tmp_path) == ["out", "text.jsonl"]
 
 
+def test_a_prefix_where_nothing_can_be_written_is_refused_and_a_new_folder_goes_again(write, tmp_path):
+    with pytest.raises(UserError, match=r"--output-prefix .*/text.jsonl/out cannot be written \(Not a directory\)"):
+        write(prefix=tmp_path / "text.jsonl/out")
+    with pytest.raises(UserError, match=r"no text in it"):
+        write("", prefix=tmp_path / "new/folder/out")
+    assert names(tmp_path) == ["out", "text.jsonl"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_leaves_no_file_and_no_process(number, tokenizer, tmp_path):
     source = tmp_path / "long.jsonl"
