@@ -11,6 +11,7 @@ from megatron.training.arguments import add_megatron_arguments
 from megatron_remit import cpu, patches
 from megatron_remit.argument_checks import check_arguments
 from megatron_remit.arguments import add_remit_arguments
+from megatron_remit.data import checked
 from megatron_remit.data.checked import check_corpora, check_sample
 from megatron_remit.data.tokenizer import folder_fingerprint
 from megatron_remit.errors import UserError
@@ -284,3 +285,24 @@ def test_the_program_ends_with_the_message_and_no_step(material, tmp_path):
     assert run.returncode != 0
     assert f"error: --reference-load {tmp_path}: {tmp_path}/latest_checkpointed_iteration.txt: no such" in run.output
     assert not run.scalars.get("lm loss")
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lambda index: index[: len(index) // 2], r"cut short, it has \d+ bytes, its head expects \d+"),
+        (lambda index: index[:20], "cut short, it has 20 bytes"),
+        (lambda index: b"", "no index of a corpus, it begins with b''"),
+        (
+            lambda index: index[:17] + b"\x77" + index[18:],
+            "its head says version 1 and dtype 119, expected 1 and 1 to 8",
+        ),
+    ],
+)
+def test_a_damaged_index_is_refused_before_megatrons_reader_begins(damage, found, material, tmp_path, monkeypatch):
+    """Which prints a traceback when it is dropped."""
+    monkeypatch.setattr(checked, "IndexedDataset", None)
+    write_corpus(tmp_path / "bad", VOCABULARY)
+    (tmp_path / "bad.idx").write_bytes(damage((tmp_path / "bad.idx").read_bytes()))
+    with pytest.raises(UserError, match=f"bad.idx: .*{found}"):
+        check_corpora(parsed(material.flags(data_path=tmp_path / "bad")), VOCABULARY)
+
+

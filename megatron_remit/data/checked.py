@@ -12,7 +12,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.training import get_args
 from megatron.training.utils import get_blend_and_blend_per_split
 
-from megatron_remit.data.corpus_files import corpus_digest
+from megatron_remit.data.corpus_files import check_index, corpus_digest
 from megatron_remit.data.eod import RunTokenizer
 from megatron_remit.data.manifest import check_manifest, has_manifest, what_is_unknown
 from megatron_remit.errors import UserError
@@ -116,7 +116,7 @@ def open_whole(prefix: str) -> IndexedDataset:
     """The corpus ``prefix``, memory-mapped.
 
     Raises:
-        UserError: a file is missing, holds no token or is cut short.
+        UserError: a file is missing, holds no token, is damaged or is cut short.
     """
     for suffix in (".idx", ".bin"):
         path = Path(prefix + suffix)
@@ -127,6 +127,7 @@ def open_whole(prefix: str) -> IndexedDataset:
             )
     if Path(prefix + ".bin").stat().st_size == 0:
         raise UserError(f"{prefix}.bin holds no tokens; an empty corpus cannot be trained on")
+    check_index(Path(prefix + ".idx"))
     try:
         corpus = IndexedDataset(prefix, mmap=True)
     except (ValueError, AssertionError, OSError) as error:
@@ -136,8 +137,12 @@ def open_whole(prefix: str) -> IndexedDataset:
         raise UserError(f"{prefix}.idx lists {len(corpus)} documents without any token; the corpus is empty")
     width = numpy.dtype(corpus.index.dtype).itemsize
     found = Path(prefix + ".bin").stat().st_size
-    if found < tokens * width:
-        raise UserError(f"{prefix}.bin has {found} bytes, its index expects {tokens * width}: the file is cut short")
+    if found != tokens * width:
+        cause = "the file is cut short" if found < tokens * width else f"{prefix}.idx is that of another corpus"
+        raise UserError(
+            f"{prefix}.bin has {found} bytes, its index expects {tokens * width}: {cause}; copy both files anew, or "
+            "run tools/preprocess_corpus.py again"
+        )
     return corpus
 
 

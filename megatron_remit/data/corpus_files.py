@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,11 @@ from megatron_remit.artifacts import check_writable, folder_for, signals_held
 from megatron_remit.errors import UserError
 
 _INDEX_HEADER = b"MMIDIDX\x00\x00"
+# Behind it: version, code of the tokens' dtype, sequences, document borders. Then a length (4 bytes) and a place (8)
+# for each sequence, and 8 bytes for each border.
+_INDEX_FIELDS = struct.Struct("<QBQQ")
+_INDEX_VERSION = 1
+_DTYPE_CODES = range(1, 9)
 # What a digest reads of a file: blocks of so many bytes, at even distances.
 _BLOCK = 16 << 10
 _BLOCKS = 32
@@ -66,13 +72,13 @@ def check_paths(inputs: Sequence[Path], prefix: Path, overwrite: bool) -> None:
         # Bare tokens have no mark of their own: they are told by the file next to them.
         if (len(there) == 1 and path.suffix == ".bin") or not _is_ours(path):
             raise UserError(f"{path} is no file of a corpus: --overwrite leaves it alone; choose another prefix")
+    check_writable("--output-prefix", prefix, prefix.parent)
 
 
 def _put_in_order(prefix: Path) -> None:
     """Remove what killed processes left of the corpus. What one that died among its renames had done is undone."""
     targets = [corpus_file(prefix, suffix) for suffix in (".bin", ".json", ".idx")]
     for target in targets:
-    check_writable("--output-prefix", prefix, prefix.parent)
         for left, _ in scratch.left_behind(target, "tmp"):
             scratch.remove(left)
     aside = {target: dict(_by_owner(target)) for target in targets}
@@ -105,6 +111,32 @@ def check_pair(prefix: Path, overwrite: bool) -> None:
         raise UserError(f"--prefix {prefix}: {manifest} exists; pass --overwrite to replace it")
     if manifest.exists() and not _is_ours(manifest):
         raise UserError(f"{manifest} is no manifest of a corpus: --overwrite leaves it alone; rename it")
+
+
+def check_index(path: Path) -> None:
+    """Whether ``path`` is a whole index. Megatron's reader finds it out half-way through, and prints a traceback when
+    what it has begun is dropped.
+
+    Raises:
+        UserError: names the file, and what of it is wrong.
+    """
+    again = "; run tools/preprocess_corpus.py again, or copy the corpus anew"
+    found = path.stat().st_size
+    with path.open("rb") as file:
+        mark, fields = file.read(len(_INDEX_HEADER)), file.read(_INDEX_FIELDS.size)
+    if mark != _INDEX_HEADER:
+        raise UserError(f"{path}: no index of a corpus, it begins with {mark!r} and not with {_INDEX_HEADER!r}{again}")
+    if len(fields) < _INDEX_FIELDS.size:
+        raise UserError(f"{path}: cut short, it has {found} bytes{again}")
+    version, code, sequences, borders = _INDEX_FIELDS.unpack(fields)
+    if version != _INDEX_VERSION or code not in _DTYPE_CODES:
+        raise UserError(
+            f"{path}: damaged, its head says version {version} and dtype {code}, expected {_INDEX_VERSION} and "
+            f"{_DTYPE_CODES[0]} to {_DTYPE_CODES[-1]}{again}"
+        )
+    expected = len(_INDEX_HEADER) + _INDEX_FIELDS.size + 12 * sequences + 8 * borders
+    if found < expected:
+        raise UserError(f"{path}: cut short, it has {found} bytes, its head expects {expected}{again}")
 
 
 def _is_ours(path: Path) -> bool:
