@@ -38,7 +38,7 @@ class Manifest:
         """That of the corpus ``prefix``. Raises UserError if it is missing or is none."""
         path = corpus_file(prefix, ".json")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = _is(dict, json.loads(path.read_text(encoding="utf-8")))
             eod = content.get("eod")
             return cls(
                 tokenizer_fingerprint=_is(str, content["tokenizer_fingerprint"]),
@@ -74,7 +74,7 @@ def has_manifest(prefix: str) -> bool:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         return True
-    return isinstance(content, dict) and "tokenizer_fingerprint" in content
+    return not isinstance(content, dict) or "tokenizer_fingerprint" in content
 
 
 def check_manifest(prefix: str, tokenizer: RunTokenizer) -> Manifest:

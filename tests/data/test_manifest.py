@@ -101,6 +101,8 @@ def test_a_damaged_manifest(text, corpus_of, tokenizer, tmp_path):
     (tmp_path / "corpus.json").write_text(text)
     with pytest.raises(UserError, match=r"corpus\.json: not a manifest .*; `megatron-remit manifest --prefix"):
         check_manifest(prefix, RunTokenizer.of_folder(tokenizer))
+    with pytest.raises(UserError, match=r"corpus\.json: not a manifest"):
+        in_training(prefix, RunTokenizer.of_folder(tokenizer))
 
 
 def test_the_manifest_of_a_corpus_of_another_tool(corpus_of, tokenizer, instruct, tmp_path):
