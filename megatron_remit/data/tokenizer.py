@@ -39,6 +39,8 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             f"{folder}: its tokenizer is Python code (auto_map in its config), which is never run here; put the files "
             "of a tokenizer that transformers knows into the folder, and take auto_map out"
         ) from None
+    except RecursionError as error:
+        raise ValueError(f"its JSON is nested too deeply: {error}") from None
 
 
 def folder_fingerprint(folder: Path) -> str | None:
