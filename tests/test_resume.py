@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from megatron_remit.data.corpus_files import corpus_digest
+from megatron_remit.errors import UserError
+from megatron_remit.programs.identity import check_allowed
 from tests.checkpoints import load_tensors
 from tests.conftest import VOCABULARY, write_corpus, write_documents
 from tests.ranks import pretrain
@@ -70,6 +72,13 @@ def test_a_changed_flag_is_refused_by_name_and_allowed_on_request(
     allowed = resume(material, started, tmp_path, "--allow-changed", name, **overrides)
     assert allowed.returncode == 0, allowed.failure()
     assert f"note: {name} was " in allowed.output
+
+
+def test_a_name_that_no_run_has_cannot_be_allowed():
+    identity = {"seed": 7, "objective": "ntp"}
+    check_allowed(["seed", "corpora", "kd_temperature"], identity | {"corpora": None})
+    with pytest.raises(UserError, match="--allow-changed sead: no such name; expected some of seed, objective, "):
+        check_allowed(["seed", "sead"], identity)
 
 
 def test_another_reference_is_refused(material, started, tmp_path):

@@ -14,7 +14,7 @@ from megatron.training.utils import get_blend_and_blend_per_split
 from megatron_remit.artifacts import write_whole
 from megatron_remit.data.corpus_files import corpus_digest
 from megatron_remit.errors import UserError, note
-from megatron_remit.objectives.registry import objective_class
+from megatron_remit.objectives.registry import OBJECTIVES, objective_class
 from megatron_remit.reference.checkpoint import checkpoint_folder, saved_arguments
 from megatron_remit.reference.fingerprint import reference_fingerprint
 from megatron_remit.score_store.manifest import read_manifest
@@ -78,6 +78,21 @@ def _model(checkpoint: Path | None, store: Path | None) -> str | None:
         folder = checkpoint_folder(checkpoint)
         return reference_fingerprint(folder, saved_arguments(folder))
     return None if store is None or not store.is_dir() else read_manifest(store).identity.reference
+
+
+def check_allowed(allowed: list[str], identity: Identity) -> None:
+    """Refuse a name of ``--allow-changed`` that no run has: what it was to allow would be refused, or something else.
+
+    The other objectives' names count too: a job's script may change the objective and leave them.
+
+    Raises:
+        UserError: names it, and those that there are.
+    """
+    flags = (name for objective in OBJECTIVES.values() for name in _objective_flags(objective))
+    known = dict.fromkeys([*identity, "reference", "reference_base", *flags])
+    for name in allowed:
+        if name not in known:
+            raise UserError(f"--allow-changed {name}: no such name; expected some of {', '.join(known)}")
 
 
 def check_same_run(identity: Identity, earlier: Identity, allowed: list[str], where: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_remit.convert.megatron_io import iteration_folder
 from megatron_remit.errors import UserError
 from megatron_remit.megatron_flags import spelt
-from megatron_remit.programs.identity import check_same_run, run_identity, write_run_file
+from megatron_remit.programs.identity import check_allowed, check_same_run, run_identity, write_run_file
 from megatron_remit.reference.checkpoint import saved_arguments
 
 # What Megatron's scheduler compares with the checkpoint's values (``OptimizerParamScheduler.load_state_dict``).
@@ -34,6 +34,7 @@ def check_run(args: argparse.Namespace) -> None:
     if args.rank != 0:
         return
     identity = run_identity(args)
+    check_allowed(args.allow_changed, identity)
     earlier, step = _earlier(args)
     if earlier is not None:
         where = f"--load {args.load}"
