@@ -42,6 +42,7 @@ def check_run(args: argparse.Namespace) -> None:
         if saved_identity is not None:
             check_same_run(identity, saved_identity, args.allow_changed, where)
         if not args.no_load_optim:
+            _check_optimizer(args, earlier, where)
             _check_schedule(args, earlier, where)
             _check_layout(args, earlier, where)
     args.remit_run = identity
@@ -57,6 +58,15 @@ def _earlier(args: argparse.Namespace) -> tuple[argparse.Namespace | None, int]:
     if not folder.name.startswith("iter_"):
         return None, 0
     return saved_arguments(folder), int(folder.name.removeprefix("iter_"))
+
+
+def _check_optimizer(args: argparse.Namespace, earlier: argparse.Namespace, where: str) -> None:
+    before = getattr(earlier, "optimizer", None)
+    if before not in (None, args.optimizer):
+        raise UserError(
+            f"--optimizer {args.optimizer}, but the run in {where} was trained with {before}, and its state is that "
+            "one's. Give the earlier value, or pass --no-load-optim --no-load-rng to go on with a fresh optimizer"
+        )
 
 
 def _check_schedule(args: argparse.Namespace, earlier: argparse.Namespace, where: str) -> None:
