@@ -18,6 +18,7 @@ from megatron_remit.errors import UserError
 from megatron_remit.model_arguments import NEUTRAL
 from megatron_remit.objectives.remit import check_end_of_document
 from megatron_remit.reference.checkpoint import reference_arguments
+from megatron_remit.trust.loading import check_loaded
 from tests.conftest import VOCABULARY, write_corpus
 from tests.ranks import pretrain
 
@@ -193,6 +194,30 @@ def test_growing_batches(material):
         check_arguments(parsed([*material.remit(), "--rampup-batch-size", "4", "4", "100"]))
 
 
+def test_a_load_without_a_checkpoint(material, tmp_path):
+    (tmp_path / "file").write_text("")
+
+    def check(load, **flags):
+        check_loaded(parsed(material.flags(**{"load": load, "finetune": None} | flags)))
+
+    for load, found in (
+        (tmp_path / "new", "no such folder; expected a Megatron checkpoint"),
+        (tmp_path, "holds no checkpoint .latest_checkpointed_iteration.txt is not there.; expected"),
+        (tmp_path / "file", "is a file; expected"),
+        (
+            material.policy / "hf",
+            "is a Hugging Face model folder, .* make one with tools/import_hf.py --hf .* --out DIR",
+        ),
+    ):
+        with pytest.raises(UserError, match=f"--load {load}: {found}"):
+            check(load)
+    # A new run whose shape is in its flags begins so, and one whose model is in --pretrained-checkpoint.
+    check(tmp_path / "new", num_layers=2)
+    check(tmp_path / "new", pretrained_checkpoint=material.policy)
+    with pytest.raises(UserError, match="no such folder"):
+        check(tmp_path / "new", num_layers=2, finetune=True)
+
+
 def test_missing_reference_folder(remit, tmp_path):
     remit.reference_load = tmp_path / "nothing"
     with pytest.raises(UserError, match=r"nothing/latest_checkpointed_iteration\.txt: no such file"):
@@ -261,6 +286,27 @@ def test_corpora_that_cannot_be_trained_on(material, tmp_path):
         check(tmp_path / "short")
 
 
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lambda index: index[: len(index) // 2], r"cut short, it has \d+ bytes, its head expects \d+"),
+        (lambda index: index[:20], "cut short, it has 20 bytes"),
+        (lambda index: b"", "no index of a corpus, it begins with b''"),
+        (
+            lambda index: index[:17] + b"\x77" + index[18:],
+            "its head says version 1 and dtype 119, expected 1 and 1 to 8",
+        ),
+    ],
+)
+def test_a_damaged_index_is_refused_before_megatrons_reader_begins(damage, found, material, tmp_path, monkeypatch):
+    """Which prints a traceback when it is dropped."""
+    monkeypatch.setattr(checked, "IndexedDataset", None)
+    write_corpus(tmp_path / "bad", VOCABULARY)
+    (tmp_path / "bad.idx").write_bytes(damage((tmp_path / "bad.idx").read_bytes()))
+    with pytest.raises(UserError, match=f"bad.idx: .*{found}"):
+        check_corpora(parsed(material.flags(data_path=tmp_path / "bad")), VOCABULARY)
+
+
 def test_a_sample_with_a_token_that_a_model_lacks():
     """Of a corpus that is too large to be read before step 1."""
     sample = {"tokens": torch.tensor([3, 515]), "labels": torch.tensor([515, 516])}
@@ -285,24 +331,3 @@ def test_the_program_ends_with_the_message_and_no_step(material, tmp_path):
     assert run.returncode != 0
     assert f"error: --reference-load {tmp_path}: {tmp_path}/latest_checkpointed_iteration.txt: no such" in run.output
     assert not run.scalars.get("lm loss")
-@pytest.mark.parametrize(
-    ("damage", "found"),
-    [
-        (lambda index: index[: len(index) // 2], r"cut short, it has \d+ bytes, its head expects \d+"),
-        (lambda index: index[:20], "cut short, it has 20 bytes"),
-        (lambda index: b"", "no index of a corpus, it begins with b''"),
-        (
-            lambda index: index[:17] + b"\x77" + index[18:],
-            "its head says version 1 and dtype 119, expected 1 and 1 to 8",
-        ),
-    ],
-)
-def test_a_damaged_index_is_refused_before_megatrons_reader_begins(damage, found, material, tmp_path, monkeypatch):
-    """Which prints a traceback when it is dropped."""
-    monkeypatch.setattr(checked, "IndexedDataset", None)
-    write_corpus(tmp_path / "bad", VOCABULARY)
-    (tmp_path / "bad.idx").write_bytes(damage((tmp_path / "bad.idx").read_bytes()))
-    with pytest.raises(UserError, match=f"bad.idx: .*{found}"):
-        check_corpora(parsed(material.flags(data_path=tmp_path / "bad")), VOCABULARY)
-
-

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from megatron_remit.convert.rules import Place
 from megatron_remit.errors import UserError
-from megatron_remit.trust.loading import TRACKER, check_iteration, iteration_name
+from megatron_remit.trust.loading import TRACKER, check_iteration, existing, iteration_name
 from megatron_remit.trust.pickles import read_common_state, read_metadata, shard_path
 
 
@@ -116,11 +116,7 @@ def iteration_folder(folder: Path, iteration: int | None = None) -> Path:
     name = iteration_name(folder, iteration)
     if name is None:
         raise UserError(f"{folder / TRACKER}: no such file; expected a Megatron checkpoint folder")
-    path = folder / name
-    if not path.is_dir():
-        present = sorted(entry.name for entry in folder.glob("iter_*"))
-        raise UserError(f"{path}: no such checkpoint; the folder holds {', '.join(present) or 'none'}")
-    return path
+    return existing(folder / name)
 
 
 def check_shards(path: Path) -> Metadata:

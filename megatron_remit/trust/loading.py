@@ -56,17 +56,43 @@ def check_iteration(folder: Path, skip_digests: bool = False, rank: int = 0, ran
 def check_loaded(args: argparse.Namespace) -> None:
     """Check the checkpoints that Megatron's ``--load`` and ``--pretrained-checkpoint`` name in ``args``, if any.
 
-    A folder without a checkpoint is none of this function's business. Raises UserError as :func:`check_iteration`.
+    A folder without a checkpoint is the start of a new run, unless the run takes its model from it.
+
+    Raises:
+        UserError: as :func:`check_iteration`; or no checkpoint is there, and one is needed or something else is there.
     """
     pickles.trust_checkpoints(args.trust_checkpoint)
+    # Without a checkpoint in --load Megatron takes the other, and without either random weights.
+    needed = args.pretrained_checkpoint is None and (
+        args.finetune or (args.use_checkpoint_args and args.num_layers is None)
+    )
     for flag, root in (("--load", args.load), ("--pretrained-checkpoint", args.pretrained_checkpoint)):
-        folder = None if root is None else _latest(Path(root), args.ckpt_step if flag == "--load" else None)
-        if folder is None:
+        if root is None:
+            continue
+        # --ckpt-step 0 is Megatron's word for the latest.
+        name = iteration_name(Path(root), (args.ckpt_step or None) if flag == "--load" else None)
+        if name is None:
+            _check_may_be_empty(flag, Path(root), needed)
             continue
         try:
-            check_iteration(folder, args.skip_digests, args.rank, args.world_size)
+            check_iteration(existing(Path(root) / name), args.skip_digests, args.rank, args.world_size)
         except UserError as error:
             raise UserError(f"{flag} {root}: {error}") from None
+
+
+def _check_may_be_empty(flag: str, root: Path, needed: bool) -> None:
+    """Refuse a place that never holds a checkpoint, and one without a checkpoint where the run ``needed`` it."""
+    expected = f"expected a Megatron checkpoint, with {TRACKER}: give what tools/import_hf.py or a run's --save wrote"
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{flag} {root}: is a file; {expected}")
+    if (root / "config.json").is_file() and not (root / TRACKER).exists():
+        raise UserError(
+            f"{flag} {root}: is a Hugging Face model folder, with config.json; expected a Megatron checkpoint: make "
+            f"one with tools/import_hf.py --hf {root} --out DIR, and give DIR"
+        )
+    if needed:
+        found = f"holds no checkpoint ({TRACKER} is not there)" if root.is_dir() else "no such folder"
+        raise UserError(f"{flag} {root}: {found}; {expected}")
 
 
 def iteration_name(root: Path, iteration: int | None) -> str | None:
@@ -77,8 +103,10 @@ def iteration_name(root: Path, iteration: int | None) -> str | None:
     """
     tracker = root / TRACKER
     if iteration is None:
-        if not tracker.is_file():
+        if not tracker.exists():
             return None
+        if not tracker.is_file():
+            raise UserError(f"{tracker}: is no file; expected one that holds an iteration number or {RELEASE!r}")
         latest = tracker.read_text(encoding="utf-8", errors="replace").strip()
         if latest == RELEASE:
             return RELEASE
@@ -88,7 +116,9 @@ def iteration_name(root: Path, iteration: int | None) -> str | None:
     return f"iter_{iteration:07d}"
 
 
-def _latest(root: Path, iteration: int | None) -> Path | None:
-    """The folder of the iteration that Megatron will read; None if there is none. Raises as :func:`iteration_name`."""
-    name = iteration_name(root, iteration or None)  # --ckpt-step 0 is Megatron's word for the latest
-    return root / name if name is not None and (root / name).is_dir() else None
+def existing(folder: Path) -> Path:
+    """``folder``, that of a checkpoint iteration. Raises UserError if it is not there: names those that are."""
+    if not folder.is_dir():
+        present = sorted(entry.name for entry in folder.parent.glob("iter_*"))
+        raise UserError(f"{folder}: no such checkpoint; the folder holds {', '.join(present) or 'none'}")
+    return folder
