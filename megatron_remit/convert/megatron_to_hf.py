@@ -47,6 +47,7 @@ def export_hf(
     check_output(out, overwrite, "export", {"--megatron": megatron, "--hf-template": hf_template})
     arguments = family.arguments(config)
     _check_same_model(reader, arguments, hf_template)
+    _check_same_vocabulary(reader, config["vocab_size"], hf_template)
     rules = family.rules_for(config)
     dims = dict(family.dims(config))
     (dims["padded"], *_), dtype = reader.stored(rules[0].megatron)
@@ -93,6 +94,17 @@ def _check_same_model(reader: CheckpointReader, arguments: dict[str, Any], hf_te
                 f"{reader.path}: trained with {row.name} = {found}, but {hf_template / 'config.json'} says "
                 f"{expected}: pass the template of the model that was trained"
             )
+
+
+def _check_same_vocabulary(reader: CheckpointReader, size: int, hf_template: Path) -> None:
+    """Refuse a template with fewer tokens, which would lose rows, or with more, which would get rows that no run has
+    trained. What other programs trained states no vocabulary."""
+    found = getattr(reader.arguments, "remit_vocab_size", None)
+    if found not in (None, size):
+        raise UserError(
+            f"{reader.path}: the model has {found} tokens, but {hf_template / 'config.json'} says vocab_size {size}: "
+            "pass the template of the model that was trained"
+        )
 
 
 def _dtype_fields(config: dict[str, Any], dtype: torch.dtype) -> dict[str, str]:
