@@ -25,6 +25,7 @@ from megatron_remit.launch.memory import layers_per_stage
 from megatron_remit.launch.parameters import read_model
 from megatron_remit.layout import check_divides
 from megatron_remit.model_arguments import NEUTRAL
+from megatron_remit.objectives.registry import objective_class
 from megatron_remit.reference.checkpoint import NOT_INHERITED, fit_experts, fit_to_layout
 from megatron_remit.reference.fit import check_length
 from megatron_remit.reference.precision import fit_precision
@@ -65,6 +66,11 @@ def place_parsed(policy: argparse.Namespace, base_hf: Path, reference_hf: Path |
                 f"--objective {policy.objective} needs --reference-hf, the Hugging Face folder of the reference"
             )
         policy.reference_load = policy.reference_load or reference_hf  # its import may not be there yet
+    elif reference_hf is not None and not objective_class(policy.objective).needs_reference:
+        raise UserError(
+            f"--reference-hf {reference_hf} with --objective {policy.objective}, which reads no reference; give "
+            "--objective remit (or another with a reference) among the flags of training, or leave --reference-hf out"
+        )
     folders, notes = _frozen_folders(policy, reference_hf)
     # Megatron reports all that it sets.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():

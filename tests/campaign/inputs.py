@@ -41,7 +41,9 @@ _TOOLS = {
     "compare": ("compare_models", {"out": "new", "model": "a=hf_policy", "text": "text.jsonl", "seq_length": "32"}),
     "evaluate": ("evaluate", {"out": "new", "model": "a=hf_policy", "columns": "GSM8K", "local_data": "data"}),
 }
-_PLANNED = "--seq-length 24 --micro-batch-size 2 --global-batch-size 8 --train-iters 3 --data-path made".split()
+_PLANNED = (
+    "--seq-length 24 --micro-batch-size 2 --global-batch-size 8 --train-iters 3 --data-path made --objective remit"
+).split()
 COMMANDS = (*_TOOLS, "train", "resume", "score", "select", "store")
 
 

@@ -65,7 +65,8 @@ def test_an_objective_of_ones_own_brings_its_flags(folder, tmp_path, monkeypatch
         "        group.add_argument('--alone-strength', type=float)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    text = plan(folder, "--objective", "alone:Alone", "--alone-strength", "0.5")
+    flags = [*PAPER, "--data-path", str(folder / "corpus"), "--objective", "alone:Alone", "--alone-strength", "0.5"]
+    text = plan_run(folder / "base", None, 32, flags)
     assert "50B tokens" in text and "reference" not in text.replace(str(folder), "")
 
 
@@ -110,6 +111,8 @@ def test_tensor_parallelism_divides_the_memory_and_the_ranks(folder):
 def test_ntp_needs_no_reference(folder):
     text = plan_run(folder / "base", None, 32, [*PAPER, "--data-path", str(folder / "corpus"), "--objective", "ntp"])
     assert "reference" not in text
+    with pytest.raises(UserError, match=r"--reference-hf .*/rl with --objective ntp, which reads no reference"):
+        plan(folder, "--objective", "ntp")
 
 
 def test_scores_from_stores_need_no_model_in_memory(folder, tmp_path):
