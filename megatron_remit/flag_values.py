@@ -24,6 +24,7 @@ _ABOVE_ZERO = (
     *("eval_global_batch_size", "distributed_timeout_minutes", "num_distributed_optimizer_instances"),
 )
 _BELOW_ONE = ("adam_beta1", "adam_beta2", "sgd_momentum", "lr_warmup_fraction", "hidden_dropout", "attention_dropout")
+_STATED = {"seq_length": "the tokens of a row", "micro_batch_size": "the rows of a microbatch"}
 # Far above what there is, and far below what hangs or overflows.
 _AT_MOST = {
     "num_layers": 10_000,
@@ -55,6 +56,19 @@ def check_values(args: argparse.Namespace) -> None:
     _check_together(args)
     _check_split(args)
     _check_blends(args)
+
+
+def check_stated(args: argparse.Namespace) -> None:
+    """Refuse a run that leaves out a size that has no default. What a checkpoint gives is in ``args`` by then.
+
+    Raises:
+        UserError: names the flag.
+    """
+    for name, what in _STATED.items():
+        if getattr(args, name) is None:
+            raise UserError(f"{spelt(name)} is not set; give {what}")
+    if args.train_iters is None and args.train_samples is None and not args.skip_train:
+        raise UserError("--train-iters is not set; give the steps of the run (or its rows with --train-samples)")
 
 
 def _check_number(name: str, value: float) -> None:

@@ -22,6 +22,43 @@ _DERIVED = ("rank", "world_size", "data_parallel_size", "transformer_pipeline_mo
 _ETP, _EP = "--expert-tensor-parallel-size", "--expert-model-parallel-size"
 
 
+def replicas(args: argparse.Namespace) -> int:
+    """How many copies of the model the run's ``args.world_size`` ranks hold. ``args`` may be those before Megatron's
+    validation.
+
+    Raises:
+        UserError: the layout does not divide the ranks.
+    """
+    tp_size, pp_size, world = args.tensor_model_parallel_size, args.pipeline_model_parallel_size, args.world_size
+    model = tp_size * pp_size * args.context_parallel_size
+    if world % model:
+        raise UserError(
+            f"{_TP} {tp_size} x {_PP} {pp_size} x {_CP} {args.context_parallel_size} = {model} does not divide the "
+            f"{world} GPUs (ranks) of the run; change one of them"
+        )
+    experts = (args.expert_tensor_parallel_size or tp_size) * args.expert_model_parallel_size * pp_size
+    if args.expert_model_parallel_size > 1 and world % experts:
+        raise UserError(
+            f"{_EP} {args.expert_model_parallel_size} x {_ETP} {args.expert_tensor_parallel_size or tp_size} x {_PP} "
+            f"{pp_size} = {experts} does not divide the {world} GPUs (ranks) of the run; change one of them"
+        )
+    return world // model
+
+
+def check_step(args: argparse.Namespace, flag: str, size: int) -> None:
+    """Check that a step divides into microbatches of ``size`` rows, the value of ``flag``, on each replica.
+
+    Raises:
+        UserError: it does not.
+    """
+    count = replicas(args)
+    if args.global_batch_size is not None and args.global_batch_size % (size * count):
+        raise UserError(
+            f"--global-batch-size {args.global_batch_size} does not divide by {flag} {size} x the {count} replicas of "
+            "the model (data-parallel ranks); change one of them"
+        )
+
+
 def check_divides(args: argparse.Namespace, model: str) -> None:
     """Check the model that ``args`` describe, of the folder or flag ``model``, against the layout in ``args``.
 
@@ -133,11 +170,10 @@ def in_one_line(
         spelt = [name.strip("-").replace("-", "_") for name in re.findall(r"--[\w-]+|\w+_\w+", said)]
         spelt = [*re.findall(r"\b(?:args|self)\.(\w+)", source), *spelt]
         names = dict.fromkeys([*about, *_ABOUT_FILE.get(Path(place.filename).name, ()), *spelt])
-        flags = [
-            f"--{name.replace('_', '-')} {value}"
-            for name in names
-            if name not in _DERIVED and _given(value := getattr(args, name, None))
-        ]
+        values = {name: getattr(args, name) for name in names if name not in _DERIVED and hasattr(args, name)}
+        flags = [f"--{name.replace('_', '-')} {value}" for name, value in values.items() if _given(value)]
+        if not flags:
+            flags = [f"--{name.replace('_', '-')} (not set)" for name, value in values.items() if value is None]
         raise UserError(
             f"{', '.join(flags) or 'the flags'}: Megatron refuses this: {said or source} "
             f"({place.filename.rpartition('/')[2]}:{place.lineno})"

@@ -17,8 +17,8 @@ from megatron.training.vocab_utils import calculate_padded_vocab_size
 from torch.nn import Module
 
 from megatron_remit import cpu, heartbeat, retention, step_metrics
-from megatron_remit.flag_values import check_values
-from megatron_remit.layout import check_divides, in_one_line
+from megatron_remit.flag_values import check_stated, check_values
+from megatron_remit.layout import check_divides, check_step, in_one_line
 from megatron_remit.megatron_flags import CHOSEN_ANEW, check_megatron_flags, check_not_replaced, given
 from megatron_remit.model_arguments import take_left_out
 from megatron_remit.scoring.ahead import Base, ScoreAhead
@@ -170,6 +170,9 @@ def _validate(original: Any) -> Any:
     def call(args: Any, *rest: Any, **kwargs: Any) -> Any:
         check_megatron_flags(args)
         check_values(args)
+        check_stated(args)
+        if not args.decrease_batch_size_if_needed:
+            check_step(args, "--micro-batch-size", args.micro_batch_size)
         if not hasattr(args, "reference_flag"):
             # Megatron starts W&B on the last rank right after the validation.
             check_watch(args)

@@ -19,11 +19,11 @@ from megatron_remit.argument_checks import check_arguments
 from megatron_remit.arguments import add_remit_arguments
 from megatron_remit.convert.families import read_config
 from megatron_remit.errors import UserError
-from megatron_remit.flag_values import check_values
+from megatron_remit.flag_values import check_stated, check_values
 from megatron_remit.launch.activations import Placed
 from megatron_remit.launch.memory import layers_per_stage
 from megatron_remit.launch.parameters import read_model
-from megatron_remit.layout import check_divides
+from megatron_remit.layout import check_divides, check_step, replicas
 from megatron_remit.model_arguments import NEUTRAL
 from megatron_remit.objectives.registry import objective_class
 from megatron_remit.reference.checkpoint import NOT_INHERITED, fit_experts, fit_to_layout
@@ -123,32 +123,15 @@ def parse(training: list[str]) -> argparse.Namespace:
     args.rank = 0
     args.wandb_project = ""  # a plan is no run of W&B's
     check_values(args)
-    if not args.micro_batch_size or args.micro_batch_size < 1:
-        raise UserError("--micro-batch-size is not set; give the sequences of a microbatch, 1 or more")
+    check_stated(args)
     if args.reference_micro_batch_size is None:
         args.reference_micro_batch_size = args.micro_batch_size
-    if args.seq_length is None:
-        raise UserError("--seq-length is not set; give the tokens of a sequence")
-    if not args.train_iters and not args.train_samples:
-        raise UserError("--train-iters is not set; give the steps of the run")
     return args
 
 
 def _set_layout(args: argparse.Namespace, gpus: int) -> None:
-    sizes = (args.tensor_model_parallel_size, args.pipeline_model_parallel_size, args.context_parallel_size)
-    model = sizes[0] * sizes[1] * sizes[2]
-    if min(*sizes, gpus) < 1 or gpus % model:
-        raise UserError(
-            f"{gpus} GPUs do not divide by tensor x pipeline x context parallelism = "
-            f"{sizes[0]} x {sizes[1]} x {sizes[2]}"
-        )
-    args.world_size, args.data_parallel_size = gpus, gpus // model
-    expert = (args.expert_tensor_parallel_size or sizes[0]) * args.expert_model_parallel_size * sizes[1]
-    if args.expert_model_parallel_size > 1 and gpus % expert:
-        raise UserError(
-            f"{gpus} GPUs do not divide by --expert-model-parallel-size {args.expert_model_parallel_size} x expert "
-            f"tensor x pipeline parallelism = {expert}"
-        )
+    args.world_size = gpus
+    args.data_parallel_size = replicas(args)
 
 
 def check_microbatches(args: argparse.Namespace) -> None:
@@ -160,11 +143,7 @@ def check_microbatches(args: argparse.Namespace) -> None:
         ("--micro-batch-size", args.micro_batch_size),
         ("--reference-micro-batch-size", args.reference_micro_batch_size),
     ):
-        if size < 1 or args.global_batch_size < 1 or args.global_batch_size % (size * args.data_parallel_size):
-            raise UserError(
-                f"--global-batch-size {args.global_batch_size} does not divide by {flag} {size} x "
-                f"{args.data_parallel_size} data-parallel ranks"
-            )
+        check_step(args, flag, size)
 
 
 def set_shape(args: argparse.Namespace, hf: Path) -> None:

@@ -20,6 +20,7 @@ from torch.nn import Module
 
 from megatron_remit import patches
 from megatron_remit.data.batch import Batch, get_batch
+from megatron_remit.errors import UserError
 from megatron_remit.nll import Vocabulary, run_model
 from megatron_remit.objectives.base import LossResult, Objective
 from megatron_remit.objectives.registry import current_objective, evaluation_objective, objective_class
@@ -41,6 +42,8 @@ def main() -> None:
     """Run training as the command line says. Raises UserError on bad input before the first step."""
     args = parse_arguments()
     check(args)
+    if args.lr is None and not args.skip_train:
+        raise UserError("--lr is not set; give the learning rate that the warm-up ends at")
     check_run(args)
     show_life(args)
     config = gpt_config(args)

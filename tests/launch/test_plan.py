@@ -152,10 +152,10 @@ def test_eslm_needs_no_reference(folder):
         (
             ["--tensor-model-parallel-size", "3"],
             32,
-            "32 GPUs do not divide by tensor x pipeline x context parallelism = 3",
+            "--tensor-model-parallel-size 3 x .* = 3 does not divide the 32 GPUs",
         ),
-        ([], 24, "--global-batch-size 512 does not divide by --micro-batch-size 4 x 24"),
-        (["--reference-micro-batch-size", "32"], 32, "does not divide by --reference-micro-batch-size 32 x 32"),
+        ([], 24, "--global-batch-size 512 does not divide by --micro-batch-size 4 x the 24"),
+        (["--reference-micro-batch-size", "32"], 32, "does not divide by --reference-micro-batch-size 32 x the 32"),
         (["--seq-length", "8192"], 32, "at most 4096 tokens, --seq-length is 8192"),
     ],
 )

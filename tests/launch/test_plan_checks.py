@@ -98,7 +98,7 @@ def parsed(*flags):
     patches.apply()
     parser = add_remit_arguments(arguments.add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)), [])
     shape = "--num-layers 6 --hidden-size 64 --num-attention-heads 4 --max-position-embeddings 64 --seq-length 64"
-    args = parser.parse_args([*shape.split(), "--micro-batch-size", "1", *map(str, flags)])
+    args = parser.parse_args([*shape.split(), "--micro-batch-size", "1", "--train-iters", "1", *map(str, flags)])
     args.rank, args.world_size, args.padded_vocab_size = 0, 8, 512
     return args
 
