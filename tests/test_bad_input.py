@@ -3,23 +3,20 @@
 import argparse
 import shutil
 
-import numpy
 import pytest
-import torch
 from megatron.training.arguments import add_megatron_arguments
 
 from megatron_remit import cpu, patches
 from megatron_remit.argument_checks import check_arguments
 from megatron_remit.arguments import add_remit_arguments
-from megatron_remit.data import checked
-from megatron_remit.data.checked import check_corpora, check_sample
+from megatron_remit.data.checked import check_corpora
 from megatron_remit.data.tokenizer import folder_fingerprint
 from megatron_remit.errors import UserError
 from megatron_remit.model_arguments import NEUTRAL
 from megatron_remit.objectives.remit import check_end_of_document
 from megatron_remit.reference.checkpoint import reference_arguments
 from megatron_remit.trust.loading import check_loaded
-from tests.conftest import VOCABULARY, write_corpus
+from tests.conftest import VOCABULARY
 from tests.ranks import pretrain
 
 cpu.install()
@@ -264,58 +261,6 @@ def test_reference_with_a_shorter_context(remit):
     remit.seq_length = 65
     with pytest.raises(UserError, match=r"at most 64 tokens, --seq-length is 65"):
         reference_arguments(remit)
-
-
-def test_corpora_that_cannot_be_trained_on(material, tmp_path):
-    def check(prefix, vocabulary=VOCABULARY):
-        check_corpora(parsed(material.flags(data_path=prefix)), vocabulary)
-
-    check(material.corpus)
-    with pytest.raises(UserError, match=r"missing.idx: no such file"):
-        check(tmp_path / "missing")
-    write_corpus(tmp_path / "empty", VOCABULARY, documents=0)
-    with pytest.raises(UserError, match=r"empty.*no tokens"):
-        check(tmp_path / "empty")
-    largest = int(numpy.fromfile(f"{material.corpus}.bin", dtype=numpy.uint16).max())
-    with pytest.raises(UserError, match=rf"corpus.bin: token id {largest} is beyond .* {largest} tokens"):
-        check(material.corpus, largest)
-    write_corpus(tmp_path / "short", VOCABULARY)
-    whole = (tmp_path / "short.bin").read_bytes()
-    (tmp_path / "short.bin").write_bytes(whole[:-100])
-    with pytest.raises(UserError, match=r"short.bin has \d+ bytes, its index expects \d+: the file is cut short"):
-        check(tmp_path / "short")
-
-
-@pytest.mark.parametrize(
-    ("damage", "found"),
-    [
-        (lambda index: index[: len(index) // 2], r"cut short, it has \d+ bytes, its head expects \d+"),
-        (lambda index: index[:20], "cut short, it has 20 bytes"),
-        (lambda index: b"", "no index of a corpus, it begins with b''"),
-        (
-            lambda index: index[:17] + b"\x77" + index[18:],
-            "its head says version 1 and dtype 119, expected 1 and 1 to 8",
-        ),
-    ],
-)
-def test_a_damaged_index_is_refused_before_megatrons_reader_begins(damage, found, material, tmp_path, monkeypatch):
-    """Which prints a traceback when it is dropped."""
-    monkeypatch.setattr(checked, "IndexedDataset", None)
-    write_corpus(tmp_path / "bad", VOCABULARY)
-    (tmp_path / "bad.idx").write_bytes(damage((tmp_path / "bad.idx").read_bytes()))
-    with pytest.raises(UserError, match=f"bad.idx: .*{found}"):
-        check_corpora(parsed(material.flags(data_path=tmp_path / "bad")), VOCABULARY)
-
-
-def test_a_sample_with_a_token_that_a_model_lacks():
-    """Of a corpus that is too large to be read before step 1."""
-    sample = {"tokens": torch.tensor([3, 515]), "labels": torch.tensor([515, 516])}
-    check_sample(sample, "corpus (sample 7)", 517, None)
-    check_sample(sample, "corpus (sample 7)", 600, 517)
-    with pytest.raises(UserError, match=r"corpus \(sample 7\): token id 516 is beyond the model's vocabulary of 516"):
-        check_sample(sample, "corpus (sample 7)", 516, None)
-    with pytest.raises(UserError, match=r"token id 516 is beyond the 515 embedding rows of the reference; use a"):
-        check_sample(sample, "corpus (sample 7)", 600, 515)
 
 
 def test_no_corpus_at_all(material):

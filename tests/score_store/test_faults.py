@@ -18,7 +18,7 @@ from megatron_remit.errors import UserError
 from megatron_remit.score_store import files, maintain
 from megatron_remit.score_store.index import INDEX
 from megatron_remit.score_store.maintain import merge, prune, verify
-from megatron_remit.score_store.manifest import MANIFEST, check_free, check_identity, read_manifest
+from megatron_remit.score_store.manifest import MANIFEST, check_identity, read_manifest
 from megatron_remit.score_store.reader import ScoreStore
 from megatron_remit.score_store.shard import PATTERN, Shard
 from megatron_remit.score_store.writer import StoreWriter
@@ -193,16 +193,6 @@ def test_a_store_of_something_else_is_refused_by_name(field, value, named, folde
 def test_a_store_that_exists_is_not_made_again_for_something_else(folder):
     make_store(folder, dataclasses.replace(IDENTITY, reference="c" * 64))
     assert read_manifest(folder).identity == IDENTITY
-
-
-def test_a_folder_of_other_things_becomes_no_store(folder, tmp_path):
-    check_free(folder)
-    check_free(tmp_path / "new")
-    (tmp_path / "other/.cache").mkdir(parents=True)
-    check_free(tmp_path / "other")
-    (tmp_path / "other/config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"--score-store .*/other: holds config.json and no manifest.json"):
-        check_free(tmp_path / "other")
 
 
 def test_twenty_kills_at_random_moments_lose_nothing(tmp_path):

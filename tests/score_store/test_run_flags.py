@@ -11,6 +11,7 @@ from megatron_remit.data.tokenizer import folder_fingerprint
 from megatron_remit.errors import UserError
 from megatron_remit.reference import fingerprint
 from megatron_remit.reference.checkpoint import saved_arguments
+from megatron_remit.score_store.manifest import check_free
 from megatron_remit.scoring import session
 from tests.ranks import pretrain
 from tests.test_bad_input import parsed
@@ -59,6 +60,15 @@ def test_waiting_times_are_seconds(value, material, capsys):
     with pytest.raises(SystemExit):
         parsed([*material.remit(score_store="s"), f"--score-wait={value}"])
     assert "--score-wait" in capsys.readouterr().err
+
+
+def test_a_folder_of_other_things_becomes_no_store(tmp_path):
+    check_free(tmp_path / "new")
+    (tmp_path / "other/.cache").mkdir(parents=True)
+    check_free(tmp_path / "other")
+    (tmp_path / "other/config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"--score-store .*/other: holds config.json and no manifest.json"):
+        check_free(tmp_path / "other")
 
 
 def test_a_store_is_opened_only_by_runs_that_it_fits(material, tmp_path):
