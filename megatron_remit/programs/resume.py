@@ -22,17 +22,20 @@ _SCHEDULE = (
 _MODEL_LAYOUT = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "expert_model_parallel_size")
 
 
-def check_run(args: argparse.Namespace) -> None:
-    """Compare a resumed run with its checkpoint, and record this start, on rank 0. The corpora are checked by then.
+def check_run(args: argparse.Namespace) -> int:
+    """Compare a resumed run with its checkpoint, on rank 0. The corpora are checked by then.
 
     ``args.remit_run`` becomes the run's identity, and so a part of its checkpoints.
+
+    Returns:
+        The step that the run goes on from; 0 for a new run.
 
     Raises:
         UserError: what has changed, or cannot be resumed, by name.
     """
     _check_optimizer_format(args)
     if args.rank != 0:
-        return
+        return 0
     identity = run_identity(args)
     check_allowed(args.allow_changed, identity)
     earlier, step = _earlier(args)
@@ -46,8 +49,17 @@ def check_run(args: argparse.Namespace) -> None:
             _check_schedule(args, earlier, where)
             _check_layout(args, earlier, where)
     args.remit_run = identity
-    if args.save is not None:
-        write_run_file(args, identity, step)
+    return step
+
+
+def record_start(args: argparse.Namespace, step: int) -> None:
+    """Add this start, from ``step``, to the record in ``--save``, on rank 0, once nothing is left to be refused.
+
+    Raises:
+        UserError: the record that is there is damaged.
+    """
+    if args.rank == 0 and args.save is not None:
+        write_run_file(args, args.remit_run, step)
 
 
 def _earlier(args: argparse.Namespace) -> tuple[argparse.Namespace | None, int]:

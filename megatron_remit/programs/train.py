@@ -24,7 +24,7 @@ from megatron_remit.errors import UserError
 from megatron_remit.nll import Vocabulary, run_model
 from megatron_remit.objectives.base import LossResult, Objective
 from megatron_remit.objectives.registry import current_objective, evaluation_objective, objective_class
-from megatron_remit.programs.resume import check_run
+from megatron_remit.programs.resume import check_run, record_start
 from megatron_remit.programs.start import check, end_in_peace, parse_arguments, show_life
 from megatron_remit.reference.checkpoint import BASE_FLAG, reference_arguments
 from megatron_remit.reference.model import build_reference
@@ -44,7 +44,7 @@ def main() -> None:
     check(args)
     if args.lr is None and not args.skip_train:
         raise UserError("--lr is not set; give the learning rate that the warm-up ends at")
-    check_run(args)
+    step = check_run(args)
     show_life(args)
     config = gpt_config(args)
     if objective_class(args.objective).looks_ahead():
@@ -55,6 +55,7 @@ def main() -> None:
         own = reference_arguments(args) if scores_ahead(args) else None
         base = reference_arguments(args, BASE_FLAG) if scores_base_ahead(args) else None
         config.post_wrap_hooks.append(partial(_add_references, own, base))
+    record_start(args, step)
     try:
         pretrain(
             pretrain_cfg_container_from_args(args, config),
