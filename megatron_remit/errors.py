@@ -27,9 +27,21 @@ def note(message: str) -> None:
     print(f"note: {message}", file=sys.stderr)
 
 
+def _check_words(words: list[str]) -> None:
+    """Refuse an empty word: as a path it is the present folder, and as --save a run that saves nothing."""
+    for place, word in enumerate(words):
+        if not word.strip():
+            flag = next((before for before in reversed(words[:place]) if before.startswith("--")), "the command line")
+            raise UserError(
+                f"{flag} {word!r}: an empty word, as a shell makes of a variable that is not set; give a value, or "
+                "leave the flag out"
+            )
+
+
 def cli(main: Callable[[], None]) -> None:
     """Run a command-line program's ``main``; a :class:`UserError` ends it with one readable line and exit status 2."""
     try:
+        _check_words(sys.argv[1:])
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
