@@ -127,7 +127,8 @@ class FixedRowsDataset(CheckedGPTDataset):
         self._order = numpy.empty(0, dtype=numpy.uint32)
 
     def __len__(self) -> int:
-        return self._rows if self.num_samples is None else self.num_samples
+        # Megatron asks for no sample of a set that is not evaluated, and takes a set without any for an error.
+        return self.num_samples or self._rows
 
     def __getitem__(self, index: int | None) -> dict[str, Any]:
         """One sample (GPTDataset). Raises UserError on a bad token."""
