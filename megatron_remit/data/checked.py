@@ -31,6 +31,12 @@ class CheckedGPTDataset(GPTDataset):
     """
 
     def _build_document_sample_shuffle_indices(self) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
+        if self._get_num_tokens_per_epoch() == 0:
+            # Megatron would count epochs until they hold enough tokens, for ever.
+            raise UserError(
+                f"{self.dataset_path}: --split {self.config.split} leaves no document for the {self.index_split.name} "
+                "set; give that share more, or a longer corpus"
+            )
         self.unique_identifiers["corpus_digest"] = corpus_digest(self.dataset_path)
         # As Megatron makes both, before it calls this.
         self.unique_description = json.dumps(
