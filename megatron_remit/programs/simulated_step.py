@@ -96,7 +96,8 @@ def _install_task(task: dict[str, Any], ledger: Ledger) -> None:
 
     arguments.validate_args = validate_args
     train.reference_arguments = reference_arguments
-    train.check_run = lambda args: None  # it opens the reference's checkpoint
+    train.check_run = lambda args: 0  # it opens the reference's checkpoint
+    train.record_start = lambda args, step: None
     reference_model._load = lambda *_: None
     session.open_store = session.open_base_store = lambda *_, **__: None  # type: ignore[assignment]
     dataset.build_datasets = datasets.build_datasets = build_datasets  # type: ignore[assignment]
