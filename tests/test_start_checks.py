@@ -39,6 +39,17 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(materi
     )
 
 
+def test_a_run_is_not_saved_into_an_import(material):
+    tracker = material.reference / "latest_checkpointed_iteration.txt"
+    refused(
+        material,
+        f"--save {material.reference}: holds an imported model, which a checkpoint of this run would hide",
+        save=material.reference,
+        save_interval=1,
+    )
+    assert tracker.read_text().strip() == "release"
+
+
 def test_an_evaluation_that_was_asked_for_needs_a_validation_split(material):
     refused(material, "--eval-iters 5, but the data flags (--split 100,0,0) leave nothing", eval_iters=5)
     whole = ("--full-validation", "--multiple-validation-sets")

@@ -12,6 +12,7 @@ from megatron_remit.errors import UserError, note
 from megatron_remit.layout import in_one_line
 from megatron_remit.megatron_flags import given
 from megatron_remit.score_store.manifest import check_free
+from megatron_remit.trust.loading import RELEASE, iteration_name
 
 
 def check_reads_and_writes(args: argparse.Namespace) -> None:
@@ -22,6 +23,7 @@ def check_reads_and_writes(args: argparse.Namespace) -> None:
         UserError: names the flag, what was found and what to do.
     """
     _check_load(args)
+    _check_save(args)
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         for flag in ("save", "data_cache_path", "tensorboard_dir"):
             folder = getattr(args, flag)
@@ -43,6 +45,15 @@ def _check_load(args: argparse.Namespace) -> None:
         raise UserError(
             f"--load {args.load} with --exit-on-missing-checkpoint: the folder holds no checkpoint "
             "(latest_checkpointed_iteration.txt is not there); give one that tools/import_hf.py or a run's --save wrote"
+        )
+
+
+def _check_save(args: argparse.Namespace) -> None:
+    """A run's checkpoint beside an import would be what everybody finds there, as the base or the reference too."""
+    if args.save is not None and Path(args.save).is_dir() and iteration_name(Path(args.save), None) == RELEASE:
+        raise UserError(
+            f"--save {args.save}: holds an imported model, which a checkpoint of this run would hide; give a folder of "
+            "the run's own"
         )
 
 
