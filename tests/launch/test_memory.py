@@ -31,7 +31,7 @@ def kept(hidden=HIDDEN, split=SPLIT, tp_size=1):
 
 def memory(planned, *flags, reference=False):
     training = [*PAPER, *map(str, flags), *(() if reference else ("--objective", "ntp"))]
-    run = place(planned.folder / "base", planned.folder / "rl", 32, training)
+    run = place(planned.folder / "base", planned.folder / "rl" if reference else None, 32, training)
     args, frozen = run.policy.args, list(run.frozen.values())
     return estimate(run.policy, frozen, args.global_batch_size // (args.micro_batch_size * args.data_parallel_size))
 

@@ -15,7 +15,7 @@ OVERLAP = ("--overlap-grad-reduce", "--overlap-param-gather")
 
 def step(planned, *flags, gpus=32, reference=True, gpus_per_node=8):
     training = [*PAPER, *map(str, flags), *(() if reference else ("--objective", "ntp"))]
-    run = place(planned.folder / "base", planned.folder / "rl", gpus, training)
+    run = place(planned.folder / "base", planned.folder / "rl" if reference else None, gpus, training)
     return predict(run.policy, list(run.frozen.values()), H100, gpus_per_node)
 
 
