@@ -18,7 +18,7 @@ demo: env ## the whole flywheel on a tiny model; ends with runs/demo/report.html
 	PYTHON=$(PY) bash examples/flywheel_tiny.sh
 
 test: env lint ## lint and all tests except those on Slurm
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile --durations=40 --durations-min=30
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=30
 
 test-slurm: env ## the job scripts on a real Slurm on this machine (installs Debian's slurm-wlm and munge if missing)
 	PYTHON=$(abspath $(PY)) tests/slurm/with_cluster.sh $(PY) -m pytest tests/slurm

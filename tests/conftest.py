@@ -92,3 +92,8 @@ def write_documents(prefix, documents):
     for tokens in documents:
         builder.add_document(tokens, [len(tokens)])
     builder.finalize(get_idx_path(str(prefix)))
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first, which are those with a limit of their own: at the end a worker would be alone with them."""
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
