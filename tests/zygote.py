@@ -21,10 +21,12 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 GRACE_SECONDS = 10
 """How long the other ranks have to end after SIGTERM, once a rank has failed."""
 _PR_SET_PDEATHSIG = 1
+_ROOT = str(Path(__file__).resolve().parent.parent)
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,10 @@ def _execute(job: Job, rank: int) -> None:
         return
     sys.argv = [job.module or job.script, *job.command_line]
     sys.path[0] = job.cwd
+    # A checkpoint's writer starts a process that imports __main__ again, which is this file, wherever the job works.
+    sys.path.append(_ROOT)
     if job.module:
-        # The module stays out of sys.modules: a checkpoint's writer starts a process that imports __main__ again.
+        # The module stays out of sys.modules for the same reason.
         runpy.run_module(job.module, run_name="__main__")
     else:
         runpy.run_path(job.script, run_name="__main__")
