@@ -73,7 +73,7 @@ class ReleaseWriter:
     def write(self, folder: Path, arguments: dict[str, Any]) -> None:
         """Write ``FOLDER/release`` with ``arguments`` as its Namespace, then the tracker file that names it.
 
-        Raises UserError as the tensors' ``make``.
+        Raises UserError as the tensors' ``make``, and OSError or RuntimeError where it cannot be written.
         """
         release = folder / RELEASE
         release.mkdir(parents=True)
@@ -85,7 +85,8 @@ class ReleaseWriter:
             dcp.save({}, storage_writer=_OneByOneWriter(str(release)), planner=planner, no_dist=True)
         except dcp.api.CheckpointException as error:
             (cause, _), *_ = error.failures.values()
-            if isinstance(cause, UserError):  # of a tensor that could not be made
+            # A tensor that could not be made, or a disk that is full: what the command above knows to say.
+            if isinstance(cause, (UserError, OSError, RuntimeError)):
                 raise cause from None
             raise
         save_config(CheckpointingConfig("torch_dist", 1), str(release))

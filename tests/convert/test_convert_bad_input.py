@@ -1,6 +1,8 @@
 """Each bad input is refused by name, before work starts, and leaves no folder behind."""
 
 import json
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -265,3 +267,14 @@ def test_the_program_prints_one_line_and_exits_with_2(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("size", [700, 20_000, 60_000])
+def test_a_full_disk_is_said_and_leaves_nothing(hf, tmp_path, size):
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        _refused("out cannot be written .*; free space or choose another --out", import_hf, hf, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
