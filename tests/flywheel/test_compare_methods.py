@@ -117,7 +117,8 @@ def smoke(tmp_path_factory):
     """A whole comparison of a few steps: two arms with a store or a second reference among them."""
     run_dir = tmp_path_factory.mktemp("compare")
     environment_of = environment() | {"COMPARE_SMOKE": "1", "RUN_DIR": str(run_dir), "PYTHON": sys.executable}
-    flags = ["--bases", "1", "--orders", "1", "--arms", "ntp", "remit", "contrast", "miniplm"]
+    # One at once: the other core has tests of its own.
+    flags = ["--jobs", "1", "--bases", "1", "--orders", "1", "--arms", "ntp", "remit", "contrast", "miniplm"]
     done = subprocess.run(
         ["bash", "examples/compare_tiny.sh", *flags],
         cwd=ROOT,

@@ -14,7 +14,9 @@ from tests.ranks import ROOT, environment
 @pytest.mark.timeout(1200)
 def test_the_demo_makes_several_runs_of_each_arm_the_checks_and_the_report(tmp_path):
     ran = environment() | {"FLYWHEEL_SMOKE": "1", "RUN_DIR": str(tmp_path), "PYTHON": sys.executable}
-    done = subprocess.run(["bash", "examples/flywheel_tiny.sh"], cwd=ROOT, env=ran, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "examples/flywheel_tiny.sh", "--jobs", "1"], cwd=ROOT, env=ran, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     checks = [json.loads(path.read_text()) for path in sorted((tmp_path / "checks").iterdir())]
     assert len(checks) == 3 and all(check["equal"] for check in checks), checks
