@@ -68,8 +68,8 @@ for arm in "${arms[@]}"; do
     esac
     scores= first=
     if [[ -n $scored && $arm =~ $reads_scores ]]; then scores=$WORK/scores first=$scored; fi
-    submit "$arm-$seed" "$script" "$first" "SCORES=$scores" "OBJECTIVE=$objective" "RL_HF=$reference" "SEED=$seed" "RUN_DIR=$run" \
-      "IMPORT_DIR=$WORK/imported" "EXTRA_ARGS=${extra# }"
+    submit "$arm-$seed" "$script" "$first" "SCORES=$scores" "OBJECTIVE=$objective" "RL_HF=$reference" "SEED=$seed" \
+      "RUN_DIR=$run" "IMPORT_DIR=$WORK/imported" "EXTRA_ARGS=${extra# }"
     after=${after:+$after:}$submitted
   done
 done

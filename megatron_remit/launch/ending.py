@@ -6,7 +6,7 @@ Runs on the host with the standard library alone (see ``megatron_remit.launch.jo
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from megatron_remit.errors import UserError
@@ -19,11 +19,8 @@ from megatron_remit.launch.status import Status, say
 class Ending:
     """Ends the job, and says in ``RUN_DIR/status.json`` how."""
 
-    def __init__(
-        self, settings: Settings, allocation: slurm.Allocation, status: Status, progress: Callable[[], Progress]
-    ) -> None:
+    def __init__(self, settings: Settings, allocation: slurm.Allocation, status: Status) -> None:
         self._settings = settings
-        self._progress = progress
         self._allocation = allocation
         self._status = status
 
@@ -40,7 +37,7 @@ class Ending:
             SystemExit: it was done (status 0), or Slurm had ended the job (1).
             UserError: Slurm does not requeue it, or it has been requeued often enough.
         """
-        progress = self._progress()
+        progress = Progress.of(self._settings)
         # A job that the user cancelled, or that Slurm itself has requeued or timed out, is ending already.
         found = self._allocation.state()
         if found != "RUNNING":
@@ -67,7 +64,7 @@ class Ending:
 
     def fail(self, state: str, text: str, **more: Any) -> NoReturn:
         """End the job with an error. Raises UserError: always."""
-        self._status.record(state, f"error: {text}", self._progress().saved, requeued=False, **more)
+        self._status.record(state, f"error: {text}", Progress.of(self._settings).saved, requeued=False, **more)
         raise _Told(text)
 
 

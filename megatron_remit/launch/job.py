@@ -41,7 +41,7 @@ class Job:
         self.commands = Commands.of(settings)
         self._runner = Runner(settings)
         self._status = Status(settings.run_dir, settings.train_iters, allocation.job, allocation.restarts)
-        self._ending = Ending(settings, allocation, self._status, lambda: Progress.of(settings))
+        self._ending = Ending(settings, allocation, self._status)
 
     def run(self) -> None:
         """Do the job.
@@ -133,9 +133,8 @@ def quote(command: Sequence[str]) -> str:
 def dry_run(settings: Settings) -> int:
     """Print the training command and the plan, without Slurm; the plan's exit status."""
     commands = Commands.of(settings)
-    if commands.stage():
-        print(quote(slurm.step(commands.stage(), settings.nodes, settings.container, settings.setup)), flush=True)
-    print(quote(slurm.step(commands.work(), settings.nodes, settings.container, settings.setup)), flush=True)
+    for command in filter(None, (commands.stage(), commands.work())):
+        print(quote(slurm.step(command, settings.nodes, settings.container, settings.setup)), flush=True)
     if settings.container is not None:
         # The image cannot be entered without Slurm: the same script inside it does what follows.
         print("For the check of the corpus and the memory, run this script with --dry-run inside the image.")

@@ -57,6 +57,7 @@ def launch(logs: str, torchrun_arguments: Sequence[str]) -> int:
     for number in (*ANNOUNCEMENTS, signal.SIGUSR2):
         signal.signal(number, remember)
     asked: set[int] = set()
+    noted = False
     while True:
         try:
             return torchrun.wait(timeout=POLL_SECONDS)
@@ -64,7 +65,9 @@ def launch(logs: str, torchrun_arguments: Sequence[str]) -> int:
             if signal.SIGUSR2 in received:
                 return _end_workers(torchrun)
             if received:
-                _note(Path(logs))
+                if not noted:
+                    _note(Path(logs))
+                    noted = True
                 _ask_workers(torchrun.pid, asked)
 
 

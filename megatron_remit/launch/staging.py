@@ -38,7 +38,7 @@ def copies(flags: Sequence[str], stage: Path, what: Sequence[str]) -> list[Copy]
     """What of the files that the training program's ``flags`` name belongs under ``stage`` on each node."""
     folders = {flag for name in what for flag in _FOLDERS.get(name, ())}
     found: dict[str, Copy] = {}
-    for flag, path in _paths(flags):
+    for _, flag, path in _placed(flags):
         if flag in _CORPORA and {INDEX, CORPUS} & {*what}:
             kind = CORPUS if CORPUS in what else INDEX
         elif flag in folders:
@@ -61,10 +61,6 @@ def with_copies(flags: Sequence[str], made: Sequence[Copy], cache: Path) -> list
     if "--data-cache-path" not in flags and any(copy.kind != FOLDER for copy in made):
         new += ["--data-cache-path", str(cache)]
     return new
-
-
-def _paths(flags: Sequence[str]) -> Iterator[tuple[str, str]]:
-    return ((flag, path) for _, flag, path in _placed(flags))
 
 
 def _placed(flags: Sequence[str]) -> Iterator[tuple[int, str, str]]:

@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import signal
+from contextlib import contextmanager
 
 import pytest
 
@@ -153,12 +154,18 @@ def _import_of_base(slurm):
     return next((slurm.folder / "imported").glob("base-????????????"))
 
 
-def test_a_second_job_waits_for_an_import_and_uses_it(slurm):
+@contextmanager
+def _another_job_that_imports(slurm):
+    """The folder of an import that is under way, and a job that needs it."""
     imported = _import_of_base(slurm)
     imported.rename(f"{imported}.tmp-1")
     with open(f"{imported}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        job = slurm.start(OBJECTIVE="ntp", IMPORT_DIR=slurm.folder / "imported")
+        yield imported, slurm.start(OBJECTIVE="ntp", IMPORT_DIR=slurm.folder / "imported")
+
+
+def test_a_second_job_waits_for_an_import_and_uses_it(slurm):
+    with _another_job_that_imports(slurm) as (imported, job):
         assert job.stdout.readline().endswith(f"waiting for another job that imports {slurm.folder}/base\n")
         os.rename(f"{imported}.tmp-1", imported)
     status, output = end(job)
@@ -174,11 +181,7 @@ def test_what_a_killed_import_left_is_removed(slurm):
 
 
 def test_a_job_that_is_preempted_while_it_waits_for_an_import_is_requeued(slurm):
-    imported = _import_of_base(slurm)
-    imported.rename(f"{imported}.tmp-1")
-    with open(f"{imported}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        job = slurm.start(OBJECTIVE="ntp", IMPORT_DIR=slurm.folder / "imported")
+    with _another_job_that_imports(slurm) as (_, job):
         assert "waiting for another job" in job.stdout.readline()
         job.send_signal(signal.SIGUSR1)
         status, output = end(job)
