@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from megatron_remit import cpu
+from megatron_remit.data.packed import check_packed
 from megatron_remit.errors import UserError
 from megatron_remit.objectives.base import Objective
 from megatron_remit.objectives.registry import OBJECTIVES, objective_class
@@ -19,18 +20,22 @@ def check_arguments(args: argparse.Namespace) -> None:
     Raises:
         UserError: names the flag, what was found and what to do.
     """
+    if args.dataloader_inter_document_masking:
+        check_packed(args)
     if args.reset_attention_mask:
         args.create_attention_mask_in_dataloader = True
         if args.transformer_impl == "transformer_engine":
             raise UserError(
                 "--reset-attention-mask with --transformer-impl transformer_engine: Megatron asks Transformer Engine "
-                "for causal attention, which ignores the mask; use --transformer-impl local"
+                "for causal attention, which ignores the mask; use --dataloader-inter-document-masking, or "
+                "--transformer-impl local"
             )
         if args.pipeline_model_parallel_size > 2 or args.virtual_pipeline_model_parallel_size:
             raise UserError(
                 f"--reset-attention-mask with --pipeline-model-parallel-size {args.pipeline_model_parallel_size} and "
                 f"{args.virtual_pipeline_model_parallel_size or 1} model chunks a stage: the chunks between the first "
-                "and the last read no data and so know no document borders; use at most 2 stages of one chunk"
+                "and the last read no data and so know no document borders; use "
+                "--dataloader-inter-document-masking, or at most 2 stages of one chunk"
             )
     if args.cross_entropy_impl == "triton" and not cpu.has_cuda() and os.environ.get("TRITON_INTERPRET") != "1":
         raise UserError(

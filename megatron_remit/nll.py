@@ -19,6 +19,7 @@ from torch.distributed import ProcessGroup
 from torch.nn import Module
 
 from megatron_remit.data.batch import Batch, attention_mask_of
+from megatron_remit.data.packed import packed_columns
 from megatron_remit.kernels.chunked_head_logprob import chunked_head_nll
 from megatron_remit.kernels.vocab_parallel_logprob import choose_implementation, vocab_parallel_nll
 
@@ -170,12 +171,17 @@ def mask_padded_vocabulary(logits_SBV: Tensor, vocabulary_size: int) -> Tensor:
 
 def run_model(batch: Batch, model: Module, output: Output) -> Tensor:
     """``output`` of the microbatch on the last pipeline stage, the stage's hidden states elsewhere."""
-    return model(
-        batch["tokens"],
-        batch["position_ids"],
+    columns, documents = packed_columns(batch)
+    result = model(
+        columns["tokens"],
+        columns["position_ids"],
         attention_mask_of(batch),
-        labels=batch["labels"],
-        loss_mask=batch["loss_mask"],
+        labels=columns["labels"],
+        loss_mask=columns["loss_mask"],
+        packed_seq_params=documents,
         output_processor=output.processor,
         output_processor_context=output.context,
     )
+    if documents is not None and batch["labels"] is not None and len(batch["labels"]) > 1:
+        result = result.view_as(batch["labels"])  # the NLLs of one long sequence
+    return result

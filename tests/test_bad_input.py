@@ -23,6 +23,8 @@ cpu.install()
 
 patches.apply()
 
+PACKED = {"dataloader_inter_document_masking": True}
+
 
 def parsed(flags):
     """Arguments as the program has them after Megatron's validation, as far as the checks look at them."""
@@ -152,6 +154,10 @@ def test_reference_micro_batch_that_does_not_divide_the_step(material):
         ({"reset_attention_mask": True, "pipeline_model_parallel_size": 3}, "--reset-attention-mask"),
         ({"reset_attention_mask": True, "transformer_impl": "transformer_engine"}, "--transformer-impl local"),
         ({"cross_entropy_impl": "triton"}, "--cross-entropy-impl triton needs CUDA"),
+        (PACKED | {"reset_position_ids": True}, "masking with --reset-position-ids"),
+        (PACKED | {"context_parallel_size": 2}, "masking with --context-parallel-size 2"),
+        (PACKED | {"pipeline_model_parallel_size": 2}, "masking with --micro-batch-size 2 and --pipeline"),
+        (PACKED | {"objective": "kd", "micro_batch_size": 1, "reference_micro_batch_size": 2}, "size 2 and --obj.* kd"),
     ],
 )
 def test_flags_that_cannot_work_together(flags, named, material):

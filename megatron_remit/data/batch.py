@@ -27,6 +27,9 @@ class Batch(TypedDict, total=False):
     attention_mask: Tensor | None
     """[B or 1, 1, S, W] bool, True = hidden; only with ``--reset-attention-mask``, else None. Set here. None too in a
     microbatch with ``visible``."""
+    document_starts: Tensor
+    """[B, W + 1] int32, on every stage: where the documents of each sequence begin, filled up with W; only with
+    ``--dataloader-inter-document-masking``. Set here, from the dataset's ``cu_seqlens``."""
     visible: Tensor
     """[B, S, 2] int32: a step that is read ahead has this in place of ``attention_mask``. Set by
     :func:`with_visible_spans`."""
@@ -73,7 +76,7 @@ def get_batch(
     """The next microbatch of ``data_iterator``, as this rank needs it (Megatron's ``get_batch_on_this_*_rank``).
 
     Args:
-        data_iterator: None on ranks that read no data (tensor-parallel rank above 0, middle pipeline stages).
+        data_iterator: None on ranks that read no data (:func:`megatron_remit.data.datasets.reads_data`).
         micro_batch_size: sizes the receive buffers of those ranks.
         vp_stage: the model chunk, with virtual pipeline stages.
         scored: the columns [B, W] that the samples bring along from score stores.
@@ -82,7 +85,8 @@ def get_batch(
     args = get_args()
     first = mpu.is_pipeline_first_stage(ignore_virtual=vp_stage is None, vp_stage=vp_stage)
     last = mpu.is_pipeline_last_stage(ignore_virtual=vp_stage is None, vp_stage=vp_stage)
-    if not first and not last:
+    packed = args.dataloader_inter_document_masking
+    if not (first or last or packed):
         return cast(Batch, dict.fromkeys(_MEGATRONS))
     raw: dict[str, Any] | None = None
     if mpu.get_tensor_model_parallel_rank() == 0:
@@ -90,7 +94,7 @@ def get_batch(
         raw = {key: value.cuda(non_blocking=True) for key, value in next(data_iterator).items()}
     read = get_batch_on_this_tp_rank(
         raw,
-        has_cu_seqlens=False,
+        has_cu_seqlens=packed,
         is_hybrid_cp=False,
         create_attention_mask_in_dataloader=args.create_attention_mask_in_dataloader,
         broadcast_src_rank=mpu.get_tensor_model_parallel_src_rank(),
@@ -111,6 +115,8 @@ def get_batch(
         for name in scored:
             batch[name] = _broadcast_scores(None if raw is None else raw[name], micro_batch_size, args.seq_length)
     batch = get_batch_on_this_cp_rank(batch, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group())
+    if packed:
+        batch["document_starts"] = read["cu_seqlens"]
     if scored and last:
         batch["score_key"] = None if raw is None else raw["score_key"]
     if last:

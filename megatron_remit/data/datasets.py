@@ -42,7 +42,10 @@ def build_datasets(num_samples: tuple[int, int, int], built_here: Callable[[], b
 
 
 def reads_data(vp_stage: int | None = None) -> bool:
-    """Whether this rank reads the corpus: tensor-parallel rank 0 of the first and the last pipeline stage."""
+    """Whether this rank reads the corpus: tensor-parallel rank 0 of the first and the last pipeline stage, and of those
+    between where attention needs the borders of documents."""
+    if get_args().dataloader_inter_document_masking:
+        return mpu.get_tensor_model_parallel_rank() == 0
     ignore_virtual = vp_stage is None
     ends = mpu.is_pipeline_first_stage(ignore_virtual, vp_stage) or mpu.is_pipeline_last_stage(ignore_virtual, vp_stage)
     return ends and mpu.get_tensor_model_parallel_rank() == 0
@@ -65,6 +68,7 @@ def _dataset_config() -> GPTDatasetConfig:
         tokenizer=get_tokenizer(),
         reset_position_ids=args.reset_position_ids,
         reset_attention_mask=args.reset_attention_mask,
+        inter_document_masking=args.dataloader_inter_document_masking,
         eod_mask_loss=args.eod_mask_loss,
         create_attention_mask=args.create_attention_mask_in_dataloader,
         object_storage_cache_path=args.object_storage_cache_path,

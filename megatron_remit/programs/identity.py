@@ -23,7 +23,16 @@ from megatron_remit.versions import machine, versions
 FILE = "run.json"
 FORMAT = 1
 # Flags that decide which rows a run reads, in which order, and which of their tokens count.
-_DATA_FLAGS = ("seed", "split", "row_seed", "seq_length", "eod_mask_loss", "reset_position_ids", "reset_attention_mask")
+_DATA_FLAGS = (
+    "seed",
+    "split",
+    "row_seed",
+    "seq_length",
+    "eod_mask_loss",
+    "reset_position_ids",
+    "reset_attention_mask",
+    "dataloader_inter_document_masking",
+)
 
 Identity = dict[str, Any]
 """Values of JSON by name. A name is a flag's, without dashes in front and with underscores."""

@@ -6,6 +6,7 @@ from megatron.training.global_vars import get_signal_handler
 from tqdm import tqdm
 
 from megatron_remit.data.datasets import build_datasets, reads_data
+from megatron_remit.data.packed import documents_apart
 from megatron_remit.errors import UserError
 from megatron_remit.programs.start import check, end_in_peace, parse_arguments, show_life
 from megatron_remit.reference.checkpoint import reference_arguments
@@ -64,4 +65,4 @@ def corpus_keys(flags: list[str]) -> set[Key]:
     dataset, *_ = build_datasets(sizes, lambda: True)
     assert dataset is not None, "one process builds every dataset"
     rows = tqdm(range(sizes[0]), desc="corpus", unit="row", disable=None)
-    return {row_key(dataset[row], args.reset_position_ids, args.reset_attention_mask) for row in rows}
+    return {row_key(dataset[row], **documents_apart(args)) for row in rows}

@@ -16,6 +16,7 @@ from megatron_remit.arguments import add_remit_arguments
 from megatron_remit.artifacts import write_whole
 from megatron_remit.data.datasets import FixedRowsDataset, build_datasets
 from megatron_remit.data.manifest import Manifest, has_manifest
+from megatron_remit.data.packed import documents_apart
 from megatron_remit.errors import UserError
 from megatron_remit.programs.start import check, parse_arguments
 from megatron_remit.score_store.manifest import check_identity
@@ -127,8 +128,7 @@ def _check_stores(args: argparse.Namespace, large: ScoreStore, small: ScoreStore
                 "tokenizer": args.remit_tokenizer_fingerprint,
                 "vocabulary": args.remit_vocab_size,
                 "sequence_length": args.seq_length,
-                "reset_attention_mask": args.reset_attention_mask,
-                "reset_position_ids": args.reset_position_ids,
+                **documents_apart(args),
             },
             flag,
         )

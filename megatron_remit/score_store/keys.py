@@ -8,12 +8,9 @@ Shape suffixes: N rows, sorted by key; S tokens of a row.
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
-
-if TYPE_CHECKING:  # a writer without a model need not wait for torch
-    from torch import Tensor
 
 Key = tuple[int, int]
 """A 128-bit hash as two unsigned 64-bit numbers, the high one first."""
@@ -38,14 +35,20 @@ def row_key(sample: dict[str, Any], reset_position_ids: bool, reset_attention_ma
     if reset_position_ids:
         hashed.update(b"positions" + sample["position_ids"].numpy().astype("<u4").tobytes())
     if reset_attention_mask:
-        hashed.update(b"borders" + numpy.packbits(_borders_S(sample["attention_mask"])).tobytes())
+        hashed.update(b"borders" + numpy.packbits(_borders_S(sample)).tobytes())
     digest = hashed.digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
 
-def _borders_S(attention_mask_1SS: "Tensor") -> numpy.ndarray:
-    """True where a position does not see the one before it (Megatron's masks are True where attention is cut)."""
-    return attention_mask_1SS[0].diagonal(-1).numpy()
+def _borders_S(sample: dict[str, Any]) -> numpy.ndarray:
+    """True where a position does not see the one before it, [s - 1]: the same for masks, which are True where attention
+    is cut, and for the starts of packed documents (``cu_seqlens``)."""
+    if "cu_seqlens" not in sample:
+        return sample["attention_mask"][0].diagonal(-1).numpy()
+    starts = sample["cu_seqlens"].numpy()
+    borders_S = numpy.zeros(len(sample["tokens"]) - 1, dtype=bool)
+    borders_S[starts[(starts > 0) & (starts < len(sample["tokens"]))] - 1] = True
+    return borders_S
 
 
 def key_bytes(key: Key) -> bytes:

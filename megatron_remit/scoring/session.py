@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from megatron.core import mpu
 
+from megatron_remit.data.packed import documents_apart
 from megatron_remit.errors import UserError
 from megatron_remit.reference.checkpoint import checkpoint_folder, saved_arguments
 from megatron_remit.reference.fingerprint import legacy_fingerprint, reference_fingerprint, unseen_by_legacy
@@ -97,8 +98,7 @@ def expected_identity(args: argparse.Namespace) -> dict[str, Any]:
         "tokenizer": args.remit_tokenizer_fingerprint,
         "vocabulary": args.remit_vocab_size,
         "sequence_length": args.seq_length,
-        "reset_attention_mask": args.reset_attention_mask,
-        "reset_position_ids": args.reset_position_ids,
+        **documents_apart(args),
         "compute_dtype": compute_dtype(args),
     }
     if args.score_dtype is not None:

@@ -113,6 +113,11 @@ def simulate_run(
         UserError: flags that the plan would refuse, no C compiler, or a step that fails; the message names the line.
     """
     args = place(base_hf, reference_hf, gpus, training).policy.args
+    if args.dataloader_inter_document_masking:
+        raise UserError(
+            "--dataloader-inter-document-masking: the shapes of a step follow from where documents end, and a "
+            "simulation reads no corpus; leave it out, and attention is counted over whole rows"
+        )
     stages = args.pipeline_model_parallel_size
     ranks = sorted({stage * (gpus // stages) for stage in (0, stages // 2, stages - 1)})
     flags = [*_kept(training), *"--mock-data --tokenizer-type NullTokenizer --eval-iters 0 --train-iters 2".split()]

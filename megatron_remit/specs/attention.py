@@ -4,8 +4,10 @@ Under context parallelism (CP) every rank holds two of the sequence's 2 * CP chu
 has chunks r and 2 * CP - 1 - r, so that causal attention costs every rank the same. Keys and values are gathered,
 queries stay.
 
+With packed documents (``--dataloader-inter-document-masking``) each document is a sequence of its own.
+
 Shapes: S sequence, s its part on this rank (S / CP), C one chunk (s / 2), B micro-batch, N query heads on this rank, G
-key/value heads on this rank, D head width, E that of the values.
+key/value heads on this rank, D head width, E that of the values, t tokens of all packed documents.
 """
 
 from functools import partial
@@ -13,6 +15,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
@@ -41,6 +44,9 @@ class SDPACoreAttention(MegatronModule):
     query; the mask includes causality; its rows are this rank's queries and its columns are all keys in their order.
     Without a mask the mask type decides, and torch's causal kernel runs. ``config.window_size`` narrows what the layers
     of ``config.window_attn_skip_freq`` see (:mod:`megatron_remit.specs.window`).
+
+    With ``packed_seq_params`` in the format "thd" there is no B: [t, N, D] x [t, G, D] x [t, G, E] -> [t, N*E], and
+    each of the documents whose borders it has attends to itself.
 
     Raises:
         UserError: attention dropout, or another feature that this attention lacks.
@@ -81,15 +87,17 @@ class SDPACoreAttention(MegatronModule):
         attention_mask: torch.Tensor | None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: torch.Tensor | None = None,
-        packed_seq_params: Any = None,
+        packed_seq_params: PackedSeqParams | None = None,
     ) -> torch.Tensor:
-        if attention_bias is not None or packed_seq_params is not None:
-            raise UserError("the local attention has no attention bias and no packed sequences: use Transformer Engine")
+        if attention_bias is not None:
+            raise UserError("the local attention has no attention bias: use Transformer Engine")
         mask_type = attn_mask_type or self.attn_mask_type
         if mask_type not in (AttnMaskType.causal, AttnMaskType.no_mask):
             raise UserError(f"the local attention is causal or unmasked, not {mask_type.name}: use Transformer Engine")
         if self.window is not None and mask_type != AttnMaskType.causal:
             raise UserError("the local attention has windows in causal layers only: drop --window-size")
+        if packed_seq_params is not None:
+            return self._documents(query, key, value, packed_seq_params, mask_type)
         if self.cp_group is not None:
             widths = [key.size(-1), value.size(-1)]
             key, value = gather_zigzag(torch.cat([key, value], dim=-1), self.cp_group).split(widths, dim=-1)
@@ -99,6 +107,21 @@ class SDPACoreAttention(MegatronModule):
         causal = mask_type == AttnMaskType.causal
         context_BNsE = self._attend(query_BNsD, key_BGSD, value_BGSE, attention_mask, causal)
         return context_BNsE.permute(2, 0, 1, 3).reshape(*query.shape[:2], -1).to(query.dtype)
+
+    def _documents(
+        self,
+        query_tND: torch.Tensor,
+        key_tGD: torch.Tensor,
+        value_tGE: torch.Tensor,
+        documents: PackedSeqParams,
+        mask_type: AttnMaskType,
+    ) -> torch.Tensor:
+        """[t, N*E]: each document as a microbatch of one sequence."""
+        if self.cp_group is not None:
+            raise UserError("the local attention has no packed documents under --context-parallel-size")
+        lengths = documents.cu_seqlens_q.diff().tolist()
+        parts = zip(*(x.unsqueeze(1).split(lengths) for x in (query_tND, key_tGD, value_tGE)), strict=True)
+        return torch.cat([self(*part, None, mask_type) for part in parts]).squeeze(1)
 
     def _attend(
         self,

@@ -101,6 +101,11 @@ norm.RMSNorm.forward = planted
 """
 
 
+def test_packed_documents_need_a_corpus(simulate):
+    with pytest.raises(UserError, match=r"--dataloader-inter-document-masking.* a simulation reads no corpus"):
+        simulate("--dataloader-inter-document-masking")
+
+
 def test_without_a_compiler_the_message_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
