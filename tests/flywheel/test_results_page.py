@@ -101,6 +101,19 @@ def test_tokens_to_the_end_of_ntp_are_interpolated(built):
     assert int(row(rows, "RHO-1").split("|")[2].split("(")[0].replace(",", "")) == pytest.approx(500_000, rel=0.03)
 
 
+def test_a_run_that_was_stopped_for_a_while_moves_no_second(tmp_path):
+    run = campaign(tmp_path / "run", everything=False)
+    one = next(path for path in (run / "eval").glob("*.json") if json.loads(path.read_text())["arm"] == "rho1")
+    pages = []
+    for factor in (1, 20):
+        cell = json.loads(one.read_text())
+        cell["points"] = [point | {"seconds": factor * point["seconds"]} for point in cell["points"]]
+        one.write_text(json.dumps(cell))
+        pages.append(Page(load(gather(run, tmp_path / "c.json")), tmp_path / "p.md").text())
+    rows = [row(section(text, "Tokens and seconds to NTP's end"), "RHO-1") for text in pages]
+    assert rows[0] == rows[1] and "not reached" not in rows[0].split("|")[3].split("(")[0]
+
+
 def test_a_campaign_that_is_not_finished_says_what_it_lacks(tmp_path):
     run = campaign(tmp_path / "run", everything=False)
     for path in sorted((run / "eval").glob("*.json"))[-5:]:

@@ -61,6 +61,11 @@ class Cells:
                 found[cell["base"], cell["order"]] = np.stack([value for value in values if value is not None])
         return found
 
+    def along(self, axis: str, **wanted: Any) -> np.ndarray:
+        """``tokens`` or ``seconds`` at every point, the median over the runs [points]: one run that was stopped for a
+        while, or had a busy machine, does not move it."""
+        return np.median([[point[axis] for point in cell["points"]] for cell in self.where(**wanted)], axis=0)
+
     def skills(self) -> list[str]:
         """The skills that were measured, the two and three steps first."""
         found = {skill for cell in self.cells for skill in cell["points"][-1].get("nll", {})}

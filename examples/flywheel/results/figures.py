@@ -77,7 +77,7 @@ def _curve(ax: Axes, cells: Cells, arm: str, axis: str, wanted: dict[str, Any]) 
     found = list(cells.curves("nll", MAIN, arm=arm, **wanted).values())
     if not found or len({len(curve) for curve in found}) != 1:
         return
-    x = np.mean([[point[axis] for point in cell["points"]] for cell in cells.where(arm=arm, **wanted)], axis=0)
+    x = cells.along(axis, arm=arm, **wanted)
     style = named(arm)
     y = np.mean([curve.mean(axis=1) for curve in found], axis=0)
     ax.plot(

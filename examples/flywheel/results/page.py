@@ -75,7 +75,10 @@ class Page:
         if not self.cells.where(**METHODS):
             return f"## Tokens and seconds to NTP's end\n\n{NOT_RUN}"
         picture = self._figure("curves", "nats a solution against tokens and seconds", figures.curves, **METHODS)
-        note = "Lines are means over runs; the figures with lines show seven arms, the tables all."
+        note = (
+            "Lines are means over runs; the figures with lines show seven arms, the tables all. Seconds are medians "
+            "over runs that shared the machine with one another and with other work."
+        )
         return (
             f"## Tokens and seconds to NTP's end\n\n{picture}\n\n{note}\n\n{tables.convergence(self.cells, **METHODS)}"
         )

@@ -105,13 +105,12 @@ def convergence(cells: Cells, **wanted: Any) -> str:
 
 
 def reached(cells: Cells, arm: str, axis: str, **wanted: Any) -> str:
-    """Where an arm reaches NTP's end, in words with the interval. Seconds are means over the runs at each point."""
+    """Where an arm reaches NTP's end, in words with the interval."""
     curves, ntp = (cells.curves("nll", MAIN, arm=name, **wanted) for name in (arm, NTP))
     lengths = {len(curve) for curve in [*curves.values(), *ntp.values()]}
     if not set(curves) & set(ntp) or len(lengths) != 1:
         return MISSING
-    x = np.mean([[point[axis] for point in cell["points"]] for cell in cells.where(arm=arm, **wanted)], axis=0)
-    found = reach(curves, ntp, x)
+    found = reach(curves, ntp, cells.along(axis, arm=arm, **wanted))
     if not np.isfinite(found.mean):
         return "not reached"
     high = f"{found.high:,.0f}" if np.isfinite(found.high) else "not reached"
