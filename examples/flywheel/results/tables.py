@@ -110,9 +110,12 @@ def reached(cells: Cells, arm: str, axis: str, **wanted: Any) -> str:
     lengths = {len(curve) for curve in [*curves.values(), *ntp.values()]}
     if not set(curves) & set(ntp) or len(lengths) != 1:
         return MISSING
-    found = reach(curves, ntp, cells.along(axis, arm=arm, **wanted))
+    x = cells.along(axis, arm=arm, **wanted)
+    found = reach(curves, ntp, x)
     if not np.isfinite(found.mean):
         return "not reached"
+    if found.high <= x[0] * (1 + 1e-9):
+        return f"at most {x[0]:,.0f}, where it was measured first"
     high = f"{found.high:,.0f}" if np.isfinite(found.high) else "not reached"
     return f"{found.mean:,.0f} ({max(0, found.low):,.0f} to {high})"
 
