@@ -5,7 +5,8 @@ A pickle names what is called while it is read, so a crafted one runs any code. 
 - ``.metadata``, a plain pickle: read here with a list of the classes that torch and Megatron put into it.
 - objects among the tensors (``common_state``, ``rng_state``, the optimizer's, ``_extra_state``), written by
   ``torch.save``: read with ``weights_only=True``, which has torch's own list and that of Megatron
-  (``megatron.core.safe_globals``). torch's loader of checkpoints asks for ``weights_only=False``.
+  (``megatron.core.safe_globals``). torch's loader of checkpoints asks for ``weights_only=False``. The bytes in them may
+  be pickles once more: see :mod:`~megatron_remit.trust.extra_states`.
 
 Tensors themselves are read with ``weights_only=True`` by torch.
 """
@@ -24,6 +25,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 
 from megatron_remit.errors import UserError
+from megatron_remit.trust.extra_states import check_bytes
 
 METADATA = ".metadata"
 COMMON = "common_state/shard_0_1"
@@ -86,8 +88,15 @@ def load_metadata(file: IO[bytes]) -> Metadata:
 def load_object(content: bytes) -> Any:
     """What ``torch.save`` wrote into ``content``, read with torch's and Megatron's list.
 
-    Raises pickle.UnpicklingError, or what damaged bytes lead to.
+    Raises pickle.UnpicklingError, for pickles in its tensors too, or what damaged bytes lead to.
     """
+    loaded = _load_saved(content)
+    if not _trusted:
+        check_bytes(loaded, _load_saved)
+    return loaded
+
+
+def _load_saved(content: bytes) -> Any:
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=not _trusted)
 
 

@@ -27,6 +27,12 @@ class MakesFileByName(MakesFile):
         return eval, (f"__import__('os').mkdir({str(self.path)!r})",)
 
 
+def tensor(harmful, dtype=torch.uint8):
+    """Its pickle as Transformer Engine keeps a layer's state, which it unpickles."""
+    pickled = pickle.dumps(harmful)
+    return torch.frombuffer(bytearray(pickled.ljust(-(-len(pickled) // 8) * 8)), dtype=dtype)
+
+
 def poison_metadata(folder, harmful):
     """``.metadata`` with ``harmful`` in its planner's data, which nothing looks at."""
     metadata = FileSystemReader(str(folder)).read_metadata()

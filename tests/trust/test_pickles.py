@@ -21,6 +21,7 @@ from tests.trust.attack import (
     poison_legacy,
     poison_metadata,
     poison_object,
+    tensor,
 )
 
 POISON = {
@@ -98,6 +99,12 @@ def test_a_checkpoint_that_is_trusted_by_the_flag_is_read(poisoned, material, tm
         (poison_legacy, "mp_rank_00/model_optim_rng.pt: Megatron's legacy format is a pickle"),
         (poison_common, "common.pt: names posix.mkdir"),
         (lambda folder, harmful: poison_object(folder, "decoder.layers.mlp.linear_fc1._extra_state", harmful), "posix"),
+        (
+            lambda folder, harmful: poison_object(
+                folder, "decoder.layers.mlp.linear_fc1._extra_state", tensor(harmful)
+            ),
+            r"linear_fc1._extra_state/.*\): names posix.mkdir",
+        ),
     ],
 )
 def test_every_kind_of_pickle_is_looked_at(material, tmp_path, poison, words):
