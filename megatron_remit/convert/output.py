@@ -1,15 +1,17 @@
 """Where a conversion writes: a folder of its own, apart from what it reads, whole or not there.
 
-The folder holds a list of its files, ``remit_conversion.json``. --overwrite replaces nothing but a folder that still is
-what this list says: not a model that somebody trained or downloaded, not one that a training run has saved into.
+The folder holds a list of its files with their sizes and digests, ``remit_conversion.json``. --overwrite replaces
+nothing but a folder that still is what this list says: not a model that somebody trained or downloaded, not one that a
+training run has saved into.
 """
 
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -17,6 +19,7 @@ from megatron_remit import scratch
 from megatron_remit.artifacts import unwritable
 from megatron_remit.convert.hf_io import read_json, write_json
 from megatron_remit.errors import UserError
+from megatron_remit.trust import digests
 
 _WRITING = re.compile(r"I/O error|inline_container|os error|errno", re.IGNORECASE)
 
@@ -48,11 +51,22 @@ def check_output(out: Path, overwrite: bool, command: str, inputs: dict[str, Pat
 def _check_apart(out: Path, flag: str, folder: Path) -> None:
     if _holds(folder, out) or _holds(out, folder):
         raise UserError(f"--out {out} and {flag} {folder} overlap: choose an --out outside it")
-    for path, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            link = Path(path, name)
-            if link.is_symlink() and _holds(out, Path(os.path.realpath(link))):
-                raise UserError(f"--out {out} holds the target of the link {link}: choose another --out")
+    for place in _behind_links(folder) if out.exists() else ():
+        if _holds(out, place):
+            raise UserError(f"--out {out} holds what {place} leads to: choose another --out")
+
+
+def _behind_links(folder: Path) -> Iterator[Path]:
+    """The links to files in ``folder``, and the folders there; links to folders are entered, each folder once."""
+    seen = set()
+    for path, folders, files in os.walk(folder, followlinks=True):
+        whole = os.path.realpath(path)
+        if whole in seen:
+            folders.clear()
+            continue
+        seen.add(whole)
+        yield Path(path)
+        yield from (file for file in (Path(path, name) for name in files) if file.is_symlink())
 
 
 def _holds(outer: Path, inner: Path) -> bool:
@@ -70,13 +84,30 @@ def _check_written_by(command: str, out: Path) -> None:
     listed = read_json(out / LIST)
     if listed.get("command") != command:
         raise UserError(f"{out} was written by {listed.get('command')!r}: {remedy}")
-    found = _files(out)
-    expected = listed.get("files")
-    changed = sorted(
-        name for name, size in found.items() if not isinstance(expected, dict) or expected.get(name) != size
-    )
-    if changed:
-        raise UserError(f"{out / changed[0]} is not as the {command} wrote it: {remedy}")
+    changed = next(_changed(out, listed), None)
+    if changed is not None:
+        raise UserError(f"{out / changed} is not as the {command} wrote it: {remedy}")
+
+
+def _changed(out: Path, listed: Mapping[str, Any]) -> Iterator[str]:
+    """The files of ``out`` that are not as ``listed``: first by their sizes, then by their digests."""
+    found, sizes, known = _files(out), listed.get("files"), listed.get("sha256")
+    yield from (name for name, size in found.items() if not isinstance(sizes, dict) or sizes.get(name) != size)
+    if known is None:  # written by an earlier version
+        known = _weights(out)
+    for name in found:
+        if not isinstance(known, dict) or (name in known and digests.digest(out / name) != known[name]):
+            yield name
+
+
+def _weights(folder: Path) -> dict[str, str]:
+    """The digests that the lists next to the weights hold, by the file's path in ``folder``."""
+    places = sorted({path.parent for path in folder.rglob(digests.LISTS)})
+    return {
+        (place / name).relative_to(folder).as_posix(): known
+        for place in places
+        for name, (known, _) in digests.listed(place).items()
+    }
 
 
 def _files(folder: Path) -> dict[str, int]:
@@ -88,6 +119,12 @@ def _files(folder: Path) -> dict[str, int]:
                 found[file.relative_to(folder).as_posix()] = -1 if file.is_symlink() else file.stat().st_size
     found.pop(LIST, None)
     return dict(sorted(found.items()))
+
+
+def _contents(folder: Path) -> dict[str, dict[str, Any]]:
+    """The size and the SHA-256 of every file of the folder; the digest of weights as their list has it."""
+    sizes, weights = _files(folder), _weights(folder)
+    return {"files": sizes, "sha256": {name: weights.get(name) or digests.digest(folder / name) for name in sizes}}
 
 
 @contextmanager
@@ -119,17 +156,22 @@ def converted_folder(out: Path, command: str) -> Iterator[Path]:
     try:
         with _full_disk(out):
             yield temporary
-        write_json(temporary / LIST, {"command": command, "files": _files(temporary)})
-        retired = scratch.moved_aside(place)
-        existed = place.exists()
-        if existed:
-            os.rename(place, retired)
-        try:
-            os.rename(temporary, place)
-        except OSError:
-            if existed:
-                os.rename(retired, place)
-            raise
-        shutil.rmtree(retired, ignore_errors=True)
+            write_json(temporary / LIST, {"command": command, **_contents(temporary)})
+            _change_places(temporary, place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _change_places(temporary: Path, place: Path) -> None:
+    """Put ``temporary`` in the place of ``place``, whose old folder comes back if that fails. Raises OSError."""
+    retired = scratch.moved_aside(place)
+    existed = place.exists()
+    if existed:
+        os.rename(place, retired)
+    try:
+        os.rename(temporary, place)
+    except OSError:
+        if existed:
+            os.rename(retired, place)
+        raise
+    shutil.rmtree(retired, ignore_errors=True)

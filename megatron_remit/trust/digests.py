@@ -43,7 +43,7 @@ def check_digests(folder: Path, files: Sequence[Path], rank: int = 0, ranks: int
     Raises:
         UserError: a file is not what was written, or is missing; the message names it.
     """
-    expected = _listed(folder)
+    expected = listed(folder)
     unlisted = [path.name for path in files if path.name not in expected]
     if unlisted and rank == 0:
         what = (
@@ -63,8 +63,8 @@ def check_digests(folder: Path, files: Sequence[Path], rank: int = 0, ranks: int
             )
 
 
-def _listed(folder: Path) -> dict[str, tuple[str, Path]]:
-    """For each file that is listed in ``folder``: its digest, and the list."""
+def listed(folder: Path) -> dict[str, tuple[str, Path]]:
+    """For each file that is listed in ``folder``: its digest, and the list. Raises UserError: a list is damaged."""
     expected = {}
     for listing in sorted(folder.glob(LISTS)):
         for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -1,8 +1,12 @@
 """What a conversion writes: apart from what it reads, in place of nothing but its own earlier output; its flags."""
 
+import errno
+import json
+import os
 import shutil
 import struct
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,14 +75,32 @@ def test_an_output_that_holds_the_weights_behind_a_link_is_refused(folders):
     weights = folders / "hf" / "model.safetensors"
     weights.rename(folders / "back" / "model.safetensors")
     weights.symlink_to("../back/model.safetensors")
-    with pytest.raises(UserError, match=r"holds the target of the link .*hf/model.safetensors"):
+    with pytest.raises(UserError, match=r"holds what .*hf/model.safetensors leads to"):
         import_hf(folders / "hf", folders / "back", overwrite=True)
     assert weights.is_file()
+
+
+@pytest.mark.parametrize("way", ["a_link_to_the_file", "a_link_to_the_folder", "inside_the_linked_folder"])
+def test_an_output_that_holds_the_weights_behind_two_links_is_refused(folders, tmp_path, way):
+    """hf/parts -> mid, and from there into the output."""
+    (folders / "hf" / "parts").symlink_to(tmp_path if way == "inside_the_linked_folder" else tmp_path / "mid")
+    (tmp_path / "mid").mkdir()
+    (tmp_path / "mid" / "back").symlink_to(folders / "back")
+    (tmp_path / "mid" / "again").symlink_to(folders / "hf")  # a circle
+    if way == "a_link_to_the_file":
+        (tmp_path / "mid" / "back").unlink()
+        (tmp_path / "mid" / "model.safetensors").symlink_to(folders / "back" / "model.safetensors")
+    before = _files(folders / "back")
+    with pytest.raises(UserError, match=r"--out .*back holds what .*hf/parts/.* leads to"):
+        export_hf(folders / "megatron", folders / "hf", folders / "back", overwrite=True)
+    assert _files(folders / "back") == before
 
 
 def test_what_the_command_wrote_is_replaced(folders):
     shutil.rmtree(folders / "megatron" / "hf")  # a part may be gone
     import_hf(folders / "hf", folders / "megatron", overwrite=True)
+    export_hf(folders / "megatron", folders / "hf", folders / "back", overwrite=True)
+    _forget_digests(folders)
     export_hf(folders / "megatron", folders / "hf", folders / "back", overwrite=True)
     assert (folders / "megatron" / "hf" / "config.json").is_file()
     assert sorted(path.name for path in folders.iterdir()) == ["back", "hf", "megatron"]
@@ -92,12 +114,42 @@ def test_a_link_to_an_earlier_output_stays_a_link(folders, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "work"]
 
 
+def _change(path):
+    content = bytearray(path.read_bytes())
+    content[-8:-4] = b"    "  # as many bytes
+    path.write_bytes(content)
+
+
+def _forget_digests(folders, found=None):
+    """As an earlier version wrote the list."""
+    path = folders / "back" / "remit_conversion.json"
+    listed = json.loads(path.read_text())
+    del listed["sha256"]
+    path.write_text(json.dumps(listed | ({} if found is None else {"sha256": found})))
+
+
 KEPT = {
     "a_downloaded_model": (lambda folders: (folders / "back" / "remit_conversion.json").unlink(), "has no remit_conv"),
     "an_export_with_another_file": (lambda folders: (folders / "back" / "README.md").write_text("mine"), "README.md"),
     "a_model_trained_in_an_export": (
         lambda folders: (folders / "back" / "model.safetensors").write_bytes(b"trained"),
         "model.safetensors is not as the export wrote it",
+    ),
+    "a_model_trained_in_place": (
+        lambda folders: _change(folders / "back" / "model.safetensors"),
+        "model.safetensors is not as the export wrote it",
+    ),
+    "a_config_edited_in_place": (
+        lambda folders: _change(folders / "back" / "config.json"),
+        "config.json is not as the export wrote it",
+    ),
+    "trained_in_place_with_a_list_of_sizes_alone": (
+        lambda folders: _forget_digests(folders) or _change(folders / "back" / "model.safetensors"),
+        "model.safetensors is not as the export wrote it",
+    ),
+    "digests_that_are_none": (
+        lambda folders: _forget_digests(folders, ["x"]),
+        "config.json is not as the export wrote it",
     ),
     "an_import": (
         lambda folders: shutil.rmtree(folders / "back") or (folders / "megatron").rename(folders / "back"),
@@ -136,6 +188,21 @@ def test_an_import_that_fails_while_it_writes_leaves_the_old_one(folders):
     with pytest.raises(UserError, match="holds NaN"):
         import_hf(folders / "hf", folders / "megatron", overwrite=True)
     assert _files(folders / "megatron") == before
+    assert sorted(path.name for path in folders.iterdir()) == ["back", "hf", "megatron"]
+
+
+def test_a_failed_change_of_places_leaves_the_old_one(folders, monkeypatch):
+    before, rename = _files(folders), os.rename
+
+    def fail(source, target):
+        if Path(target) == folders / "back" and ".tmp-" in str(source):
+            raise OSError(errno.EIO, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(UserError, match=r"back cannot be written \(.*Input/output error\)"):
+        export_hf(folders / "megatron", folders / "hf", folders / "back", overwrite=True)
+    assert _files(folders) == before
     assert sorted(path.name for path in folders.iterdir()) == ["back", "hf", "megatron"]
 
 

@@ -31,6 +31,7 @@ POISON = {
         r"\(common_state/shard_0_1\): names posix\.mkdir",
     ),
 }
+LAYER = "decoder.layers.mlp.linear_fc1._extra_state"
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +99,7 @@ def test_a_checkpoint_that_is_trusted_by_the_flag_is_read(poisoned, material, tm
     [
         (poison_legacy, "mp_rank_00/model_optim_rng.pt: Megatron's legacy format is a pickle"),
         (poison_common, "common.pt: names posix.mkdir"),
-        (lambda folder, harmful: poison_object(folder, "decoder.layers.mlp.linear_fc1._extra_state", harmful), "posix"),
+        (lambda folder, harmful: poison_object(folder, LAYER, harmful), "posix"),
         (
             lambda folder, harmful: poison_object(
                 folder, "decoder.layers.mlp.linear_fc1._extra_state", tensor(harmful)
