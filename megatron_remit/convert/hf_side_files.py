@@ -41,7 +41,7 @@ def side_files(folder: Path) -> list[Path]:
 
     Raises:
         UserError: one of them is a symbolic link that leads out of the folder. The links of the Hugging Face cache,
-            from `snapshots/REVISION` to `blobs`, are files of the folder. Or a config is not a JSON object.
+            from `snapshots/REVISION` to its own `blobs`, are files of the folder. Or a config is not a JSON object.
     """
     found = {path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file() or path.is_symlink()}
     for name in _FOLDERS:
@@ -62,13 +62,13 @@ def side_files(folder: Path) -> list[Path]:
 
 
 def _homes(folder: Path) -> list[Path]:
-    """The folder, and the Hugging Face cache's folder of files if this is one of its snapshots."""
+    """The folder, and the Hugging Face cache's folder of files if this is one of its snapshots.
+
+    A `blobs` that is a link may lead anywhere, and no cache has one.
+    """
     whole = folder.resolve()
-    homes = [whole]
-    for level in (whole, *whole.parents):
-        if level.parent.name == "snapshots":
-            homes.append((level.parent.parent / "blobs").resolve())
-    return homes
+    caches = [level.parent.parent for level in (whole, *whole.parents) if level.parent.name == "snapshots"]
+    return [whole, *(cache / "blobs" for cache in caches if not (cache / "blobs").is_symlink())]
 
 
 def has_tokenizer(folder: Path) -> bool:

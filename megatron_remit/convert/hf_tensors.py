@@ -214,7 +214,8 @@ def _finite(tensor: torch.Tensor) -> bool:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """The index' table of tensors and files.
+    """The index' table of tensors and files. A folder or file in a path may be a link: weights are large, and nothing
+    but tensors of the model is taken from them.
 
     Raises:
         UserError: there is none, or a file in it is no path inside the folder.

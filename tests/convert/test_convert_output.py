@@ -191,6 +191,14 @@ def test_an_import_that_fails_while_it_writes_leaves_the_old_one(folders):
     assert sorted(path.name for path in folders.iterdir()) == ["back", "hf", "megatron"]
 
 
+def test_a_template_whose_side_file_is_a_link_out_is_refused(folders):
+    (folders / "secret").write_text("secret")
+    (folders / "hf" / "NOTICE").symlink_to("../secret")
+    with pytest.raises(UserError, match=r"hf/NOTICE leads out of the folder, to .*secret"):
+        export_hf(folders / "megatron", folders / "hf", folders / "out")
+    assert sorted(path.name for path in folders.iterdir()) == ["back", "hf", "megatron", "secret"]
+
+
 def test_a_failed_change_of_places_leaves_the_old_one(folders, monkeypatch):
     before, rename = _files(folders), os.rename
 

@@ -1,0 +1,60 @@
+"""A model in the Hugging Face cache: nothing outside it is copied."""
+
+import hashlib
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file
+
+from megatron_remit.convert.hf_to_megatron import import_hf
+from megatron_remit.errors import UserError
+from tests.hf_models import make_model
+from tests.rl_folders.edit import SMALL
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain") / "hf"
+    make_model("llama", folder, **SMALL)
+    return folder
+
+
+@pytest.fixture
+def cached(plain, tmp_path):
+    """A snapshot as huggingface_hub lays it out: weights are named by their SHA-256, small files by git's SHA-1."""
+    blobs, snapshot = tmp_path / "cache" / "blobs", tmp_path / "cache" / "snapshots" / "5e1f"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for file in plain.iterdir():
+        content = file.read_bytes()
+        algorithm = hashlib.sha256 if file.suffix == ".safetensors" else hashlib.sha1
+        shutil.copy(file, blobs / algorithm(content).hexdigest())
+        (snapshot / file.name).symlink_to(f"../../blobs/{algorithm(content).hexdigest()}")
+    return snapshot
+
+
+def test_a_folder_of_blobs_that_is_a_link_is_no_cache(cached, tmp_path):
+    blobs = cached.parents[1] / "blobs"
+    blobs.rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "secret").write_text("secret")
+    (cached / "NOTICE").symlink_to("../../blobs/secret")
+    blobs.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"5e1f/NOTICE leads out of the folder, to .*elsewhere/secret"):
+        import_hf(cached, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_may_lie_behind_a_link(plain, tmp_path):
+    """Weights are large and hold nothing but tensors; side files, which are copied, may not."""
+    hf = shutil.copytree(plain, tmp_path / "hf")
+    (tmp_path / "disk").mkdir()
+    (hf / "model.safetensors").rename(tmp_path / "disk" / "all.safetensors")
+    (hf / "parts").symlink_to(tmp_path / "disk")
+    names = load_file(hf / "parts" / "all.safetensors")
+    index = {"weight_map": dict.fromkeys(names, "parts/all.safetensors")}
+    (hf / "model.safetensors.index.json").write_text(json.dumps(index))
+    import_hf(hf, tmp_path / "out")
+    import_hf(plain, tmp_path / "expected")
+    weights = "release/__0_0.distcp"
+    assert (tmp_path / "out" / weights).read_bytes() == (tmp_path / "expected" / weights).read_bytes()
