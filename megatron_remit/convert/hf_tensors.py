@@ -55,6 +55,11 @@ class HfTensors:
             raise UserError(f"{folder}: neither {SINGLE} nor {INDEX} is there; {what_is_there(folder)}")
         self._found = {name: stored for name, stored in self._found.items() if not is_buffer(name)}
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return sorted({stored.path for stored in self._found.values()})
+
     def _note_unread_index(self) -> None:
         if not (self._folder / INDEX).is_file():
             return

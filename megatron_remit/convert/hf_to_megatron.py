@@ -22,7 +22,7 @@ from megatron_remit.convert.release_writer import ReleaseWriter
 from megatron_remit.convert.rules import Config, Dims, Family, Rule, in_layer_order
 from megatron_remit.errors import note
 from megatron_remit.model_arguments import neutral
-from megatron_remit.trust.digests import LISTS, check_digests, write_digests
+from megatron_remit.trust.digests import LISTS, check_digests, check_downloaded, listed, write_digests
 from megatron_remit.trust.loading import RELEASE, checkpoint_files
 
 # Megatron's default. A run at a larger TP pads to a multiple of TP x this, and its loader fills the rest with zeros.
@@ -42,8 +42,9 @@ def import_hf(
     Raises:
         UserError: before anything is written, for an unknown architecture, an unsupported config field, a missing,
             unexpected or wrongly shaped tensor, several dtypes, a damaged file, weights that are not what their digests
-            say (unless ``skip_digests``), a file that is a link out of the folder, or an ``out`` that overlaps ``hf``
-            or exists (unless ``overwrite``). While it writes, for a tensor with NaN or infinity; no folder remains.
+            or their names in the Hugging Face cache say (unless ``skip_digests``), a side file that is a link out of
+            the folder, or an ``out`` that overlaps ``hf`` or exists (unless ``overwrite``). While it writes, for a
+            tensor with NaN or infinity; no folder remains.
     """
     family, config = read_config(hf)
     check_output(out, overwrite, "import", {"--hf": hf})
@@ -56,6 +57,9 @@ def import_hf(
     dims = padded_dims(family, config)
     layers = arguments["num_layers"]
     tensors = HfTensors(hf, dtype) if family.mixture is None else ExpertTensors(hf, dtype)
+    if not skip_digests:
+        in_lists = {hf / name for name in listed(hf)}
+        check_downloaded(path for path in tensors.files if path not in in_lists)
     rules = in_layer_order(family.rules_for(config), layers)
     expected: dict[str, tuple[int, ...]] = {}
     for rule, layer in rules:

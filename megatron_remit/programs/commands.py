@@ -27,7 +27,7 @@ def import_command() -> None:
         choices=("bf16", "fp16", "fp32"),
         help="convert the weights, for folders of several dtypes (default: as they are stored)",
     )
-    _add_skip_digests(parser)
+    _add_skip_digests(parser, ", or with their names in the Hugging Face cache")
     options = parser.parse_args()
     from megatron_remit.convert.hf_to_megatron import import_hf
 
@@ -79,11 +79,12 @@ def export_command() -> None:
     print(f"exported {options.megatron} to {options.out}")
 
 
-def _add_skip_digests(parser: argparse.ArgumentParser) -> None:
+def _add_skip_digests(parser: argparse.ArgumentParser, others: str = "") -> None:
     parser.add_argument(
         "--skip-digests",
         action="store_true",
-        help="do not compare the weights with the digests next to them (remit*.sha256), which reads them once more",
+        help=f"do not compare the weights with the digests next to them (remit*.sha256){others}, which reads them once "
+        "more",
     )
 
 

@@ -7,11 +7,15 @@ A list is a file ``remit*.sha256`` next to the weights, in the format of ``sha25
 does the same check without this program. SHA-256 because processors have instructions for it (0.7 s a GB on one core,
 as fast as BLAKE2 there) and because no further package is needed. Each rank of a training run lists the files that it
 wrote in a list of its own.
+
+A weight file in the Hugging Face cache has no list, but its name: `snapshots/REVISION/FILE` is a link to
+`blobs/SHA-256` (`blobs/SHA-1`, of git's kind, for small files).
 """
 
 import hashlib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from megatron_remit.artifacts import write_whole
@@ -19,6 +23,7 @@ from megatron_remit.errors import UserError, note
 
 LISTS = "remit*.sha256"
 FLAG = "--skip-digests"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\0]+)")
 
 
@@ -60,6 +65,21 @@ def check_digests(folder: Path, files: Sequence[Path], rank: int = 0, ranks: int
             raise UserError(
                 f"{path}: its bytes are not those that were written (another SHA-256 than in {listing.name}): copy the "
                 f"file again. If it was replaced on purpose, delete {listing}"
+            )
+
+
+def check_downloaded(files: Iterable[Path]) -> None:
+    """Compare those of ``files`` that lie in the Hugging Face cache under their SHA-256 with it.
+
+    Raises:
+        UserError: one is not what was downloaded; the message names it.
+    """
+    for path in files:
+        blob = Path(os.path.realpath(path))
+        if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name) and digest(blob) != blob.name:
+            raise UserError(
+                f"{path}: its bytes are not those that were downloaded (another SHA-256 than its name in the cache): "
+                f"delete {blob} and download the model again"
             )
 
 

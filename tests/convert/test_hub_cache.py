@@ -1,4 +1,4 @@
-"""A model in the Hugging Face cache: nothing outside it is copied."""
+"""A model in the Hugging Face cache: its weights are compared with their names there, and nothing outside is copied."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from megatron_remit.convert.hf_to_megatron import import_hf
 from megatron_remit.errors import UserError
+from megatron_remit.trust import digests
 from tests.hf_models import make_model
 from tests.rl_folders.edit import SMALL
 
@@ -32,6 +33,36 @@ def cached(plain, tmp_path):
         shutil.copy(file, blobs / algorithm(content).hexdigest())
         (snapshot / file.name).symlink_to(f"../../blobs/{algorithm(content).hexdigest()}")
     return snapshot
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 4  # a bit of a weight that stays finite
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_in_the_cache_is_refused_by_name(cached, tmp_path):
+    import_hf(cached, tmp_path / "whole")
+    _flip(cached / "model.safetensors")
+    with pytest.raises(UserError, match=r"5e1f/model.safetensors: its bytes are not those that were downloaded"):
+        import_hf(cached, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    import_hf(cached, tmp_path / "out", skip_digests=True)
+
+
+def test_a_folder_apart_from_the_cache_is_read_as_before(plain, tmp_path):
+    shutil.copytree(plain, tmp_path / "hf")
+    _flip(tmp_path / "hf" / "model.safetensors")
+    import_hf(tmp_path / "hf", tmp_path / "out")
+
+
+def test_weights_with_a_list_are_read_once_for_their_digest(cached, tmp_path, monkeypatch):
+    """An export that was uploaded has its list in the cache."""
+    digests.write_digests(cached, [cached / "model.safetensors"])
+    digest, read = digests.digest, []
+    monkeypatch.setattr(digests, "digest", lambda path: read.append(path) or digest(path))
+    import_hf(cached, tmp_path / "out")
+    assert [path for path in read if tmp_path / "cache" in path.parents] == [cached / "model.safetensors"]
 
 
 def test_a_folder_of_blobs_that_is_a_link_is_no_cache(cached, tmp_path):
