@@ -3,27 +3,29 @@
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 
 import pytest
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 
 from megatron_remit.convert.hf_to_megatron import import_hf
 from megatron_remit.convert.megatron_to_hf import export_hf
 from megatron_remit.errors import UserError
 from megatron_remit.programs.commands import export_command, import_command
+from megatron_remit.trust import saving
 from megatron_remit.trust.digests import LISTS, check_digests, write_digests
 from megatron_remit.trust.loading import check_iteration, checkpoint_files
-from tests.ranks import pretrain
+from tests.ranks import ROOT, pretrain, run_job
 
 ADAM = {"optimizer": "adam", "sgd_momentum": None, "finetune": None, "train_iters": 2, "save_interval": 2}
 
 
 @pytest.fixture(scope="module")
 def saved(material, tmp_path_factory):
-    """A run on two ranks that saved its optimizer too, one that saved asynchronously, and an export."""
+    """A run on two ranks that saved its optimizer too, and an export."""
     folder = tmp_path_factory.mktemp("saved")
-    for name, flags in (("run", {}), ("asynchronous", {"async_save": True})):
-        two = {"tensor_model_parallel_size": 2, "use_distributed_optimizer": True, "save": folder / name}
-        pretrain(2, *material.flags(**ADAM | two | flags))
+    two = {"tensor_model_parallel_size": 2, "use_distributed_optimizer": True, "save": folder / "run"}
+    pretrain(2, *material.flags(**ADAM | two))
     export_hf(folder / "run", material.policy / "hf", folder / "hf", shard_bytes=150_000)
     return folder
 
@@ -41,12 +43,41 @@ def flip(path, share=0.5):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["run", "asynchronous"])
-def test_a_run_lists_every_file_that_it_saved(saved, name):
-    folder = saved / name / "iter_0000002"
+def test_a_run_lists_every_file_that_it_saved(saved):
+    folder = saved / "run" / "iter_0000002"
     assert sorted(path.name for path in folder.glob(LISTS)) == ["remit-00000.sha256", "remit-00001.sha256"]
     assert _listed(folder) == [path.name for path in checkpoint_files(folder)]
     assert ".metadata" in _listed(folder) and "__1_0.distcp" in _listed(folder)
+
+
+def test_an_asynchronous_save_is_listed_once_all_ranks_have_written_it(tmp_path, monkeypatch):
+    """Megatron saves asynchronously on GPUs only."""
+    folder, requests = tmp_path / "iter_0000002", []
+    monkeypatch.setattr(saving, "get_args", lambda: Namespace(save=str(tmp_path), async_save=True))
+    schedule = saving.scheduled_with_digests(requests.append)
+
+    def save_checkpoint(iteration):
+        folder.mkdir(exist_ok=True)
+        schedule(AsyncRequest(None, (), []))
+
+    save = saving.with_digests(save_checkpoint)
+    save(2)
+    (folder / "__0_0.distcp").write_bytes(b"written in the background")
+    assert list(folder.glob(LISTS)) == []
+    _finalize(requests.pop(), folder)
+    assert _listed(folder) == ["__0_0.distcp"]
+    save(2)  # the same iteration again: what the first one listed does not outlive its files
+    assert list(folder.glob(LISTS)) == []
+    schedule(AsyncRequest(None, (), []))  # Megatron's second request of a save, for its logits
+    assert [len(request.finalize_fns) for request in requests] == [1, 0]
+    _finalize(requests[0], folder)
+    check_iteration(folder)
+
+
+def _finalize(request, folder):
+    for call in request.finalize_fns:
+        call()
+    saving._saves._pending[folder].result(timeout=60)
 
 
 def _listed(folder):
@@ -74,14 +105,28 @@ def test_every_flipped_bit_of_a_runs_checkpoint_is_found_by_export(copy, materia
     export_hf(copy / "run", material.policy / "hf", copy / "out")
 
 
-@pytest.mark.parametrize("flag", ["load", "reference_load"])
-@pytest.mark.parametrize("share", [0.3, 0.9])
-def test_a_run_refuses_a_damaged_import(copy, material, flag, share):
-    flip(copy / "import" / "release" / "__0_0.distcp", share)
-    run = pretrain(1, *material.remit(**{flag: copy / "import"}), check=False)
+@pytest.mark.parametrize(
+    ("root", "flag", "share"),
+    [
+        ("import/release", "load", 0.3),
+        ("import/release", "reference_load", 0.9),
+        ("run/iter_0000002", "load", 0.9),
+        ("run/iter_0000002", "reference_load", 0.3),
+        ("run/iter_0000002", "score", 0.6),
+    ],
+)
+def test_a_program_refuses_a_damaged_import_or_run(copy, material, root, flag, share):
+    flip(copy / root / "__0_0.distcp", share)
+    folder = (copy / root).parent
+    if flag == "score":
+        flag = "reference_load"
+        flags = [*material.remit(reference_load=folder), "--score-store", str(copy / "store")]
+        run = run_job(1, script=str(ROOT / "tools/score_corpus.py"), command_line=flags)
+    else:
+        run = pretrain(1, *material.remit(**{flag: folder}), check=False)
     assert run.returncode == 2 and "Traceback" not in run.output, run.output
-    assert "release/__0_0.distcp: its bytes are not those that were written" in run.output
-    assert f"--{flag.replace('_', '-')} {copy / 'import'}" in run.output
+    assert f"{root}/__0_0.distcp: its bytes are not those that were written" in run.output
+    assert f"--{flag.replace('_', '-')} {folder}" in run.output
 
 
 def test_two_ranks_read_half_of_the_files_each(copy):
