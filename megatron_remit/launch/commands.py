@@ -139,10 +139,10 @@ class Commands:
         return [*self._tool("import_hf.py"), "--hf", f"{hf}", "--out", f"{out}"]
 
     def export(self) -> list[str]:
-        """The export of the last checkpoint to the run's folder."""
+        """The export of the last checkpoint to the run's folder, in place of that of an earlier one."""
         run_dir = self.settings.run_dir
         flags = ["--megatron", f"{run_dir}/checkpoints", "--hf-template", f"{self.base}/hf", "--out", f"{run_dir}/hf"]
-        return [*self._tool("export_hf.py"), *flags]
+        return [*self._tool("export_hf.py"), *flags, "--overwrite"]
 
     def _copies(self) -> list[Copy]:
         settings = self.settings

@@ -23,6 +23,7 @@ from megatron_remit.errors import UserError, cli
 from megatron_remit.launch import slurm
 from megatron_remit.launch.commands import Commands, Progress
 from megatron_remit.launch.ending import Ending, is_told
+from megatron_remit.launch.notes import Notes
 from megatron_remit.launch.runner import Runner
 from megatron_remit.launch.settings import Settings, read
 from megatron_remit.launch.status import Status, say
@@ -68,7 +69,7 @@ class Job:
             raise
 
     def _work(self) -> None:
-        settings, commands = self.settings, self.commands
+        settings, commands, notes = self.settings, self.commands, Notes(self.settings.run_dir)
         # What a scorer refuses it says before its first row; the plan is of a run that trains.
         if settings.task == TRAIN and self._saved() == 0:
             self._succeed(commands.plan(), "these settings cannot be run")
@@ -76,14 +77,18 @@ class Job:
         if commands.reference is not None and settings.rl_hf is not None:
             self._import_once(settings.rl_hf, commands.reference)
         if settings.task == SCORE or self._saved() < settings.train_iters:
+            if settings.task == TRAIN:
+                notes.note_export(None)
             Training(settings, self.allocation, self._runner, self._status, self._ending).run()
         if settings.task == SCORE:
             self._status.write("finished", f"finished with {Progress.of(settings)}", self._saved())
             return
         exported = settings.run_dir / "hf"
-        if not exported.is_dir():
+        # A run that was made longer has the export of its earlier end.
+        if not exported.is_dir() or notes.exported != self._saved():
             say(f"exporting step {self._saved()} to {exported}")
             self._succeed(commands.export(), f"no export to {exported}")
+            notes.note_export(self._saved())
         self._status.write("finished", f"finished at {Progress.of(settings)}: {exported}", self._saved())
 
     def _import_once(self, hf: Path, out: Path) -> None:

@@ -120,7 +120,7 @@ def test_the_tools_run_inside_the_image_or_from_the_project():
     ]
     assert commands(CONTAINER_IMAGE="", PYTHON="sh").export() == [
         *("sh", "/project/tools/export_hf.py", "--megatron", "/run/checkpoints"),
-        *("--hf-template", "/imported/base-1/hf", "--out", "/run/hf"),
+        *("--hf-template", "/imported/base-1/hf", "--out", "/run/hf", "--overwrite"),
     ]
 
 

@@ -46,6 +46,30 @@ def test_what_is_done_is_not_done_again(slurm):
     assert slurm.commands() == ["scontrol show hostnames first,second"]
 
 
+def test_a_run_that_was_made_longer_is_exported_again(slurm):
+    slurm.run()
+    status, output = slurm.run(TRAIN_ITERS=12, REACHED=12)
+    assert status == 0 and f"> TIME exporting step 12 to {slurm.folder}/run/hf\n" in output
+    assert slurm.commands().count("1 export_hf") == 2
+    slurm.run(TRAIN_ITERS=12)
+    assert slurm.commands().count("1 export_hf") == 2
+
+
+@pytest.mark.parametrize("lost", ["job.json", "hf"])
+def test_an_export_of_an_unknown_step_and_one_that_is_gone_are_made_again(lost, slurm):
+    slurm.run()
+    (slurm.folder / "run" / lost).rename(slurm.folder / "lost")
+    status, output = slurm.run()
+    assert status == 0 and "exporting step 9" in output and "training" not in output
+
+
+def test_a_run_that_was_begun_anew_is_exported_again(slurm):
+    slurm.run()
+    shutil.rmtree(slurm.folder / "run/checkpoints")
+    status, output = slurm.run()
+    assert status == 0 and "exporting step 9" in output
+
+
 def test_ntp_imports_no_reference(slurm):
     status, output = slurm.run(OBJECTIVE="ntp", RL_HF="")
     assert status == 0 and output.count("importing") == 1

@@ -13,8 +13,8 @@ from tests.slurm.jobs import TINY
 
 # What runs on the host of the first node, outside a container.
 HOST_MODULES = (
-    *("__init__", "commands", "ending", "failures", "history", "job", "runner", "settings", "slurm", "status"),
-    *("training", "variables", "watchdog"),
+    *("__init__", "commands", "ending", "failures", "history", "job", "notes", "runner", "settings", "slurm"),
+    *("status", "training", "values", "variables", "watchdog"),
 )
 # The paper, section 5.1 and appendix D: learning rate, sequence length, tokens a step, tokens in all; cosine to 1e-7.
 # OLMo-3: Ai2's mid-training, src/scripts/train/OLMo3/OLMo3-7B-midtraining.py of OLMo-core.
