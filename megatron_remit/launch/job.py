@@ -71,8 +71,12 @@ class Job:
     def _work(self) -> None:
         settings, commands, notes = self.settings, self.commands, Notes(self.settings.run_dir)
         # What a scorer refuses it says before its first row; the plan is of a run that trains.
-        if settings.task == TRAIN and self._saved() == 0:
-            self._succeed(commands.plan(), "these settings cannot be run")
+        if settings.task == TRAIN:
+            if self._saved():
+                notes.check_base(settings.base_hf, commands.base)
+            else:
+                self._succeed(commands.plan(), "these settings cannot be run")
+            notes.note_base(settings.base_hf, commands.base)
         self._import_once(settings.base_hf, commands.base)
         if commands.reference is not None and settings.rl_hf is not None:
             self._import_once(settings.rl_hf, commands.reference)

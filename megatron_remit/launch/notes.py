@@ -1,4 +1,4 @@
-"""What a job notes of its run for the next one in the same ``RUN_DIR``: the step of the export.
+"""What a job notes of its run for the next one in the same ``RUN_DIR``: the base model, and the step of the export.
 
 Runs on the host with the standard library alone (see ``megatron_remit.launch.job``).
 """
@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from megatron_remit.errors import UserError
 from megatron_remit.launch.history import write_small
 
 FORMAT = 1
@@ -34,6 +35,25 @@ class Notes:
         """
         self._write(exported=step)
 
+    def note_base(self, hf: Path, imported: Path) -> None:
+        """Note from which model the run starts: its Hugging Face folder, and that of its import."""
+        self._write(base_hf=str(hf), base=imported.name)
+
+    def check_base(self, hf: Path, imported: Path) -> None:
+        """Refuse another base model than the one that the run was started from.
+
+        Raises:
+            UserError: names both and says what to do.
+        """
+        noted = self._content.get("base")
+        if noted in (None, imported.name):
+            return
+        raise UserError(
+            f"BASE_HF={hf} (imported as {imported.name}): the run in {self._path.parent} was started from "
+            f"{self._content.get('base_hf')} ({noted}). Give that model, or another RUN_DIR for a run of this one. If "
+            f"it is the same model, moved or with files written anew since, delete {self._path}"
+        )
+
     def _write(self, **changes: Any) -> None:
         self._content = {"format": FORMAT, **self._content, **changes}
         write_small(self._path, json.dumps(self._content, indent=1) + "\n")
@@ -43,5 +63,5 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # none yet, or cut short: without it the run is exported again
+        return {}  # none yet, or cut short: without it the run is exported again, and its base not compared
     return content if isinstance(content, dict) else {}

@@ -70,6 +70,23 @@ def test_a_run_that_was_begun_anew_is_exported_again(slurm):
     assert status == 0 and "exporting step 9" in output
 
 
+def test_a_run_that_has_begun_keeps_its_base(slurm):
+    (slurm.folder / "other").mkdir()
+    (slurm.folder / "other/config.json").write_text("{ }")
+    slurm.run(BASE_HF=slurm.folder / "other", PLAN_STATUS=3)  # nothing was trained: the base may still be put right
+    assert slurm.run(REACHED=4)[0] == 0
+    done = len(slurm.commands())
+    status, output = slurm.run(BASE_HF=slurm.folder / "other", SLURM_RESTART_COUNT=1)
+    assert status == 2 and output.count("\n") == 1
+    begun = f"the run in {slurm.folder}/run was started from {slurm.folder}/base (base-"
+    assert f"error: BASE_HF={slurm.folder}/other (imported as other-" in output and begun in output
+    assert f"delete {slurm.folder}/run/job.json" in output
+    assert {line for line in slurm.commands()[done:]} == {"scontrol show hostnames first,second"}
+    (slurm.folder / "run/job.json").unlink()
+    status, output = slurm.run(BASE_HF=slurm.folder / "other", SLURM_RESTART_COUNT=1)
+    assert status == 0 and "training from step 4 to 9" in output
+
+
 def test_ntp_imports_no_reference(slurm):
     status, output = slurm.run(OBJECTIVE="ntp", RL_HF="")
     assert status == 0 and output.count("importing") == 1
