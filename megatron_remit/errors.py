@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Callable
 
+DOWNLOAD = "a model of the Hugging Face hub is downloaded first: hf download NAME --local-dir DIR"
+"""What to do where a folder is expected and the name of a repository may have been given, for the end of a message."""
 _WORKERS_OF_A_CORE = 16
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from megatron_remit.analysis.models import load_tokenizer, start_token, tokenize
 from megatron_remit.data.documents import blocks
 from megatron_remit.data.tokenizer import fingerprint
-from megatron_remit.errors import UserError
+from megatron_remit.errors import DOWNLOAD, UserError
 
 # A name stands in file names and in legends, where matplotlib reads $...$ as mathematics and drops what begins with _.
 NAME = re.compile(r"[^\W_][\w.+ -]{0,59}")
@@ -59,7 +59,7 @@ def named_folders(flag: str, values: Iterable[str]) -> dict[str, Path]:
         if name in found:
             raise UserError(f"{flag} {value}: the name {name!r} is given twice; each needs its own")
         if not Path(folder).is_dir():
-            raise UserError(f"{flag} {value}: {folder} is no folder")
+            raise UserError(f"{flag} {value}: {folder} is no folder; {DOWNLOAD}")
         found[name] = Path(folder)
     return found
 

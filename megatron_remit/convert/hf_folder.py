@@ -10,7 +10,7 @@ import re
 import shlex
 from pathlib import Path
 
-from megatron_remit.errors import UserError, note
+from megatron_remit.errors import DOWNLOAD, UserError, note
 
 ADAPTER = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -50,10 +50,7 @@ def what_is_there(folder: Path) -> str:
         if folder.suffix == ".gguf":
             return _gguf(folder)
         found = "is a file" if folder.exists() else "does not exist"
-        return (
-            f"{folder} {found}; expected a Hugging Face model folder (download one with: hf download NAME "
-            "--local-dir DIR)"
-        )
+        return f"{folder} {found}; expected a Hugging Face model folder ({DOWNLOAD})"
     for patterns, explain in _KINDS:
         found_here = sorted(path for pattern in patterns for path in folder.glob(pattern))
         if found_here:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from megatron_remit.convert.hf_side_files import has_tokenizer
-from megatron_remit.errors import UserError
+from megatron_remit.errors import DOWNLOAD, UserError
 
 
 def fingerprint(vocabulary: dict[str, int]) -> str:
@@ -88,7 +88,7 @@ def load_encoder(tokenizer_type: str, tokenizer_model: Path) -> Encoder:
         UserError: the path holds no such tokenizer.
     """
     if not tokenizer_model.exists():
-        raise UserError(f"--tokenizer-model {tokenizer_model}: no such file or folder")
+        raise UserError(f"--tokenizer-model {tokenizer_model}: no such file or folder; {DOWNLOAD}")
     if tokenizer_type == "SentencePieceTokenizer":
         return _sentencepiece(tokenizer_model)
     # Each process tokenizes one text at a time; threads inside would only compete for the cores.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_remit.errors import UserError, note
+from megatron_remit.errors import DOWNLOAD, UserError, note
 from megatron_remit.evaluation.execution import UNSAFE_TASKS
 from megatron_remit.evaluation.results import Results, fingerprint, write_json, write_text
 from megatron_remit.evaluation.suites import Column, Suite, read_suite
@@ -105,8 +105,8 @@ def _models(given: list[str]) -> dict[str, Path]:
             raise UserError(f"--model {text}: the name {name} is given twice")
         if not (folder / "config.json").is_file():
             raise UserError(
-                f"--model {text}: no config.json in {folder}; give the folder that megatron-remit export wrote, or "
-                "download a model of the hub first: hf download REPOSITORY --local-dir DIR"
+                f"--model {text}: no config.json in {folder}; give the folder that megatron-remit export wrote "
+                f"({DOWNLOAD})"
             )
         models[name] = folder
     return models

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_remit.errors import UserError
+from megatron_remit.errors import DOWNLOAD, UserError
 from megatron_remit.launch.slurm import Allocation
 
 
@@ -118,7 +118,7 @@ def optional_path(name: str, text: str, values: Values) -> Path | None:
 
 def folder(name: str, text: str, values: Values) -> Path:
     if not os.path.isdir(text):
-        raise UserError(f"{name}={text}: no such folder")
+        raise UserError(f"{name}={text}: no such folder; {DOWNLOAD}")
     return path(name, text, values)
 
 

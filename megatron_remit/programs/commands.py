@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megatron_remit.artifacts import removed_on_signal, write_whole
 from megatron_remit.data.corpus_files import check_pair, check_paths, corpus_prefix
-from megatron_remit.errors import UserError
+from megatron_remit.errors import DOWNLOAD, UserError
 from megatron_remit.launch.gpus import DEFAULT_GPU, GPUS, Gpu, gpu
 
 
@@ -197,7 +197,7 @@ def plan_command() -> None:
         raise UserError("--simulate with --search: the search prints the command that simulates its best layout")
     for flag, folder in (("--base-hf", options.base_hf), ("--reference-hf", options.reference_hf)):
         if folder is not None and not folder.is_dir():
-            raise UserError(f"{flag} {folder}: no such folder; give a Hugging Face model folder")
+            raise UserError(f"{flag} {folder}: no such folder; give a Hugging Face model folder ({DOWNLOAD})")
     if options.search:
         _search(options, kind)
         return

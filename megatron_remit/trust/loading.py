@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from megatron_remit.errors import UserError
+from megatron_remit.errors import DOWNLOAD, UserError
 from megatron_remit.trust import digests, pickles
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -92,7 +92,7 @@ def _check_may_be_empty(flag: str, root: Path, needed: bool) -> None:
         )
     if needed:
         found = f"holds no checkpoint ({TRACKER} is not there)" if root.is_dir() else "no such folder"
-        raise UserError(f"{flag} {root}: {found}; {expected}")
+        raise UserError(f"{flag} {root}: {found}; {expected}; {DOWNLOAD}, and imported from DIR")
 
 
 def iteration_name(root: Path, iteration: int | None) -> str | None:

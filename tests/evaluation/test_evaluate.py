@@ -108,7 +108,7 @@ def test_no_program_of_the_model_runs_unless_that_is_allowed(tiny, formats, tmp_
     ("overrides", "message"),
     [
         ({"model": ["TINY"]}, "expected NAME=DIR"),
-        ({"model": ["A=allenai/OLMo-2-0425-1B"]}, "hf download REPOSITORY"),
+        ({"model": ["A=allenai/OLMo-2-0425-1B"]}, "hf download NAME"),
         ({"columns": ["GSM"]}, "--columns GSM: the suite base has GSM8K, MATH"),
         ({"suite": "paper"}, "--suite paper: expected one of base, extended, zero-shot"),
         ({"part": "3/2"}, "--part 3/2: expected K/N"),
