@@ -37,9 +37,11 @@ esac
 [[ -n ${OUT:-} ]] || fail "OUT is not set: give the folder of the results, on a file system that all nodes share"
 [[ -n $dry_run || -n ${SLURM_JOB_ID:-} ]] || fail "this is a Slurm script: submit it with sbatch, or pass --dry-run"
 
+# shellcheck source=examples/lib/setup.sh
+source "$project/examples/lib/setup.sh"
 tool=$project/tools/evaluate.py
 python=${PYTHON:-${VENV:-$project/.venv}/bin/python}
-step=()
+step=("${setup[@]}")
 if [[ -n ${CONTAINER_IMAGE:-} ]]; then
   tool=${CONTAINER_PROJECT:-/opt/megatron-remit}/tools/evaluate.py
   python=${PYTHON:-python}
@@ -47,9 +49,9 @@ if [[ -n ${CONTAINER_IMAGE:-} ]]; then
   case ${CONTAINER_RUNTIME:-$CONTAINER_IMAGE} in
     apptainer | singularity | *.sif)
       runtime=${CONTAINER_RUNTIME:-apptainer}
-      step=(srun --ntasks=1 "$runtime" exec --nv --no-home --bind "$mounts" "$CONTAINER_IMAGE")
+      step=(srun --ntasks=1 "${setup[@]}" "$runtime" exec --nv --no-home --bind "$mounts" "$CONTAINER_IMAGE")
       ;;
-    *) step=(srun --ntasks=1 "--container-image=$CONTAINER_IMAGE" "--container-mounts=$mounts") ;;
+    *) step=(srun --ntasks=1 "--container-image=$CONTAINER_IMAGE" "--container-mounts=$mounts" "${setup[@]}") ;;
   esac
 elif ! command -v "$python" > /dev/null; then
   fail "$python is not there: set VENV to a virtual environment on a shared file system, or CONTAINER_IMAGE"

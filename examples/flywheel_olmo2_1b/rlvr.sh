@@ -31,7 +31,7 @@ case ${RLVR_STAGE:-} in
 esac
 # 12 GPUs learn and 4 generate. Ai2 saved every 200 steps, which are hours; a job here ends before 43 hours are over.
 command=(
-  srun --ntasks-per-node=1 --kill-on-bad-exit=1 bash "$(realpath "$here")/ray_node.sh" "$bin"
+  srun --ntasks-per-node=1 --kill-on-bad-exit=1 "${setup[@]}" bash "$(realpath "$here")/ray_node.sh" "$bin"
   "$bin/python" open_instruct/grpo_fast.py --exp_name "rlvr$RLVR_STAGE"
   --model_name_or_path "$IN" --tokenizer_name_or_path "$IN" --add_bos --chat_template_name tulu
   --dataset_mixer_list "$data" 1.0 --dataset_mixer_list_splits train

@@ -5,6 +5,7 @@
 #   OUT              model folder that it writes; it appears whole, and a stage whose OUT is there does nothing
 #   OPEN_INSTRUCT    checkout of github.com/allenai/open-instruct at commit 65fc1b99, which its docs/olmo2.md names
 #   OPEN_INSTRUCT_BIN  bin folder of its environment (default: OPEN_INSTRUCT/.venv/bin)
+#   SETUP            shell code, or a file of it, that each node runs before the command, such as "module load cuda"
 #
 # The numbers of the stages are those that Ai2 published for OLMo-2-1B (open-instruct, docs/olmo2.md). Its names of flags
 # changed over time: those here are of the commit above. Nothing is pushed to the hub. None of it has run on a GPU yet.
@@ -12,6 +13,8 @@
 # The caller has found this folder.
 # shellcheck source=examples/lib/arguments.sh
 source "$here/../lib/arguments.sh" "$@"
+# shellcheck source=examples/lib/setup.sh
+source "$here/../lib/setup.sh"
 for name in IN OUT OPEN_INSTRUCT; do
   [[ -n ${!name:-} ]] || fail "$name is not set; examples/flywheel_olmo2_1b/stage.sh says what it is"
 done
@@ -22,7 +25,7 @@ part=$OUT.part
 
 # accelerate's own flags, for ZeRO stage $1 on one node.
 launch() {
-  command=("$bin/accelerate" launch --mixed_precision bf16 --num_processes "${SLURM_GPUS_ON_NODE:-8}" --use_deepspeed
+  command=("${setup[@]}" "$bin/accelerate" launch --mixed_precision bf16 --num_processes "${SLURM_GPUS_ON_NODE:-8}" --use_deepspeed
     --deepspeed_config_file "configs/ds_configs/stage$1_no_offloading_accelerate.conf"
     --deepspeed_multinode_launcher standard)
 }

@@ -1,6 +1,7 @@
 """examples/evaluate.sh: the command that it prints, and its messages."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -49,6 +50,24 @@ def test_variables_become_flags():
 def test_each_task_of_an_array_has_its_share():
     task = {"SLURM_ARRAY_TASK_COUNT": 4, "SLURM_ARRAY_TASK_ID": 12, "SLURM_ARRAY_TASK_MIN": 10}
     assert printed(**task)[-2:] == ["--part", "3/4"]
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_setup_runs_before_the_command_and_its_failure_ends_the_job(as_file, tmp_path):
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$WORD: $*"\n')
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "my setup.sh").write_text("export WORD=brought\n")
+    setup = tmp_path / "my setup.sh" if as_file else "export WORD=brought"
+    done = run(SETUP=setup, PYTHON=tmp_path / "python", SLURM_JOB_ID=7)
+    assert done.stdout.startswith(f"brought: {ROOT}/tools/evaluate.py --out results "), done.stderr
+    done = run(SETUP="false", PYTHON=tmp_path / "python", SLURM_JOB_ID=7)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: SETUP failed\n")
+
+
+@pytest.mark.parametrize(("image", "before"), [("remit.sqsh", "python"), ("remit.sif", "apptainer")])
+def test_setup_runs_inside_an_image_of_pyxis_and_before_apptainer(image, before):
+    done = run("--dry-run", CONTAINER_IMAGE=image, CONTAINER_MOUNTS="/a:/a", PYTHON=None, SETUP="module load x")
+    assert re.fullmatch(rf"srun --ntasks=1 .*bash -c \$'{{ module load x.* setup {before} .*\n", done.stdout)
 
 
 def test_an_image_is_entered_through_srun():

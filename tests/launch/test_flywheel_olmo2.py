@@ -213,6 +213,22 @@ def test_a_stage_writes_its_model_whole_and_only_once(folder):
     assert len((folder / "notes/commands").read_text().splitlines()) == 1
 
 
+@pytest.mark.parametrize("script", ["sft.sh", "dpo.sh", "rlvr.sh"])
+def test_setup_runs_before_a_stages_command(script, folder):
+    given = {"SLURM_JOB_ID": 7, "RLVR_STAGE": 1, "INNER": "rlvr1" if script == "rlvr.sh" else ""}
+    # The stand-in for srun does not run what it is given.
+    runs_it = '#!/usr/bin/env bash\nwhile [[ $1 == --* ]]; do shift; done\nSTATUS= exec "$@"\n'
+    write_program(folder / "bin/srun", runs_it)
+    status, text = run(script, folder=folder, SETUP='echo "brought on $PWD"; false', **given)
+    assert status == 2 and f"brought on {folder}/open-instruct\nerror: SETUP failed\n" in text
+    assert not (folder / "out").exists() and not (folder / "notes/commands").exists()
+
+
+def test_a_stage_runs_with_what_setup_brings(folder):
+    status, text = run("sft.sh", folder=folder, SLURM_JOB_ID=7, SETUP="export INNER=; echo brought")
+    assert status == 0 and text.startswith("brought\n") and (folder / "out/config.json").exists()
+
+
 def test_rlvr_takes_the_model_out_of_the_trainers_own_folder(folder):
     # What an interrupted start left behind, without a model.
     (folder / "out.part/models/rlvr1__1__100_checkpoints/step_50").mkdir(parents=True)
