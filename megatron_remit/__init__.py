@@ -1,5 +1,6 @@
 """ReMiT (RL-guided mid-training) on Megatron-Core."""
 
+import logging as _logging
 import warnings as _warnings
 
 # What Megatron says while it is imported where Transformer Engine and apex are not installed. This program chooses its
@@ -11,3 +12,12 @@ for _message in (
     "torch.distributed is disabled, unavailable or uninitialized",
 ):
     _warnings.filterwarnings("ignore", message=_message)
+
+
+def _is_news(record: _logging.LogRecord) -> bool:
+    """Whether a line of torch's tells a user something: on a machine with CUDA's compiler and without a GPU, which may
+    well be meant, it warns of the compiler's folder."""
+    return not str(record.msg).startswith("No CUDA runtime is found")
+
+
+_logging.getLogger("torch.utils.cpp_extension").addFilter(_is_news)

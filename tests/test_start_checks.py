@@ -146,12 +146,30 @@ def test_a_corpus_shorter_than_a_row_is_refused_with_fixed_rows(material, tmp_pa
     )
 
 
-def test_nothing_stands_above_an_error_but_the_error():
-    """In a process of its own: Megatron warns while it is imported."""
-    done = run_command(["python", "-m", "megatron_remit.pretrain", "--yaml-cfg", "run.yaml"])
-    assert done.returncode == 2
-    first = next(line for line in done.output.splitlines() if "CUDA_HOME" not in line)
-    assert first.startswith("error: --yaml-cfg")
+COMMANDS = (
+    "preprocess --input no.jsonl --output-prefix no/corpus --tokenizer-model no",
+    "import --hf no --out no/out",
+    "export --megatron no --hf-template no --out no/out",
+    "train --yaml-cfg run.yaml",
+)
+IN_ONE_PROCESS = """
+import sys
+from megatron_remit.programs.cli import run
+for command in sys.argv[1:]:
+    sys.argv = ["megatron-remit", *command.split()]
+    try:
+        run()
+    except SystemExit as ended:
+        assert ended.code == 2, ended.code
+"""
+
+
+def test_nothing_stands_above_an_error_but_the_error(monkeypatch, tmp_path):
+    """In a process of its own: torch and Megatron warn while they are imported, torch of a compiler without a GPU."""
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    done = run_command(["python", "-c", IN_ONE_PROCESS, *COMMANDS])
+    assert done.returncode == 0
+    assert [line.split(" ")[0] for line in done.output.splitlines()] == ["error:"] * len(COMMANDS), done.output
 
 
 def test_a_loss_of_nan_ends_a_run_without_save_by_its_name(material):
