@@ -7,19 +7,30 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_remit.convert.megatron_io import iteration_folder
 from megatron_remit.errors import UserError
 from megatron_remit.megatron_flags import spelt
-from megatron_remit.programs.identity import check_allowed, check_same_run, run_identity, write_run_file
+from megatron_remit.programs.identity import (
+    check_allowed,
+    check_same_run,
+    run_identity,
+    write_run_file,
+)
 from megatron_remit.reference.checkpoint import saved_arguments
+from megatron_remit.trust.loading import existing, iteration_name
 
 # What Megatron's scheduler compares with the checkpoint's values (``OptimizerParamScheduler.load_state_dict``).
 _SCHEDULE = (
     *("lr", "min_lr", "lr_decay_style", "lr_warmup_iters", "lr_warmup_samples", "lr_warmup_fraction"),
     *("start_weight_decay", "end_weight_decay", "weight_decay_incr_style"),
 )
-# The distributed optimizer's state is stored as the ranks of these sizes hold it.
-_MODEL_LAYOUT = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "expert_model_parallel_size")
+_VIRTUAL = "virtual_pipeline_model_parallel_size"
+# The distributed optimizer's state is stored as the ranks hold it: these sizes, and which layers are on which stage.
+_MODEL_LAYOUT = (
+    *("tensor_model_parallel_size", "pipeline_model_parallel_size", "expert_model_parallel_size"),
+    *("expert_tensor_parallel_size", _VIRTUAL, "pipeline_model_parallel_layout"),
+    *("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers"),
+    *("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split"),
+)
 
 
 def check_run(args: argparse.Namespace) -> int:
@@ -38,16 +49,11 @@ def check_run(args: argparse.Namespace) -> int:
         return 0
     identity = run_identity(args)
     check_allowed(args.allow_changed, identity)
-    earlier, step = _earlier(args)
+    earlier, step = earlier_run(args)
     if earlier is not None:
-        where = f"--load {args.load}"
-        saved_identity = getattr(earlier, "remit_run", None)
-        if saved_identity is not None:
-            check_same_run(identity, saved_identity, args.allow_changed, where)
-        if not args.no_load_optim:
-            _check_optimizer(args, earlier, where)
-            _check_schedule(args, earlier, where)
-            _check_layout(args, earlier, where)
+        saved_identity = getattr(earlier, "remit_run", None) or {}
+        check_same_run(identity, saved_identity, args.allow_changed, f"--load {args.load}")
+        check_state(args, earlier)
     args.remit_run = identity
     return step
 
@@ -62,14 +68,38 @@ def record_start(args: argparse.Namespace, step: int) -> None:
         write_run_file(args, args.remit_run, step)
 
 
-def _earlier(args: argparse.Namespace) -> tuple[argparse.Namespace | None, int]:
+def earlier_run(args: argparse.Namespace) -> tuple[argparse.Namespace | None, int]:
     """The arguments in the checkpoint that the run goes on from and its step; None and 0 for a new run."""
-    if args.load is None or args.finetune or not (Path(args.load) / "latest_checkpointed_iteration.txt").is_file():
+    if args.load is None or args.finetune:
         return None, 0
-    folder = iteration_folder(Path(args.load), args.ckpt_step)
-    if not folder.name.startswith("iter_"):
+    # --ckpt-step 0 is Megatron's word for the latest.
+    name = iteration_name(Path(args.load), args.ckpt_step or None)
+    if name is None or not name.startswith("iter_"):
         return None, 0
-    return saved_arguments(folder), int(folder.name.removeprefix("iter_"))
+    return saved_arguments(existing(Path(args.load) / name)), int(name.removeprefix("iter_"))
+
+
+def check_state(args: argparse.Namespace, earlier: argparse.Namespace) -> None:
+    """Check what the run is to take up: the states of optimizer, schedule and random numbers.
+
+    Raises:
+        UserError: the checkpoint does not have them, or has those of other flags.
+    """
+    where = f"--load {args.load}"
+    if not args.no_load_optim:
+        if getattr(earlier, "no_save_optim", False):
+            raise UserError(
+                f"{where}: was saved with --no-save-optim, so there is no optimizer to go on with; pass "
+                "--no-load-optim --no-load-rng to go on with a fresh one"
+            )
+        _check_optimizer(args, earlier, where)
+        _check_schedule(args, earlier, where)
+        check_layout(args, earlier, where)
+    if not args.no_load_rng and getattr(earlier, "no_save_rng", False):
+        raise UserError(
+            f"{where}: was saved with --no-save-rng, so there are no random states to go on with; pass --no-load-rng "
+            "to go on with fresh ones"
+        )
 
 
 def _check_optimizer(args: argparse.Namespace, earlier: argparse.Namespace, where: str) -> None:
@@ -104,17 +134,30 @@ def _schedule_changes(args: argparse.Namespace, earlier: argparse.Namespace) -> 
     yield from (one for one in found if one[1] != one[2])
 
 
-def _check_layout(args: argparse.Namespace, earlier: argparse.Namespace, where: str) -> None:
+def check_layout(args: argparse.Namespace, earlier: argparse.Namespace, where: str) -> None:
+    """Refuse a model-parallel layout that the state of the distributed optimizer does not fit.
+
+    Raises:
+        UserError: names what has changed, and both values.
+    """
     if not args.use_distributed_optimizer or args.dist_ckpt_optim_fully_reshardable:
         return
     for name in _MODEL_LAYOUT:
-        before, now = getattr(earlier, name, None), getattr(args, name)
-        if before not in (None, now):
+        now = getattr(args, name)
+        before = getattr(earlier, name, now)
+        if before != now:
             raise UserError(
-                f"{spelt(name)} {now}, but the run in {where} was saved with {before}: the distributed optimizer's "
-                "state cannot be loaded in another model-parallel layout. Give the earlier value (only the number of "
-                "nodes may change), or pass --no-load-optim --no-load-rng to go on with a fresh optimizer"
+                f"{_layout(name, now)}, but the run in {where} was saved with {_layout(name, before)}: the distributed "
+                "optimizer's state cannot be loaded in another model-parallel layout. Give the earlier value (only the "
+                "number of nodes may change), or pass --no-load-optim --no-load-rng to go on with a fresh optimizer"
             )
+
+
+def _layout(name: str, value: object) -> str:
+    # Megatron derives it from one of three flags, and has None for 1.
+    if name == _VIRTUAL:
+        return f"{value or 1} model chunks on each pipeline stage (--num-layers-per-virtual-pipeline-stage or its like)"
+    return f"{spelt(name)} {value}"
 
 
 def _check_optimizer_format(args: argparse.Namespace) -> None:
