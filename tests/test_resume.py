@@ -10,6 +10,8 @@ import torch
 
 from megatron_remit.data.corpus_files import corpus_digest
 from megatron_remit.programs.resume import earlier_run
+from megatron_remit.reference.checkpoint import saved_arguments
+from megatron_remit.reference.fingerprint import reference_fingerprint
 from tests.checkpoints import load_tensors
 from tests.conftest import VOCABULARY, write_corpus, write_documents
 from tests.ranks import pretrain
@@ -59,6 +61,15 @@ def test_the_same_flags_go_on(material, resumed):
     assert {"torch", "megatron-core", "git commit"} <= content["starts"][0]["versions"].keys()
 
 
+def test_the_model_that_the_run_started_from_stays_in_its_identity(material, resumed):
+    """The second start has no --finetune, and reads its own checkpoint."""
+    folder = resumed[1]
+    identity = json.loads((folder / "run.json").read_text())["identity"]
+    import_folder = material.policy / "release"
+    assert identity["base"] == reference_fingerprint(import_folder, saved_arguments(import_folder))
+    assert saved_arguments(folder / "iter_0000004").remit_run == identity
+
+
 def test_step_0_is_the_latest_checkpoint(started):
     args = parsed(["--load", started, "--ckpt-step", 0])
     assert earlier_run(args)[1] == SAVED
@@ -69,6 +80,7 @@ def test_step_0_is_the_latest_checkpoint(started):
     [
         ("seed", {"seed": 8}, "--seed 8, but the run in .* was trained with 7: from here on it would read other rows"),
         ("split", {"split": "90,10,0", "eval_iters": 0}, "--split 90,10,0, but .* 100,0,0"),
+        ("dataloader_type", {"dataloader_type": "cyclic"}, "--dataloader-type cyclic, but .* single: .* other rows"),
         ("row_seed", {"row_seed": 1}, "--row-seed 1, but .* was trained with null"),
         ("eod_mask_loss", {"eod_mask_loss": None}, "--eod-mask-loss false, but .* true"),
         ("remit_epsilon", {"remit_epsilon": 0.3}, "--remit-epsilon 0.3, but .* 0.2: .* another loss"),

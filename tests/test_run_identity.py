@@ -12,7 +12,7 @@ from tests.conftest import write_corpus
 from tests.test_bad_input import parsed
 
 DATA_FLAGS = {
-    *("seed", "split", "row_seed", "seq_length", "eod_mask_loss"),
+    *("seed", "split", "row_seed", "dataloader_type", "seq_length", "eod_mask_loss"),
     *("reset_position_ids", "reset_attention_mask", "dataloader_inter_document_masking"),
 }
 WHAT = {"corpora": "the content of the corpora is ", "reference": "the reference is ", "reference_base": "its base is "}

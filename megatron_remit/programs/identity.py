@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron.core.dist_checkpointing import check_is_distributed_checkpoint
 from megatron.training.utils import get_blend_and_blend_per_split
 
 from megatron_remit.artifacts import write_whole
@@ -18,6 +19,7 @@ from megatron_remit.objectives.registry import OBJECTIVES, objective_class
 from megatron_remit.reference.checkpoint import checkpoint_folder, saved_arguments
 from megatron_remit.reference.fingerprint import reference_fingerprint
 from megatron_remit.score_store.manifest import read_manifest
+from megatron_remit.trust.loading import existing, iteration_name
 from megatron_remit.versions import machine, versions
 
 FILE = "run.json"
@@ -27,6 +29,7 @@ _DATA_FLAGS = (
     "seed",
     "split",
     "row_seed",
+    "dataloader_type",
     "seq_length",
     "eod_mask_loss",
     "reset_position_ids",
@@ -87,6 +90,22 @@ def _model(checkpoint: Path | None, store: Path | None) -> str | None:
         folder = checkpoint_folder(checkpoint)
         return reference_fingerprint(folder, saved_arguments(folder))
     return None if store is None or not store.is_dir() else read_manifest(store).identity.reference
+
+
+def model_started_from(args: argparse.Namespace) -> str | None:
+    """The fingerprint of the model that a new run takes its first weights from; None for random ones, and for
+    Megatron's legacy format.
+
+    A resumed run takes its weights from its own checkpoints, so this is not compared, only kept.
+    """
+    for root, step in ((args.load, args.ckpt_step or None), (args.pretrained_checkpoint, None)):
+        name = None if root is None else iteration_name(Path(root), step)
+        if name is not None:
+            folder = existing(Path(root) / name)
+            if not check_is_distributed_checkpoint(str(folder)):
+                return None
+            return reference_fingerprint(folder, saved_arguments(folder))
+    return None
 
 
 def check_allowed(allowed: list[str], identity: Identity) -> None:

@@ -12,6 +12,7 @@ from megatron_remit.megatron_flags import spelt
 from megatron_remit.programs.identity import (
     check_allowed,
     check_same_run,
+    model_started_from,
     run_identity,
     write_run_file,
 )
@@ -50,11 +51,14 @@ def check_run(args: argparse.Namespace) -> int:
     identity = run_identity(args)
     check_allowed(args.allow_changed, identity)
     earlier, step = earlier_run(args)
-    if earlier is not None:
+    if earlier is None:
+        base = model_started_from(args)
+    else:
         saved_identity = getattr(earlier, "remit_run", None) or {}
         check_same_run(identity, saved_identity, args.allow_changed, f"--load {args.load}")
         check_state(args, earlier)
-    args.remit_run = identity
+        base = saved_identity.get("base")
+    args.remit_run = identity | {"base": base}
     return step
 
 
