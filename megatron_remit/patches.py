@@ -5,7 +5,6 @@ import functools
 import importlib.util
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,7 +54,8 @@ def apply() -> None:
     save = heartbeat.before(heartbeat.SAVING, saving.with_digests(checkpointing.save_checkpoint))
     training.save_checkpoint = checkpointing.save_checkpoint = save
     checkpointing.schedule_async_save = saving.scheduled_with_digests(checkpointing.schedule_async_save)
-    checkpointing._async_delete_checkpoint_impl = _prune(checkpointing._async_delete_checkpoint_impl)
+    delete = retention.keeping_more(checkpointing._async_delete_checkpoint_impl, get_args)
+    checkpointing._async_delete_checkpoint_impl = delete
     measured = step_metrics.with_step_metrics(training.train_step)
     training.train_step = heartbeat.after_step(measured, lambda: get_args().curr_iteration + 1)
     training.evaluate_and_print_results = heartbeat.before(heartbeat.VALIDATING, training.evaluate_and_print_results)
@@ -93,19 +93,6 @@ def _with_readable_help(original: Any) -> Any:
     return call
 
 
-def _prune(original: Any) -> Any:
-    """``--save-keep-last N``: Megatron removes the last checkpoint but one when a save is complete, unless its step is
-    a multiple of ``--save-retain-interval``. At that moment, in the same thread or process, more of them stay."""
-
-    @functools.wraps(original)
-    def call(save: str, *rest: Any, **named: Any) -> None:
-        args = get_args()
-        for step in retention.prune(Path(save), args.save_keep_last, args.save_retain_interval):
-            print(f"  removed the checkpoint of iteration {step:7d} in {save}", flush=True)
-
-    return call
-
-
 def score_ahead_with(reference: list[Module], base: Base | None) -> None:
     """From now on ``reference``, and ``base`` if there is one, score each of Megatron's training steps before it runs.
 
@@ -121,6 +108,19 @@ def score_ahead_with(reference: list[Module], base: Base | None) -> None:
         return ScoreAhead(reference, base, original(*args, **kwargs))
 
     training.get_forward_backward_func = get_forward_backward_func
+
+
+def once_data_stands(then: Any) -> None:
+    """From now on ``then`` is called when Megatron has built a run's data iterators, with virtual stages for each."""
+    original = training.build_train_valid_test_data_iterators
+
+    @functools.wraps(original)
+    def call(*rest: Any, **named: Any) -> Any:
+        built = original(*rest, **named)
+        then()
+        return built
+
+    training.build_train_valid_test_data_iterators = call
 
 
 def _load_args(original: Any) -> Any:

@@ -5,10 +5,14 @@ stay. A checkpoint is removed only once a newer one is whole and named in the tr
 another name: a process that is killed meanwhile leaves no half checkpoint under the name of a whole one.
 """
 
+import argparse
+import functools
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 _FOLDER = re.compile(r"iter_(\d{7,})")
 # Written last, once all ranks have written their files.
@@ -60,3 +64,17 @@ def prune(save: Path, keep_last: int, interval: int) -> list[int]:
     except OSError as error:
         print(f"note: old checkpoints in {save} were not removed ({error})", flush=True)
     return removed
+
+
+def keeping_more(delete: Callable[..., Any], run_arguments: Callable[[], argparse.Namespace]) -> Callable[..., None]:
+    """Stands for Megatron's ``delete``, which removes the last checkpoint but one when a save is complete, unless its
+    step is a multiple of ``--save-retain-interval``. At that moment, in the same thread or process, more of them stay.
+    """
+
+    @functools.wraps(delete)
+    def call(save: str, *rest: Any, **named: Any) -> None:
+        args = run_arguments()
+        for step in prune(Path(save), args.save_keep_last, args.save_retain_interval):
+            print(f"  removed the checkpoint of iteration {step:7d} in {save}", flush=True)
+
+    return call

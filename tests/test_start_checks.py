@@ -136,14 +136,17 @@ def test_a_validation_set_without_a_whole_step_is_refused_by_name(material, tmp_
     )
 
 
-def test_a_corpus_shorter_than_a_row_is_refused_with_fixed_rows(material, tmp_path):
+def test_a_corpus_shorter_than_a_row_is_refused_with_fixed_rows_and_leaves_no_record(material, tmp_path):
     write_documents(tmp_path / "short", [torch.arange(1, 20)])
     refused(
         material,
         f"{tmp_path}/short: the train split has fewer tokens than one row",
         data_path=tmp_path / "short",
         row_seed=1,
+        save=tmp_path / "run",
+        save_interval=1,
     )
+    assert not (tmp_path / "run").exists()
 
 
 COMMANDS = (

@@ -6,7 +6,7 @@ reference that scores ahead of each step.
 
 import argparse
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -55,7 +55,8 @@ def main() -> None:
         own = reference_arguments(args) if scores_ahead(args) else None
         base = reference_arguments(args, BASE_FLAG) if scores_base_ahead(args) else None
         config.post_wrap_hooks.append(partial(_add_references, own, base))
-    record_start(args, step)
+    # Called for each model chunk, of which the first has read the corpora.
+    patches.once_data_stands(cache(partial(record_start, args, step)))
     try:
         pretrain(
             pretrain_cfg_container_from_args(args, config),

@@ -13,7 +13,9 @@ from megatron_remit.reference import fingerprint
 from megatron_remit.reference.checkpoint import saved_arguments
 from megatron_remit.score_store.manifest import check_free
 from megatron_remit.scoring import session
-from tests.ranks import pretrain
+from tests.conftest import write_documents
+from tests.ranks import pretrain, run_job
+from tests.score_store.programs import SCORER
 from tests.test_bad_input import parsed
 
 cpu.install()
@@ -131,3 +133,13 @@ def test_the_program_ends_with_the_message_and_no_step(material, tmp_path):
     assert ended.returncode != 0
     assert f"error: --score-store {tmp_path}/s: written for another reference" in ended.output
     assert not ended.scalars.get("lm loss")
+
+
+def test_a_refused_corpus_leaves_no_store(material, tmp_path):
+    write_documents(tmp_path / "short", [torch.arange(1, 20)])
+    flags = material.remit(data_path=tmp_path / "short", row_seed=1, score_store=tmp_path / "store")
+    run = run_job(1, script=str(SCORER), command_line=flags)
+    errors = [line for line in run.output.splitlines() if line.startswith("error: ")]
+    assert run.returncode == 2 and len(errors) == 1, run.output
+    assert f"{tmp_path}/short: the train split has fewer tokens than one row" in errors[0]
+    assert not (tmp_path / "store").exists()
