@@ -43,7 +43,9 @@ class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDesc
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         says = "default" in (action.help or "").lower()
-        return action.help if says or action.default in (None, False) else super()._get_help_string(action)
+        # By identity: 0.0 is equal to False, and a default to show.
+        shown = not says and action.default is not None and action.default is not False
+        return super()._get_help_string(action) if shown else action.help
 
 
 def add_remit_arguments(
