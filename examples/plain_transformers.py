@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 def read_rows(args: Namespace) -> torch.Tensor:
     """The run's rows [R, W] in order, cut and drawn as the training program does with --row-seed and --seed."""
-    tokenizer, cut = AutoTokenizer.from_pretrained(args.base), Draw(args.row_seed)
+    tokenizer, cut = AutoTokenizer.from_pretrained(args.base, trust_remote_code=False), Draw(args.row_seed)
     texts = [json.loads(line)["text"] for line in args.data.open(encoding="utf-8") if line.strip()]
     documents = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts, add_special_tokens=False).input_ids if ids]
     tokens = torch.tensor([token for i in cut.permutation(len(documents)) for token in documents[i]])
@@ -30,8 +30,8 @@ def token_nll(model: PreTrainedModel, row_W: torch.Tensor) -> torch.Tensor:
 def reference_nll(args: Namespace, rows_RW: torch.Tensor) -> torch.Tensor:
     """The reference's NLLs [R, S]: by the model of --rl, or from a score store, which finds a row by its tokens."""
     if not args.score_store:
-        model = AutoModelForCausalLM.from_pretrained(args.rl, dtype=torch.float32).to(args.device).requires_grad_(False)
-        return torch.stack([token_nll(model, row_W) for row_W in rows_RW])
+        model = AutoModelForCausalLM.from_pretrained(args.rl, dtype="float32", trust_remote_code=False).to(args.device)
+        return torch.stack([token_nll(model, row_W).detach() for row_W in rows_RW])
     from megatron_remit.score_store import keys, reader  # without Megatron
 
     store, rows = reader.ScoreStore(args.score_store), rows_RW.cpu()
@@ -74,7 +74,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     rows_RW = read_rows(args)
     reference_RS = reference_nll(args, rows_RW) if args.objective == "remit" else torch.zeros_like(rows_RW[:, 1:])
-    model = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32).to(args.device)
+    model = AutoModelForCausalLM.from_pretrained(args.base, dtype="float32", trust_remote_code=False).to(args.device)
     train(args, model, rows_RW, reference_RS)
     model.save_pretrained(args.out)
-    AutoTokenizer.from_pretrained(args.base).save_pretrained(args.out)
+    AutoTokenizer.from_pretrained(args.base, trust_remote_code=False).save_pretrained(args.out)

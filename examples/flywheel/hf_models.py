@@ -49,7 +49,7 @@ def init(options: argparse.Namespace) -> None:
     """A random OLMo-2 model."""
     hidden, feed_forward, layers, heads = SIZES[options.size]
     torch.manual_seed(options.seed)
-    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer, trust_remote_code=False)
     config = Olmo2Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
@@ -126,7 +126,7 @@ def save(trainer: Any, source: Path, out: Path) -> None:
     temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     trainer.model.save_pretrained(temporary)
-    AutoTokenizer.from_pretrained(source).save_pretrained(temporary)
+    AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(temporary)
     (temporary / "metrics.json").write_text(json.dumps(trainer.state.log_history, indent=1))
     os.rename(temporary, out)
 

@@ -29,7 +29,7 @@ KEEP_RATIO, EPSILON = 0.8, 0.2
 
 def read_rows(path: Path, folder: Path, count: int) -> tuple[list[list[int]], list[list[str]], int]:
     """The first ``count`` rows of the corpus, their kinds, the start token."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     rows = [
         Document(tuple(Piece(text, kind) for text, kind in json.loads(line))) for line in path.read_text().splitlines()
     ][:count]

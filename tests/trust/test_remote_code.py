@@ -1,8 +1,10 @@
 """Python code in a model folder is never run, and nobody is asked whether it should be."""
 
+import ast
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 
@@ -78,3 +80,16 @@ def test_a_terminal_is_not_asked_either(folder, tmp_path):
     os.close(theirs)
     assert done.returncode == 2 and "never run here" in done.stderr and "[y/N]" not in done.stderr
     assert not (tmp_path / "made").exists()
+
+
+def test_no_auto_class_is_left_to_ask():
+    """Where a call says nothing of it, transformers asks on a terminal whether to run the code."""
+    calls = 0
+    for folder in ("examples", "megatron_remit", "tools", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+                if re.fullmatch(r"Auto\w+\.from_(pretrained|config)", ast.unparse(call.func)):
+                    calls += 1
+                    stated = {word.arg: ast.unparse(word.value) for word in call.keywords}
+                    assert stated.get("trust_remote_code") == "False", f"{path}:{call.lineno}"
+    assert calls >= 10
