@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -78,6 +78,67 @@ def whole_files(*targets: Path) -> Iterator[list[Path]]:
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_set(*targets: Path) -> Iterator[list[Path]]:
+    """As :func:`whole_files`, for files of one folder that belong together: all of them or none. The last, the head,
+    goes first and comes last, so that it never stands beside files of another set.
+
+    An older set is moved aside for that moment. It comes back if the body or the writing raises; after a kill with
+    :func:`bring_back`, which this calls first.
+    """
+    bring_back(targets[-1])
+    for target in targets:
+        scratch.clear(target)
+    temporaries = [scratch.being_written(path) for path in targets]
+    try:
+        yield temporaries
+        with signals_held():
+            swap(temporaries, targets)
+    finally:
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+
+
+def swap(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
+    """Rename each temporary file to its target in the order given. What is there is moved aside first, the last target
+    before all others, and removed once the new files stand.
+
+    Raises OSError; the targets are then as before.
+    """
+    aside: list[tuple[Path, Path]] = []
+    placed: list[Path] = []
+    try:
+        for target in reversed(targets):
+            if target.exists():
+                old = scratch.moved_aside(target)
+                os.rename(target, old)
+                aside.append((old, target))
+        for temporary, target in zip(temporaries, targets, strict=True):
+            os.rename(temporary, target)
+            placed.append(target)
+    except OSError:
+        for target in placed:
+            target.unlink()
+        for old, target in reversed(aside):
+            os.rename(old, target)
+        raise
+    for old, _ in reversed(aside):
+        old.unlink()
+
+
+def bring_back(head: Path) -> None:
+    """Put the set of ``head`` right, if a killed process left it among the renames of :func:`whole_set`: the old set is
+    whole again unless the new one is, of which then nothing old is left."""
+    for old_head, owner in scratch.left_behind(head, "old"):
+        end = f".old-{owner}"
+        others = [path for path in head.parent.glob(f"*{end}") if path != old_head]
+        for old in (*others, old_head):  # the head's last: it says that there is something to do
+            if head.exists():
+                scratch.remove(old)
+            else:
+                os.replace(old, old.with_name(old.name.removesuffix(end)))
 
 
 @contextmanager

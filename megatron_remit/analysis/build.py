@@ -12,7 +12,7 @@ from megatron_remit.analysis.inputs import Texts, check_name, check_tokenizers, 
 from megatron_remit.analysis.models import check_models
 from megatron_remit.analysis.page import HeatmapSection, page
 from megatron_remit.analysis.score import Scores, score_all
-from megatron_remit.artifacts import folder_for, unwritable, whole_files
+from megatron_remit.artifacts import bring_back, folder_for, unwritable, whole_set
 from megatron_remit.errors import UserError
 
 PAGE = "compare.html"
@@ -56,6 +56,7 @@ def compare(request: Request) -> Path:
     with ExitStack() as folder:
         with writing():
             folder.enter_context(folder_for(request.out))
+            bring_back(request.out / PAGE)
         files = _compared(request, models, texts, runs, accuracies, pairs)
         with writing():
             _write(request.out, files)
@@ -85,14 +86,11 @@ def _compared(
 
 
 def _write(out: Path, files: dict[str, bytes]) -> None:
-    """Write the page and its figures, all of them or none: no page stands beside figures of another comparison.
-
-    An older page goes first and the new one, the last of ``files``, comes last; between the two are only renames.
-    """
-    with whole_files(*(out / name for name in files)) as temporaries:
+    """Write the page, the last of ``files``, and its figures: all of them or none, and no page stands beside figures of
+    another comparison."""
+    with whole_set(*(out / name for name in files)) as temporaries:
         for temporary, content in zip(temporaries, files.values(), strict=True):
             temporary.write_bytes(content)
-        (out / PAGE).unlink(missing_ok=True)
 
 
 def _pairs(request: Request, models: dict[str, Path]) -> list[tuple[tuple[str, str], bool]]:

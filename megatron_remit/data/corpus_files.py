@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_remit import scratch
-from megatron_remit.artifacts import check_writable, folder_for, signals_held
+from megatron_remit.artifacts import check_writable, folder_for, signals_held, swap
 from megatron_remit.errors import UserError
 
 _INDEX_HEADER = b"MMIDIDX\x00\x00"
@@ -172,30 +172,11 @@ def new_corpus(prefix: Path) -> Iterator[tuple[Path, Path, Path]]:
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
             with signals_held():
-                _swap(temporaries, targets, prefix / "cache")
+                shutil.rmtree(prefix / "cache", ignore_errors=True)
+                swap(temporaries, targets)  # without an index Megatron sees no corpus
         finally:
             for path in temporaries:
                 path.unlink(missing_ok=True)
-
-
-def _swap(temporaries: Sequence[Path], targets: Sequence[Path], cache: Path) -> None:
-    aside: list[tuple[Path, Path]] = []
-    try:
-        # Without an index Megatron sees no corpus: the old one goes first and the new one comes last.
-        for target in reversed(targets):
-            if target.exists():
-                old = scratch.moved_aside(target)
-                os.rename(target, old)
-                aside.append((old, target))
-        shutil.rmtree(cache, ignore_errors=True)
-        for temporary, target in zip(temporaries, targets, strict=True):
-            os.rename(temporary, target)
-    except OSError:
-        for old, target in aside:
-            os.replace(old, target)
-        raise
-    for old, _ in aside:
-        old.unlink()
 
 
 def corpus_digest(prefix: str) -> str:
