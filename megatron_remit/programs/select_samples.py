@@ -40,7 +40,7 @@ def main() -> None:
         raise UserError(f"{args.data_path[0]}: its documents have several parts; tools/preprocess_corpus.py writes one")
     scores = args.out.with_name(args.out.name + ".scores.npy")
     job = _job(args, large, small)
-    _refuse_a_foreign_corpus(args.out, scores, job)
+    _refuse_foreign_files(args.out, scores, job)
     write_differences(dataset, large, small, scores, job)
     score_D = numpy.load(scores, mmap_mode="r")
     known = int(numpy.count_nonzero(~numpy.isnan(score_D)))
@@ -138,12 +138,14 @@ def _check_stores(args: argparse.Namespace, large: ScoreStore, small: ScoreStore
         )
 
 
-def _refuse_a_foreign_corpus(out: Path, scores: Path, job: str) -> None:
-    """A corpus without its manifest may be written over only if a stopped run of this very selection left it."""
-    for suffix in (".bin", ".idx"):
-        path = out.with_name(out.name + suffix)
+def _refuse_foreign_files(out: Path, scores: Path, job: str) -> None:
+    """What bears the names of the output may be written over only if a stopped run of this very selection left it."""
+    for path in (out.with_name(out.name + ".bin"), out.with_name(out.name + ".idx"), scores):
         if path.exists() and position(scores, job) is None:
-            raise UserError(f"--out {out}: {path} exists; choose another prefix or remove it")
+            raise UserError(
+                f"--out {out}: {path} exists, and no note says that a stopped run of this selection left it; choose "
+                "another prefix or remove it"
+            )
 
 
 def _job(args: argparse.Namespace, large: ScoreStore, small: ScoreStore) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy
 from tqdm import tqdm
 
-from megatron_remit.artifacts import unwritable, write_whole
+from megatron_remit.artifacts import unwritable, whole_files, write_whole
 from megatron_remit.data.checked import CheckedGPTDataset
 from megatron_remit.data.datasets import FixedRowsDataset
 from megatron_remit.errors import UserError
@@ -60,8 +60,7 @@ def write_differences(dataset: FixedRowsDataset, large: ScoreStore, small: Score
     at = position(path, job)
     if at is None:
         at = _start(job, dataset.document_index, lengths_D)
-        _create(path, len(lengths_D))
-        _note(path, at)
+        _create(path, len(lengths_D), at)
     difference_D = numpy.lib.format.open_memmap(path, "r+")
     read = _row_reader(dataset, large, small)
     rows = len(dataset.sample_index) - 1
@@ -75,13 +74,14 @@ def write_differences(dataset: FixedRowsDataset, large: ScoreStore, small: Score
             _note(path, at)
 
 
-def _create(path: Path, documents: int) -> None:
-    with writing(path):
-        note_of(path).unlink(missing_ok=True)  # else it would speak for the file that is made now
-        difference_D = numpy.lib.format.open_memmap(path, "w+", numpy.float64, (documents,))
-        with path.open("r+b") as file:  # a full disk is an error here and not a killed process at some page
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+def _create(path: Path, documents: int, at: Position) -> None:
+    """The note comes first: a file of differences without one is nobody's work of this program, and is left alone."""
+    with writing(path), whole_files(path) as (temporary,):
+        difference_D = numpy.lib.format.open_memmap(temporary, "w+", numpy.float64, (documents,))
+        with temporary.open("r+b") as file:  # a full disk is an error here and not a killed process at some page
+            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
         difference_D[:] = numpy.nan
+        _note(path, at)
 
 
 def _start(job: str, order: numpy.ndarray, lengths_D: numpy.ndarray) -> Position:

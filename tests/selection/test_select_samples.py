@@ -1,10 +1,8 @@
 """Difference sampling over a corpus whose right answer is known: by the stores each token has a known difference."""
 
 import argparse
-import dataclasses
 import json
 import os
-import resource
 import shutil
 import signal
 from pathlib import Path
@@ -17,7 +15,6 @@ from megatron_remit import cpu
 from megatron_remit.errors import UserError
 from megatron_remit.programs import select_samples as command
 from megatron_remit.score_store.reader import ScoreStore
-from megatron_remit.selection.documents import Position, _create, _note, _start, position
 from tests.ranks import ROOT, run_command
 
 cpu.install()
@@ -238,38 +235,6 @@ def test_stores_of_one_model_or_of_another_corpus(folder, tmp_path):
             command._check_stores(argparse.Namespace(**vars(args) | change), large, small)
 
 
-def test_progress_of_another_selection_is_refused(tmp_path):
-    scores = tmp_path / "kept.scores.npy"
-    scores.write_bytes(b"")
-    note = tmp_path / "kept.scores.progress.json"
-    _note(scores, Position("one", 3, 2, 1, 0.5))
-    assert dataclasses.asdict(position(scores, "one")) == {"job": "one", "row": 3, "place": 2, "left": 1, "total": 0.5}
-    with pytest.raises(UserError, match="of another selection"):
-        position(scores, "two")
-    note.write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
-        position(scores, "one")
-
-
-def test_scores_that_cannot_be_created_are_not_taken_for_done(tmp_path):
-    scores = tmp_path / "kept.scores.npy"
-    _note(scores, Position("one", row=9))  # of a run whose scores were removed
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
-    try:
-        with pytest.raises(UserError, match=r"kept\.scores\.npy: cannot be written .*free space"):
-            _create(scores, 1 << 20)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert position(scores, "one") is None
-
-
-def test_a_note_that_cannot_be_written(tmp_path):
-    (tmp_path / "kept.scores.progress.json.tmp").symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"progress\.json: cannot be written"):
-        _note(tmp_path / "kept.scores.npy", Position("one"))
-
-
 def test_a_corpus_that_was_written_anew_is_another_selection(folder, tmp_path):
     for suffix in (".bin", ".idx"):
         (tmp_path / f"corpus{suffix}").write_bytes(b"as long")
@@ -281,18 +246,3 @@ def test_a_corpus_that_was_written_anew_is_another_selection(folder, tmp_path):
     changed.write_bytes(b"so long")
     os.utime(changed, ns=(0, changed.stat().st_mtime_ns + 1))
     assert command._job(args, *stores) != job
-
-
-@pytest.mark.parametrize(
-    ("lengths", "place", "left"),
-    [
-        ([5, 3], 0, 4),  # nothing predicts the corpus's first token
-        ([1, 3], 1, 3),  # a first document of that token has no score
-        ([0, 0, 4], 2, 3),
-        ([0, 1, 4], 2, 4),
-        ([1], 1, 0),
-    ],
-)
-def test_the_first_document_with_a_score(lengths, place, left):
-    found = _start("job", numpy.arange(len(lengths)), numpy.array(lengths))
-    assert (found.place, found.left) == (place, left)
