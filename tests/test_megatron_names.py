@@ -7,6 +7,7 @@ runs this file first, since a name that is gone explains most of what else break
 import ast
 import functools
 import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -16,6 +17,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NAMES = (ROOT / "tests/megatron_names.txt").read_text().split()
+# Functions whose results' attributes we read, and what they return.
+RETURNS = {
+    "megatron.training.global_vars.get_signal_handler": "megatron.training.dist_signal_handler.DistributedSignalHandler"
+}
 
 
 def _trees():
@@ -35,11 +40,79 @@ def _imported(tree):
     return found
 
 
-def _attribute(node, imported):
-    """The full name of ``module.attribute`` or ``Class.attribute``; None for anything else."""
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in imported:
-        return f"{imported[node.value.id]}.{node.attr}"
+def _full(node, names):
+    """The full name of a name, or of an attribute of one; None for anything else."""
+    if isinstance(node, ast.Name):
+        return names.get(node.id)
+    if isinstance(node, ast.Attribute):
+        owner = _full(node.value, names)
+        return owner and f"{owner}.{node.attr}"
+    if isinstance(node, ast.Call):
+        return RETURNS.get(_full(node.func, names))
     return None
+
+
+def _attribute(node, names):
+    """The full name of ``module.attribute`` or ``Class.attribute``; None for anything else."""
+    return _full(node, names) if isinstance(node, ast.Attribute) else None
+
+
+def _scopes(tree):
+    """Each function, and the names in it: what the file imports, and ``name = module.Class``, several at once too."""
+    imported = _imported(tree)
+    yield tree, imported
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        names = dict(imported)
+        for node in (node for node in ast.walk(function) if isinstance(node, ast.Assign)):
+            target, value = node.targets[0], node.value
+            several = isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
+            for one, given in zip(target.elts, value.elts, strict=True) if several else [(target, value)]:
+                full = _attribute(given, imported)
+                if isinstance(one, ast.Name) and full and full.startswith("megatron."):
+                    names[one.id] = full
+        yield function, names
+
+
+@functools.cache
+def _bases():
+    """The bases of each class of the program, by full name, and the tree of the class."""
+    found = {}
+    for path, tree in _trees():
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        own = {node.name: f"{module}.{node.name}" for node in tree.body if isinstance(node, ast.ClassDef)}
+        names = own | _imported(tree)
+        for node in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+            found[own[node.name]] = ([full for full in (_full(base, names) for base in node.bases) if full], node)
+    return found
+
+
+def _inherited():
+    """What our classes override or read of private names of Megatron's classes: ``Class._name``."""
+    for name, (bases, tree) in _bases().items():
+        ours, theirs = {name}, []
+        while bases:
+            base, *bases = bases
+            if base in _bases():
+                ours.add(base)
+                bases += _bases()[base][0]
+            elif base.startswith("megatron."):
+                theirs.append(base)
+        touched = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        for node in (node for node in ast.walk(tree) if isinstance(node, ast.Attribute)):
+            if ast.unparse(node.value) in ("self", "cls", "super()"):
+                touched.add(node.attr)
+        private = [one for one in touched if re.match(r"_(?!_)", one)]
+        yield from (f"{base}.{one}" for base in theirs for one in private if _has(_resolve(base), one))
+
+
+def _has(owner, attribute):
+    """Whether a class has an attribute, or gives it to its instances."""
+    if hasattr(owner, attribute):
+        return True
+    if not inspect.isclass(owner):
+        return False
+    sources = (inspect.getsource(base) for base in owner.__mro__ if base.__module__.startswith("megatron"))
+    return any(re.search(rf"self\.{attribute}\b[^=\n]*=[^=]", source) for source in sources)
 
 
 def _counts(name):
@@ -47,13 +120,15 @@ def _counts(name):
     return root == "megatron" or (root == "torch" and any(re.match(r"_(?!_)", part) for part in parts))
 
 
+@functools.cache
 def used_names():
-    """Names that the program imports, and attributes that it reads or sets of imported modules and classes."""
-    names = set()
+    """Names that the program imports, attributes that it reads or sets of imported modules and classes, also under
+    another name, and what its subclasses take of the private names of Megatron's classes."""
+    names = set(_inherited())
     for _, tree in _trees():
-        imported = _imported(tree)
-        names.update(imported.values())
-        names.update(filter(None, (_attribute(node, imported) for node in ast.walk(tree))))
+        names.update(_imported(tree).values())
+        for scope, known in _scopes(tree):
+            names.update(filter(None, (_attribute(node, known) for node in ast.walk(scope))))
     return sorted(filter(_counts, names))
 
 
@@ -61,10 +136,10 @@ def replaced_names():
     """Attributes of Megatron that the program assigns to."""
     names = set()
     for _, tree in _trees():
-        imported = _imported(tree)
-        for node in ast.walk(tree):
-            targets = node.targets if isinstance(node, ast.Assign) else []
-            names.update(filter(None, (_attribute(target, imported) for target in targets)))
+        for scope, known in _scopes(tree):
+            for node in ast.walk(scope):
+                targets = node.targets if isinstance(node, ast.Assign) else []
+                names.update(filter(None, (_attribute(target, known) for target in targets)))
     return sorted(name for name in names if name.startswith("megatron."))
 
 
@@ -85,13 +160,33 @@ def _resolve(name):
             continue
         value = module
         for part in parts[length:]:
-            value = getattr(value, part)
+            if not _has(value, part):
+                raise AttributeError(f"{name}: {value!r} has no {part}")
+            value = getattr(value, part, None)
         return value
     raise ModuleNotFoundError(name)
 
 
 def test_the_list_has_every_name_that_the_program_uses():
     assert used_names() == NAMES, "run: python -m tests.test_megatron_names > tests/megatron_names.txt"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DistributedOptimizer._set_main_param_and_optimizer_states",  # behind an alias
+        "MegatronOptimizer._filter_and_reorder_param_groups",
+        "GPTDataset._get_num_tokens_per_epoch",  # of self
+        "GPTDataset._build_document_sample_shuffle_indices",  # overridden
+        "MLASelfAttention._resolve_qk_norm_config",
+        "MLASelfAttention._qkv_down_projection",
+        "DistributedSignalHandler._signal_received",  # of a result, and set on instances only
+    ],
+)
+def test_private_names_that_no_import_shows_are_found(name):
+    (full,) = (used for used in used_names() if used.endswith(f".{name}"))
+    owner = _resolve(full.rpartition(".")[0])
+    assert _has(owner, name.split(".")[1]) and not _has(owner, f"{name.split('.')[1]}_gone")
 
 
 @pytest.mark.parametrize("name", NAMES)
