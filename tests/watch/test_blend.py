@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.watch.blend import BORDER, STEPS, STILL
+from tests.watch.blend import BORDER, STEPS, STILL, run
 
 ROWS_OF_STEP, LENGTH, EPSILON = 8, 24, 0.2
 SOURCES = ("low", "high")
@@ -37,6 +37,7 @@ def by_hand(material, watched):
                 clipped = not 1 - EPSILON <= raw <= 1 + EPSILON
                 weight = min(max(raw, 1 - EPSILON), 1 + EPSILON)
                 values = {"lm loss": policy[place].item(), "delta mean": delta[place].item()}
+                values["delta negative"] = float(delta[place] < 0)
                 values |= {"weight mean": weight, "clipped share": float(clipped), "token": labels[place].item()}
                 found.append(values | {"source": source, "position": place})
         steps.append(found)
@@ -71,9 +72,16 @@ def test_megatrons_tags_are_there_as_before_and_under_remit(watched, by_hand):
     for name in (*own, "effective share", "clipped low", "clipped high", "reference share", "tokens per second"):
         assert found.scalars[name] == found.scalars[f"remit/{name}"], name
         assert [step for step, _ in found.scalars[name]] == list(range(1, STEPS + 1))
-    for name in ("lm loss", "delta mean", "weight mean"):
+    one_token = 1 / min(map(len, by_hand))
+    for name, tolerance in (
+        ("lm loss", 2e-6),
+        ("delta mean", 2e-6),
+        ("weight mean", 2e-6),
+        ("delta negative", one_token),
+    ):
         expected = [average(step, name) for step in by_hand]
-        assert values(found, name) == pytest.approx(expected, rel=1e-5, abs=2e-6), name
+        assert values(found, name) == pytest.approx(expected, rel=1e-5, abs=tolerance), name
+    assert any(abs(value - 0.5) > one_token for value in expected), "the sign of delta shows"
     below = [value for source in SOURCES for value in values(found, f"source/{source}/delta mean") if value < 0]
     assert below, "negative means are logged where the others are"
 
@@ -131,3 +139,12 @@ def test_the_heaviest_and_lightest_tokens_are_named_with_their_context(watched, 
                 assert labels[record["position"]] == record["token_id"]
     (_, table), *_ = found.texts["remit/tokens up/text_summary"]
     assert f"**[{found.tokens[0]['token']}]**" in table
+
+
+def test_a_reference_that_is_the_policy_is_said_once(material, blend, tmp_path):
+    same = {"reference_load": material.policy, "watch_patience": 2, "train_iters": 5}
+    found = run(material, blend, tmp_path, **same)
+    lines = [line for line in found.output.splitlines() if "warning: step " in line]
+    assert len(lines) == 1 and "warning: step 2: weight std 0 has been below" in lines[0], found.output
+    ((step, text),) = found.texts["remit/warnings/text_summary"]
+    assert step == 2 and text in lines[0]
