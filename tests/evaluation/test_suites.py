@@ -50,6 +50,12 @@ NOT_WHOLE = {
 }
 
 
+def test_the_extended_suite_has_the_seven_further_benchmarks_of_the_paper():
+    (extended,) = (read_suite(suite) for suite in SUITES if "extended" in suite)
+    names = ["HellaSwag", "PIQA", "SIQA", "WinoGrande", "OBQA", "CSQA", "MuSR"]
+    assert [column.name for column in extended.columns] == names
+
+
 def test_the_version_that_the_suites_are_written_for_is_the_pinned_one():
     assert f'"lm_eval[ifeval,math]=={LM_EVAL}"' in (ROOT / "pyproject.toml").read_text()
     assert version("lm_eval") == LM_EVAL

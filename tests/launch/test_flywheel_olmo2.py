@@ -41,8 +41,14 @@ PUBLISHED = {
         "--num_samples_per_prompt_rollout": "16",
         "--num_unique_prompts_rollout": "48",
         "--response_length": "2048",
+        "--dataset_mixer_list": "allenai/RLVR-GSM-MATH-IF-Mixed-Constraints",
+        "--num_mini_batches": "2",
+        "--deepspeed_stage": "2",
+        "--deepspeed_zpg": "12",
     },
 }
+# The second stage differs by its data alone.
+PUBLISHED["rlvr2"] = PUBLISHED["rlvr1"] | {"--dataset_mixer_list": "allenai/RLVR-MATH"}
 # A trainer: it notes its command, and writes what would be there at its end.
 TRAINER = """#!/usr/bin/env bash
 echo "$PWD: $*" >> "$NOTES/commands"
