@@ -19,6 +19,7 @@ def world(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SAMPLE, ids=lambda case: f"{case.command}: {case.name}")
 def test_a_bad_input_gets_one_clear_line_and_leaves_nothing(case, world):
     outcome = run_case(case, world)
