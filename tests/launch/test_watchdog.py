@@ -1,12 +1,14 @@
 """The heartbeat of a run, and when its silence is taken for a hang."""
 
 import json
+import re
 import timeit
 
 import pytest
 
 from megatron_remit import heartbeat
 from megatron_remit.launch.watchdog import Watchdog
+from tests.ranks import pretrain
 
 
 class Clock:
@@ -102,3 +104,13 @@ def test_a_beat_costs_less_than_a_step_can_show(tmp_path, monkeypatch):
     heartbeat.begin(tmp_path / "heartbeat.json")
     step = heartbeat.after_step(lambda: None, lambda: 1)
     assert min(timeit.repeat(step, number=100, repeat=5)) / 100 < 1e-3
+
+
+def test_a_run_lets_nccl_record_what_it_hangs_in(material, tmp_path):
+    """Megatron sets NCCL's variables from the flag that each job gives, and prints them as they are then."""
+    run = pretrain(1, *material.flags(train_iters=1, flight_recorder_dump_path=tmp_path / "nccl-rank-"))
+    found = dict(
+        re.findall(r"^  (TORCH_\w+)=(.*)$", run.output.partition("Flight recorder env vars:")[2], re.MULTILINE)
+    )
+    assert found["TORCH_FR_DUMP_TEMP_FILE"] == found["TORCH_NCCL_DEBUG_INFO_TEMP_FILE"] == str(tmp_path / "nccl-rank-")
+    assert found["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1" and int(found["TORCH_NCCL_TRACE_BUFFER_SIZE"]) > 0
