@@ -65,8 +65,7 @@ class Commands:
             "--use-checkpoint-args", "--exit-on-missing-checkpoint",
             "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", f"{self.base}/hf",
             "--objective", settings.objective,
-            "--data-path", *settings.data_path,
-            "--split", settings.split, "--seq-length", f"{settings.seq_length}", "--seed", settings.seed,
+            *self._data_flags(), "--seq-length", f"{settings.seq_length}", "--seed", settings.seed,
             "--micro-batch-size", f"{settings.micro_batch_size}",
             "--global-batch-size", f"{settings.global_batch_size}",
             "--train-iters", f"{settings.train_iters}",
@@ -79,11 +78,13 @@ class Commands:
             "--exit-signal-handler", "--heartbeat", f"{settings.heartbeat}",
             "--distributed-timeout-minutes", f"{settings.timeout_minutes}",
             "--flight-recorder-dump-path", f"{settings.logs(self.start)}/nccl-rank-",
-            "--eval-interval", settings.eval_interval, "--eval-iters", settings.eval_iters,
+            "--eval-interval", settings.eval_interval,
             "--tensorboard-dir", f"{run_dir}/tensorboard", "--tensorboard-log-interval", "1", "--log-interval", "1",
             "--log-timers-to-tensorboard", "--log-throughput", "--log-memory-to-tensorboard",
         ]
         # fmt: on
+        if not settings.valid:  # else each set is read to its end
+            flags += ["--eval-iters", settings.eval_iters]
         if settings.keep_interval:
             keep = ["--save-retain-interval", f"{settings.keep_interval}", "--save-keep-last", f"{settings.keep_last}"]
             flags += keep
@@ -104,6 +105,14 @@ class Commands:
         if self.saved:
             return [*flags, "--load", f"{run_dir}/checkpoints"]
         return [*flags, "--load", f"{self.base}", "--finetune"]
+
+    def _data_flags(self) -> list[str]:
+        settings = self.settings
+        if not settings.valid:
+            return ["--data-path", *settings.data_path, "--split", settings.split]
+        names, prefixes = [name for name, _ in settings.valid], [prefix for _, prefix in settings.valid]
+        flags = ["--train-data-path", *settings.data_path, "--valid-data-path", *prefixes]
+        return [*flags, "--validation-set-names", *names, "--full-validation", "--multiple-validation-sets"]
 
     def work(self) -> list[str]:
         """Training, or scoring, on all nodes: one of these per node, which starts a process per GPU."""

@@ -55,6 +55,7 @@ class Settings:
     warmup_iters: str
     seed: str
     split: str
+    valid: tuple[tuple[str, str], ...]
     save_tokens: int
     save_interval: int
     keep_last: int
@@ -131,6 +132,7 @@ class Settings:
             return None
         folders = {self.base_hf, self.rl_hf or self.base_hf, self.run_dir, self.import_dir}
         folders |= {Path(word).parent for word in self.data_path if not is_weight(word)}
+        folders |= {Path(prefix).parent for _, prefix in self.valid}
         if self.scores:
             folders.add(self.scores.parent)
         mounts = [f"{folder}:{folder}" for folder in sorted(map(str, folders))]

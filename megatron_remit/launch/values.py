@@ -94,6 +94,19 @@ def scores(name: str, text: str, values: Values) -> Path | None:
     return optional_path(name, text, values)
 
 
+def sets(name: str, text: str, _values: Values) -> tuple[tuple[str, str], ...]:
+    """Name and whole path of each validation set."""
+    found: dict[str, str] = {}
+    for word in text.split():
+        label, equals, prefix = word.partition("=")
+        if not (label and equals and prefix):
+            raise UserError(f"{name} has {word}: expected NAME=PREFIX of each validation set, with blanks between")
+        if label in found:
+            raise UserError(f"{name} has the name {label} twice: each validation set needs its own")
+        found[label] = os.path.realpath(prefix)
+    return tuple(found.items())
+
+
 def staged(name: str, text: str, _values: Values) -> tuple[str, ...]:
     unknown = [word for word in text.split() if word not in STAGED]
     if unknown:

@@ -25,6 +25,7 @@ from megatron_remit.launch.values import (
     reference,
     runtime,
     scores,
+    sets,
     setup,
     staged,
     switch,
@@ -106,6 +107,13 @@ VARIABLES = (
     ),
     Variable("SEED", "1234", "Megatron's seed"),
     Variable("SPLIT", "99,1,0", "shares of the corpus for training, validation and test"),
+    Variable(
+        "VALID",
+        "",
+        "validation sets, `name=prefix name=prefix`: each is read whole and has its own loss. All of `CORPUS` is then "
+        "for training, and `SPLIT` and `EVAL_ITERS` are not used",
+        sets,
+    ),
     Variable("SAVE_TOKENS", "1000000000", "tokens between checkpoints", number),
     Variable(
         "SAVE_INTERVAL",

@@ -29,9 +29,10 @@ TRAINING = """
     --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather
     --save /run/checkpoints --save-interval 476 --exit-signal-handler
     --heartbeat /run/heartbeat.json --distributed-timeout-minutes 20 --flight-recorder-dump-path /run/logs/nccl-rank-
-    --eval-interval 500 --eval-iters 10
+    --eval-interval 500
     --tensorboard-dir /run/tensorboard --tensorboard-log-interval 1 --log-interval 1
     --log-timers-to-tensorboard --log-throughput --log-memory-to-tensorboard
+    --eval-iters 10
     --save-retain-interval 4760 --save-keep-last 3
     --bf16 --reference-load /imported/rl-1 --remit-epsilon 0.2 --reference-micro-batch-size 8
     --load /imported/base-1 --finetune
@@ -76,6 +77,27 @@ def test_layout_precision_and_extra_flags():
     expected.insert(expected.index("--reference-load"), "--sequence-parallel")
     expected += ["--lr", "1", "--recompute-activations", "--load", "/imported/base-1", "--finetune"]
     assert commands(TP="2", PRECISION="fp32", EXTRA_ARGS="--lr 1  --recompute-activations").training_flags() == expected
+
+
+def test_several_validation_sets():
+    expected = without(TRAINING, "--data-path", "--split", "--eval-iters")
+    at = expected.index("--seq-length")
+    expected[at:at] = [
+        *("--train-data-path", "0.3", "/a", "0.7", "/b", "--valid-data-path", "/held/math", "/held/web"),
+        *("--validation-set-names", "math", "web", "--full-validation", "--multiple-validation-sets"),
+    ]
+    made = commands(CORPUS="0.3 /a 0.7 /b", VALID="math=/held/math  web=/held/web", SPLIT="98,1,1")
+    assert made.training_flags() == expected
+    assert "/held:/held" in made.settings.container.mounts
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("math", "VALID has math: expected NAME=PREFIX"), ("a=/x a=/y", "VALID has the name a twice")],
+)
+def test_validation_sets_that_have_no_name(text, message):
+    with pytest.raises(UserError, match=message):
+        commands(VALID=text)
 
 
 def test_experts_are_spread_over_ranks():
