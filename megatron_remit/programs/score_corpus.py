@@ -12,7 +12,6 @@ from megatron_remit.programs.start import check, end_in_peace, parse_arguments, 
 from megatron_remit.reference.checkpoint import reference_arguments
 from megatron_remit.reference.model import build_reference
 from megatron_remit.score_store.keys import Key, row_key
-from megatron_remit.score_store.manifest import MANIFEST
 from megatron_remit.scoring import session
 from megatron_remit.scoring.scorer import score_rows
 
@@ -34,14 +33,13 @@ def main() -> None:
     check(args)
     show_life(args)
     reference_args = reference_arguments(args)
-    if (args.score_store / MANIFEST).exists():
+    if not session.makes_store(args):
         session.open_store(args, create=False)  # one of another reference is refused before this one is built
     training.initialize_megatron()
     reference = build_reference(reference_args)
     training.update_train_iters(args)
     sizes = training.get_train_valid_test_num_samples()
     dataset, *_ = build_datasets(sizes, reads_data)
-    # Made once nothing is left to be refused: no empty store stays behind.
     store = session.open_store(args, create=True)
     try:
         score_rows(reference, dataset, store, sizes[0], _is_asked_to_end if args.exit_signal_handler else None)

@@ -48,8 +48,8 @@ def main() -> None:
     show_life(args)
     config = gpt_config(args)
     if objective_class(args.objective).looks_ahead():
-        if args.score_store is not None:
-            session.open_store(args, create=args.score_store_write)
+        if args.score_store is not None and not session.makes_store(args):
+            session.open_store(args, create=False)
         if args.score_store_base is not None:
             session.open_base_store(args)
         own = reference_arguments(args) if scores_ahead(args) else None

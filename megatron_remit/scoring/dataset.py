@@ -19,7 +19,7 @@ from megatron_remit.score_store.files import DamagedFile
 from megatron_remit.score_store.keys import Key, key_bytes, row_key
 from megatron_remit.score_store.reader import ScoreStore
 from megatron_remit.scoring.arguments import stored_columns
-from megatron_remit.scoring.session import current_stores
+from megatron_remit.scoring.session import current_stores, open_store
 
 _POLL_SECONDS = 1.0
 _MESSAGE_SECONDS = 30.0
@@ -32,12 +32,14 @@ def train_valid_test_datasets(
 
     Megatron calls it once for each model chunk. One rank makes the builder's index files, and all share them. With
     ``--score-store`` the training set of the last stage brings the reference's NLLs along, with ``--score-store-base``
-    those of the reference's base.
+    those of the reference's base. A store that ``--score-store-write`` is to make is made here, where the rows stand.
     """
     print_rank_0("> building train, validation, and test datasets ...")
     train, valid, test = build_datasets(num_samples, partial(reads_data, vp_stage))
     if train is not None and mpu.is_pipeline_last_stage(vp_stage is None, vp_stage):
         args = get_args()
+        if args.score_store is not None and "reference_nll" not in current_stores():
+            open_store(args, create=True)
         for column, store in current_stores().items():
             # A row that the reference's store lacks can be scored by the reference; the base's store has no such way.
             online = column == "reference_nll" and args.score_miss == "online"

@@ -65,6 +65,11 @@ def open_store(args: argparse.Namespace, create: bool) -> ScoreStore:
     return _session.stores["reference_nll"]
 
 
+def makes_store(args: argparse.Namespace) -> bool:
+    """Whether this run is to make ``--score-store``: once its corpora stand, so that no empty one stays behind."""
+    return args.score_store_write and not (args.score_store / MANIFEST).exists()
+
+
 def open_base_store(args: argparse.Namespace) -> ScoreStore:
     """Open ``--score-store-base``, after :func:`open_store`, and check that its rows are those of this run's data.
 

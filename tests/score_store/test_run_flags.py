@@ -135,10 +135,14 @@ def test_the_program_ends_with_the_message_and_no_step(material, tmp_path):
     assert not ended.scalars.get("lm loss")
 
 
-def test_a_refused_corpus_leaves_no_store(material, tmp_path):
+@pytest.mark.parametrize("program", ["scorer", "training"])
+def test_a_refused_corpus_leaves_no_store(material, tmp_path, program):
     write_documents(tmp_path / "short", [torch.arange(1, 20)])
     flags = material.remit(data_path=tmp_path / "short", row_seed=1, score_store=tmp_path / "store")
-    run = run_job(1, script=str(SCORER), command_line=flags)
+    if program == "scorer":
+        run = run_job(1, script=str(SCORER), command_line=flags)
+    else:
+        run = pretrain(1, *flags, "--score-store-write", "--score-miss", "online", check=False)
     errors = [line for line in run.output.splitlines() if line.startswith("error: ")]
     assert run.returncode == 2 and len(errors) == 1, run.output
     assert f"{tmp_path}/short: the train split has fewer tokens than one row" in errors[0]
