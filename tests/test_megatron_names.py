@@ -112,7 +112,7 @@ def _has(owner, attribute):
     if not inspect.isclass(owner):
         return False
     sources = (inspect.getsource(base) for base in owner.__mro__ if base.__module__.startswith("megatron"))
-    return any(re.search(rf"self\.{attribute}\b[^=\n]*=[^=]", source) for source in sources)
+    return any(re.search(rf"self\.{attribute}\b(:[^=\n]+)?\s*=[^=]", source) for source in sources)
 
 
 def _counts(name):
@@ -187,6 +187,14 @@ def test_private_names_that_no_import_shows_are_found(name):
     (full,) = (used for used in used_names() if used.endswith(f".{name}"))
     owner = _resolve(full.rpartition(".")[0])
     assert _has(owner, name.split(".")[1]) and not _has(owner, f"{name.split('.')[1]}_gone")
+
+
+def test_a_private_name_that_is_gone_fails_by_itself(monkeypatch):
+    name = "megatron.core.datasets.gpt_dataset.GPTDataset._get_num_tokens_per_epoch"
+    owner = _resolve(name.rpartition(".")[0])
+    monkeypatch.delattr(owner, "_get_num_tokens_per_epoch")
+    with pytest.raises(AttributeError, match=name):
+        _resolve(name)
 
 
 @pytest.mark.parametrize("name", NAMES)
