@@ -1,6 +1,7 @@
 """The parts without a run: names of sources, warnings, flags, sums over bins, the choice of tokens."""
 
 import argparse
+import csv
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from megatron_remit.watch.output import keep_run_id
 from megatron_remit.watch.run import source_names
 from megatron_remit.watch.sums import EDGES, StepSums
 from megatron_remit.watch.tokens import ExtremeTokens
+from tests.ranks import ROOT
 
 
 @pytest.mark.parametrize(
@@ -106,3 +108,11 @@ def test_equal_weights_are_ordered_by_delta_and_masked_tokens_never_chosen():
     up, down = extremes.finish(True, None, torch.device("cpu"))
     assert up[:, 6].tolist() == [22.0, *range(21, 12, -1)] and down[:, 6].tolist() == [*range(10)]
     assert up[0, 3:5].tolist() == [5.0, 10.0], "its sequence and its place there"
+
+
+def test_the_measured_cost_is_below_half_a_percent_of_a_step_and_of_a_commit_that_can_be_found():
+    with (ROOT / "benchmarks/results/watch_overhead_cpu.csv").open() as file:
+        *_, run = rows = list(csv.DictReader(file))
+    assert run["way"] == "run" and float(run["share_percent"]) < 0.5
+    assert not [row["commit"] for row in rows if "dirty" in row["commit"]]
+    assert f"that is {float(run['share_percent']):.2f} % of the step" in (ROOT / "docs/log.md").read_text()
