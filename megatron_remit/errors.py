@@ -1,5 +1,6 @@
 """Errors that the user of a command can fix, and notes that need no fix."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -48,3 +49,19 @@ def cli(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: {_too_long(sys.argv[1:], str(error.filename))}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _too_long(words: list[str], path: str) -> str:
+    """What to say of ``path``, which the file system finds too long, with the flag that has it or a part of it."""
+    longest = max(path.split(os.sep), key=len)
+    place = next((place for place, word in enumerate(words) if longest in word), 0)
+    flag = next((word for word in reversed(words[:place]) if word.startswith("--")), "a path")
+    return (
+        f"{flag} {longest[:40]}...: a path of {len(path)} characters whose longest name has {len(longest)}, more than "
+        "the file system takes (mostly 4095 and 255); give a shorter one"
+    )

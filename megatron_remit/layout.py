@@ -1,24 +1,14 @@
 """Whether a model divides over a run's ranks, in one line that names the flag: for policy and reference, in the plan
 and in training alike.
 
-Megatron asserts most of it too, later. What is not foreseen here keeps Megatron's words, and gets the flags' names.
+Megatron asserts most of it too, later: one_line.py gives what is not foreseen here the flags' names.
 """
 
 import argparse
-import re
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 from megatron_remit.errors import UserError
 
 _TP, _PP, _CP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size", "--context-parallel-size"
-_OF_VALUES = (AssertionError, ValueError, OSError)
-# Where the words of an assertion do not say what it is about.
-_ABOUT_FILE = {"pipeline_parallel_layer_layout.py": ("pipeline_model_parallel_layout",)}
-# Arguments that no flag sets.
-_DERIVED = ("rank", "world_size", "data_parallel_size", "transformer_pipeline_model_parallel_size")
 _ETP, _EP = "--expert-tensor-parallel-size", "--expert-model-parallel-size"
 
 
@@ -149,36 +139,3 @@ def _check_layers(args: argparse.Namespace, model: str) -> None:
                 f"{named} do not divide over {_PP} {stages}{given} in --num-virtual-stages-per-pipeline-rank {chunks} "
                 "chunks each; change one of them"
             )
-
-
-@contextmanager
-def in_one_line(
-    args: argparse.Namespace, *about: str, kinds: tuple[type[Exception], ...] = _OF_VALUES
-) -> Iterator[None]:
-    """What Megatron asserts or raises inside about ``args`` becomes a UserError that names the flags it speaks of.
-
-    ``about`` are arguments that are named in any case. ``kinds`` are the errors that speak of a user's values.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except kinds as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        said, source = " ".join(str(error).split()), place.line or ""
-        # An assertion without words is quoted instead. Arguments are told from prose by how they are spelt.
-        spelt = [name.strip("-").replace("-", "_") for name in re.findall(r"--[\w-]+|\w+_\w+", said)]
-        spelt = [*re.findall(r"\b(?:args|self)\.(\w+)", source), *spelt]
-        names = dict.fromkeys([*about, *_ABOUT_FILE.get(Path(place.filename).name, ()), *spelt])
-        values = {name: getattr(args, name) for name in names if name not in _DERIVED and hasattr(args, name)}
-        flags = [f"--{name.replace('_', '-')} {value}" for name, value in values.items() if _given(value)]
-        if not flags:
-            flags = [f"--{name.replace('_', '-')} (not set)" for name, value in values.items() if value is None]
-        raise UserError(
-            f"{', '.join(flags) or 'the flags'}: Megatron refuses this: {said or source} "
-            f"({place.filename.rpartition('/')[2]}:{place.lineno})"
-        ) from error
-
-
-def _given(value: object) -> bool:
-    return isinstance(value, int | float | str) and not isinstance(value, bool)

@@ -51,6 +51,15 @@ def spelt(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def differs(name: str, value: Any) -> bool:
+    """Whether ``value`` is another than that which the flag ``name`` of Megatron's has by default."""
+    return (
+        value is not None
+        and any(action.dest == name for action in _parser()._actions)
+        and (value != _parser().get_default(name))
+    )
+
+
 def given(command_line: Iterable[str] | None = None) -> dict[str, Any]:
     """The values of those of Megatron's flags that the command line (default: this process's) has, by name.
 

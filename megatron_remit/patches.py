@@ -16,10 +16,12 @@ from megatron.training.vocab_utils import calculate_padded_vocab_size
 from torch.nn import Module
 
 from megatron_remit import cpu, heartbeat, retention, step_metrics
+from megatron_remit.errors import UserError
 from megatron_remit.flag_values import check_stated, check_values
-from megatron_remit.layout import check_divides, check_step, in_one_line
+from megatron_remit.layout import check_divides, check_step
 from megatron_remit.megatron_flags import CHOSEN_ANEW, check_megatron_flags, check_not_replaced, given
 from megatron_remit.model_arguments import take_left_out
+from megatron_remit.one_line import begins, in_one_line, one_line
 from megatron_remit.scoring.ahead import Base, ScoreAhead
 from megatron_remit.trust import loading, pickles, saving
 from megatron_remit.watch.arguments import check_watch
@@ -42,13 +44,15 @@ def apply() -> None:
     if not cpu.has_cuda():
         training.initialize_megatron = functools.partial(training.initialize_megatron, allow_no_cuda=True)
     arguments.add_megatron_arguments = _with_readable_help(arguments.add_megatron_arguments)
+    arguments.parse_args = _parsed(arguments.parse_args)
     checkpointing.load_args_from_checkpoint = _load_args(checkpointing.load_args_from_checkpoint)
     arguments.validate_args = _validate(arguments.validate_args)
-    # What is asserted about a user's values after that, until the first step.
-    training.setup_model_and_optimizer = _set_up(training.setup_model_and_optimizer)
-    training.build_train_valid_test_data_iterators = _set_up(training.build_train_valid_test_data_iterators)
-    global_vars.build_tokenizer = _opened(global_vars.build_tokenizer, "tokenizer_model")
-    global_vars._set_tensorboard_writer = _opened(global_vars._set_tensorboard_writer, "tensorboard_dir")
+    # What is asserted about a user's values after that; programs/train.py has the rest of it until the first step.
+    arguments.set_global_variables = one_line(arguments.set_global_variables)
+    training.initialize_megatron = one_line(training.initialize_megatron, args_of=lambda *_: get_args())
+    # These cannot be opened, for whatever reason their libraries have.
+    for name, about in (("build_tokenizer", "tokenizer_model"), ("_set_tensorboard_writer", "tensorboard_dir")):
+        setattr(global_vars, name, one_line(getattr(global_vars, name), about, kinds=(Exception,)))
     RerunStateMachine.should_checkpoint_and_exit = _end_without_folder(RerunStateMachine.should_checkpoint_and_exit)
     pickles.guard_torch()
     save = heartbeat.before(heartbeat.SAVING, saving.with_digests(checkpointing.save_checkpoint))
@@ -57,8 +61,10 @@ def apply() -> None:
     delete = retention.keeping_more(checkpointing._async_delete_checkpoint_impl, get_args)
     checkpointing._async_delete_checkpoint_impl = delete
     measured = step_metrics.with_step_metrics(training.train_step)
-    training.train_step = heartbeat.after_step(measured, lambda: get_args().curr_iteration + 1)
-    training.evaluate_and_print_results = heartbeat.before(heartbeat.VALIDATING, training.evaluate_and_print_results)
+    training.train_step = begins(heartbeat.after_step(measured, lambda: get_args().curr_iteration + 1))
+    training.dummy_train_step = begins(training.dummy_train_step)
+    evaluate = heartbeat.before(heartbeat.VALIDATING, training.evaluate_and_print_results)
+    training.evaluate_and_print_results = begins(evaluate)
     training.training_log = step_metrics.with_watched_figures(step_metrics.with_negative_means(training.training_log))
     _resume_with_other_rates()
     # In fp32 the distributed optimizer's parameters are views of the model's own, which may be written without autograd
@@ -123,6 +129,23 @@ def once_data_stands(then: Any) -> None:
     training.build_train_valid_test_data_iterators = call
 
 
+def _parsed(original: Any) -> Any:
+    """What this program refuses of Megatron's flags comes before a checkpoint is read, or computed with."""
+
+    @functools.wraps(original)
+    def call(*rest: Any, **named: Any) -> Any:
+        args = original(*rest, **named)
+        if not hasattr(args, "trust_checkpoint"):
+            return args  # Megatron reads its own flags once more in places
+        check_megatron_flags(args)
+        check_values(args)
+        if args.use_checkpoint_args and args.load is None and args.pretrained_checkpoint is None:
+            raise UserError("--use-checkpoint-args without --load: give the checkpoint whose model the run takes")
+        return args
+
+    return call
+
+
 def _load_args(original: Any) -> Any:
     """The checkpoint is checked before anything of it is read. ``--use-checkpoint-args`` also takes the model arguments
     that Megatron leaves out, and the logical vocabulary.
@@ -134,13 +157,12 @@ def _load_args(original: Any) -> Any:
 
     @functools.wraps(original)
     def call(args: Any, *rest: Any, **kwargs: Any) -> Any:
-        if not hasattr(args, "reference_flag"):
-            check_values(args)  # some are computed with before Megatron's validation
-        loading.check_loaded(args)
         padded_rows, stated = args.padded_vocab_size, given()
         if args.tokenizer_model is not None:
             args.use_tokenizer_model_from_checkpoint_args = False
-        result = original(args, *rest, **kwargs)
+        with in_one_line(args):
+            loading.check_loaded(args)
+            result = original(args, *rest, **kwargs)
         if not isinstance(result, tuple):
             return result
         saved = result[1]
@@ -180,28 +202,6 @@ def _validate(original: Any) -> Any:
         if args.num_layers is not None and args.yaml_cfg is None:
             check_divides(args, f"--load {args.load}" if args.use_checkpoint_args else "the model")
         with in_one_line(args):
-            return original(args, *rest, **kwargs)
-
-    return call
-
-
-def _set_up(original: Any) -> Any:
-    """A stage of Megatron's set-up says in one line what it refuses."""
-
-    @functools.wraps(original)
-    def call(*rest: Any, **kwargs: Any) -> Any:
-        with in_one_line(get_args()):
-            return original(*rest, **kwargs)
-
-    return call
-
-
-def _opened(original: Any, about: str) -> Any:
-    """What the argument ``about`` names cannot be opened, for whatever reason its library has."""
-
-    @functools.wraps(original)
-    def call(args: Any, *rest: Any, **kwargs: Any) -> Any:
-        with in_one_line(args, about, kinds=(Exception,)):
             return original(args, *rest, **kwargs)
 
     return call

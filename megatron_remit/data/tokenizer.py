@@ -41,6 +41,9 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         ) from None
     except RecursionError as error:
         raise ValueError(f"its JSON is nested too deeply: {error}") from None
+    except (TypeError, AttributeError, KeyError) as error:
+        # A list in place of an object, for one.
+        raise ValueError(f"a JSON file of it does not hold what transformers expects: {error}") from error
 
 
 def folder_fingerprint(folder: Path) -> str | None:

@@ -9,10 +9,10 @@ from megatron.training.utils import get_blend_and_blend_per_split
 
 from megatron_remit.artifacts import check_writable
 from megatron_remit.errors import UserError, note
-from megatron_remit.layout import in_one_line
 from megatron_remit.megatron_flags import given
+from megatron_remit.one_line import in_one_line
 from megatron_remit.score_store.manifest import check_free
-from megatron_remit.trust.loading import RELEASE, iteration_name
+from megatron_remit.trust.loading import RELEASE, TRACKER, iteration_name
 
 
 def check_reads_and_writes(args: argparse.Namespace) -> None:
@@ -39,12 +39,24 @@ def check_reads_and_writes(args: argparse.Namespace) -> None:
 
 def _check_load(args: argparse.Namespace) -> None:
     """Megatron ends with exit status 0 here, which a job script takes for success."""
-    if args.load is None or not args.exit_on_missing_checkpoint or args.pretrained_checkpoint is not None:
+    if args.pretrained_checkpoint is not None:
+        _check_pretrained(args)
         return
-    if not (Path(args.load) / "latest_checkpointed_iteration.txt").is_file():
+    if args.load is None or not args.exit_on_missing_checkpoint:
+        return
+    if not (Path(args.load) / TRACKER).is_file():
         raise UserError(
             f"--load {args.load} with --exit-on-missing-checkpoint: the folder holds no checkpoint "
-            "(latest_checkpointed_iteration.txt is not there); give one that tools/import_hf.py or a run's --save wrote"
+            f"({TRACKER} is not there); give one that tools/import_hf.py or a run's --save wrote"
+        )
+
+
+def _check_pretrained(args: argparse.Namespace) -> None:
+    """A run that goes on from its own checkpoint in ``--load`` has no more need of it."""
+    if not any(root and (Path(root) / TRACKER).is_file() for root in (args.pretrained_checkpoint, args.load)):
+        raise UserError(
+            f"--pretrained-checkpoint {args.pretrained_checkpoint}: the folder holds no checkpoint ({TRACKER} is not "
+            "there), and neither does --load; give one that tools/import_hf.py or a run's --save wrote"
         )
 
 

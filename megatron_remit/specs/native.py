@@ -29,7 +29,7 @@ from megatron.training.argument_utils import gpt_config_from_args
 from megatron.training.models.gpt import GPTModelConfig, default_layer_spec
 
 from megatron_remit.errors import UserError
-from megatron_remit.layout import in_one_line
+from megatron_remit.one_line import in_one_line
 from megatron_remit.specs.attention import SDPACoreAttention
 from megatron_remit.specs.experts import expert_pattern, megatron_layer_spec, mixture, own_layers
 from megatron_remit.specs.latent import LatentSelfAttention, NormedColumnParallelLinear
