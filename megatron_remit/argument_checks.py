@@ -37,11 +37,6 @@ def check_arguments(args: argparse.Namespace) -> None:
                 "and the last read no data and so know no document borders; use "
                 "--dataloader-inter-document-masking, or at most 2 stages of one chunk"
             )
-    if args.cross_entropy_impl == "triton" and not cpu.has_cuda() and os.environ.get("TRITON_INTERPRET") != "1":
-        raise UserError(
-            "--cross-entropy-impl triton needs CUDA, and there is none; use 'auto' or 'torch' "
-            "(the environment variable TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, to test them)"
-        )
     if args.row_seed is not None and args.mock_data:
         raise UserError("--row-seed cuts a corpus into rows, and --mock-data has none; leave one of them out")
     if args.num_experts is not None and args.tensor_model_parallel_size > 1 and not args.sequence_parallel:
@@ -54,11 +49,8 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"--save-keep-last {args.save_keep_last} without --save-retain-interval: no checkpoint is removed at all; "
             "give both, or neither"
         )
-    if args.async_save and not cpu.has_cuda():
-        raise UserError(
-            "--async-save with --use-persistent-ckpt-worker: without CUDA Megatron 0.19.2 waits for its worker "
-            "forever; leave both out (ASYNC_SAVE=0 of the job scripts)"
-        )
+    if not cpu.has_cuda():
+        _check_without_cuda(args)
     chosen = objective_class(args.objective)
     for objective in OBJECTIVES.values():
         # An heir takes the flags of its parent, and the parent its own.
@@ -73,6 +65,23 @@ def check_arguments(args: argparse.Namespace) -> None:
     if chosen.looks_ahead():
         _check_look_ahead(args)
     chosen.check_arguments(args, chosen=True)
+
+
+def _check_without_cuda(args: argparse.Namespace) -> None:
+    if args.cross_entropy_impl == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise UserError(
+            "--cross-entropy-impl triton needs CUDA, and there is none; use 'auto' or 'torch' "
+            "(the environment variable TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, to test them)"
+        )
+    if args.profile and not args.use_pytorch_profiler:
+        raise UserError(
+            "--profile without CUDA: the profiler is CUDA's (nsys); pass --use-pytorch-profiler too, or leave it out"
+        )
+    if args.async_save:
+        raise UserError(
+            "--async-save with --use-persistent-ckpt-worker: without CUDA Megatron 0.19.2 waits for its worker "
+            "forever; leave both out (ASYNC_SAVE=0 of the job scripts)"
+        )
 
 
 def _check_not_in_vain(args: argparse.Namespace, chosen: type[Objective]) -> None:

@@ -6,13 +6,13 @@ error where its user expects something of it.
 
 import argparse
 import functools
-import importlib.util
 import sys
 import tomllib
 from collections.abc import Iterable
 from importlib import resources
 from typing import Any
 
+from megatron.core.transformer.enums import AttnBackend
 from megatron.training import arguments
 
 from megatron_remit.errors import UserError
@@ -20,7 +20,7 @@ from megatron_remit.model_arguments import MODEL_ARGUMENTS
 
 CHOSEN_ANEW = ("attention_dropout", "hidden_dropout", "moe_grouped_gemm")
 """Values that are the run's own choice although Megatron's --use-checkpoint-args takes them from the checkpoint."""
-_MUON = ("muon", "dist_muon", "adaptive_muon")
+_OPTIMIZERS = ("adam", "sgd")
 
 
 @functools.cache
@@ -105,16 +105,43 @@ def check_megatron_flags(args: argparse.Namespace) -> None:
         )
     if args.dataloader_type == "external":
         raise UserError("--dataloader-type external is not supported: the data is a corpus; use 'single' or 'cyclic'")
-    if args.optimizer in _MUON and importlib.util.find_spec("emerging_optimizers") is None:
+    if args.optimizer not in _OPTIMIZERS:
         raise UserError(
-            f"--optimizer {args.optimizer} needs NVIDIA's package emerging-optimizers, which is not installed; install "
-            "it or use adam"
+            f"--optimizer {args.optimizer} is not supported: training with it is not tested here; use "
+            f"{' or '.join(_OPTIMIZERS)}"
         )
-    if args.transformer_impl == "local" and (args.qk_clip or args.log_max_attention_logit):
-        flag = "--qk-clip" if args.qk_clip else "--log-max-attention-logit"
+    if args.attention_backend == AttnBackend.local:
         raise UserError(
-            f"{flag} with --transformer-impl local: torch's fused attention does not give the largest logit; use "
-            "Transformer Engine's layers or leave the flag out"
+            "--attention-backend local is not supported: Megatron asks for --spec local, which names no layers; use "
+            "--transformer-impl local"
+        )
+    if args.async_save and not args.use_persistent_ckpt_worker:
+        raise UserError(
+            "--async-save without --use-persistent-ckpt-worker: Megatron switches it off; pass both, or neither"
+        )
+    if args.non_persistent_ckpt_type == "local" and not getattr(args, "trust_checkpoint", False):
+        raise UserError(
+            "--non-persistent-ckpt-type local is not supported: such checkpoints are pickles, which can run code, and "
+            "are not checked; use 'global', or pass --trust-checkpoint if nobody else can write to "
+            "--non-persistent-local-ckpt-dir"
+        )
+    if args.transformer_impl == "local":
+        _check_local_layers(args)
+
+
+def _check_local_layers(args: argparse.Namespace) -> None:
+    """Refuse what only Transformer Engine's layers do, and the others leave out without a word."""
+    for name in ("fp8", "fp4"):
+        value = getattr(args, name)
+        if value is not None:
+            raise UserError(
+                f"{spelt(name)} {value} with --transformer-impl local: these layers compute in --bf16, --fp16 or fp32; "
+                "use Transformer Engine's or leave the flag out"
+            )
+    if args.qk_clip or args.log_max_attention_logit:
+        raise UserError(
+            f"{'--qk-clip' if args.qk_clip else '--log-max-attention-logit'} with --transformer-impl local: torch's "
+            "fused attention does not give the largest logit; use Transformer Engine's layers or leave the flag out"
         )
 
 

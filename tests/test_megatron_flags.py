@@ -1,12 +1,16 @@
 """Every flag of the installed Megatron stands in one place of the table, and the program does what the table says."""
 
 import argparse
+import ast
 import re
+import warnings
 from itertools import chain
+from pathlib import Path
 
 import pytest
 from megatron.training import arguments
 
+import megatron_remit
 from megatron_remit import cpu
 from megatron_remit.arguments import add_remit_arguments
 from megatron_remit.errors import UserError
@@ -14,6 +18,19 @@ from megatron_remit.megatron_flags import check_megatron_flags, check_not_replac
 from tests.ranks import pretrain
 
 cpu.install()
+
+OPTIMIZERS = next(
+    action.choices
+    for action in arguments.add_megatron_arguments(argparse.ArgumentParser(add_help=False))._actions
+    if action.dest == "optimizer"
+)
+# Megatron's validation makes the values of other flags of these, in the file that the parser is in.
+MADE_OTHERS = {
+    "use_rotary_position_embeddings": "position_embedding_type",
+    "no_weight_decay_cond_type": "apply_wd_to_qk_layernorm",
+    "recompute_activations": "recompute_granularity",
+    "grad_reduce_in_bf16": "accumulate_allreduce_grads_in_fp32",
+}
 
 
 def parse(*flags):
@@ -55,7 +72,17 @@ def test_a_refused_flag_is_refused_by_name_with_the_reason(name):
     [
         (["--ckpt-format", "torch"], "--ckpt-format torch is not supported"),
         (["--dataloader-type", "external"], "use 'single' or 'cyclic'"),
-        (["--optimizer", "muon"], "--optimizer muon needs .*emerging-optimizers"),
+        (
+            ["--attention-backend", "local"],
+            "--attention-backend local is not supported: .*--transformer-impl",
+        ),
+        (["--async-save"], "--async-save without --use-persistent-ckpt-worker: .*pass both"),
+        (["--non-persistent-ckpt-type", "local"], "--non-persistent-ckpt-type local is not supported: .*pickles"),
+        (
+            ["--fp8-format", "hybrid", "--transformer-impl", "local"],
+            "--fp8-format hybrid with --transformer-impl local",
+        ),
+        (["--fp4-format", "e2m1", "--transformer-impl", "local"], "--fp4-format e2m1 with --transformer-impl local"),
         (["--qk-clip", "--transformer-impl", "local"], "--qk-clip with --transformer-impl local"),
         (["--log-max-attention-logit", "--transformer-impl", "local"], "--log-max-attention-logit with"),
     ],
@@ -65,8 +92,44 @@ def test_a_value_that_nothing_here_honours_is_refused(flags, message):
         check_megatron_flags(parse(*flags))
 
 
+@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - {"adam", "sgd"}))
+def test_an_optimizer_that_no_test_here_trains_with_is_refused(name):
+    with pytest.raises(UserError, match=f"--optimizer {name} is not supported: .*use adam or sgd"):
+        check_megatron_flags(parse("--optimizer", name))
+
+
 def test_a_plain_command_line_is_taken():
     check_megatron_flags(parse("--micro-batch-size", 1, "--optimizer", "sgd", "--dataloader-type", "cyclic"))
+    check_megatron_flags(parse("--async-save", "--use-persistent-ckpt-worker"))
+    check_megatron_flags(parse("--non-persistent-ckpt-type", "local", "--trust-checkpoint"))
+    check_megatron_flags(parse("--fp8-format", "hybrid", "--transformer-impl", "transformer_engine"))
+
+
+def test_something_reads_every_flag_that_counts_as_honoured():
+    """A definition, a docstring or Megatron's parser reads nothing; a checkpoint's value replaces but does not read."""
+    megatron = Path(arguments.__file__).parents[1]
+    sources = [*megatron.glob("core/**/*.py"), *megatron.glob("training/**/*.py")]
+    sources = [file for file in sources if file != Path(arguments.__file__)]
+    sources += [file for file in Path(megatron_remit.__file__).parent.glob("**/*.py")]
+    read = set().union(*map(names_read, sources))
+    honoured = set(chain.from_iterable(table()["honoured"].values()))
+    assert sorted(honoured - read - set(MADE_OTHERS)) == [], "flags that nothing reads: refuse them, or list them"
+    assert not set(MADE_OTHERS) & read and set(MADE_OTHERS) <= honoured
+
+
+def names_read(file):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        tree = ast.parse(file.read_text())
+    found, replaced = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "_set_arg":
+            replaced |= {*node.args}
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            found.add(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in replaced:
+            found.add(node.value)
+    return found
 
 
 def test_only_what_the_command_line_has_counts_as_given():

@@ -8,6 +8,7 @@ no [S, S] matrix. Checkpoints carry the names of the Transformer Engine layers
 """
 
 import argparse
+import importlib
 from functools import partial
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -50,8 +51,10 @@ _NORMS = {"RMSNorm": CastFirstRMSNorm, "LayerNorm": LayerNorm}
 def gpt_config(args: argparse.Namespace) -> GPTModelConfig:
     """Megatron's model config of ``args``, for policy and reference alike, with these layers where they apply.
 
-    Raises UserError for what Megatron's config refuses.
+    Raises UserError for what Megatron's config refuses, and for a ``--spec`` that is not there.
     """
+    if args.spec is not None:
+        _check_spec(args.spec)
     with in_one_line(args):
         config = gpt_config_from_args(args)
     # Megatron takes the switch of RoPE scaling from the arguments, but not the factor.
@@ -63,6 +66,21 @@ def gpt_config(args: argparse.Namespace) -> GPTModelConfig:
     elif config.transformer_layer_spec is None and config.transformer.num_moe_experts is not None:
         config.transformer_layer_spec = megatron_layer_spec
     return config
+
+
+def _check_spec(spec: list[str]) -> None:
+    """Megatron takes its own layers without a word where the module of ``spec`` cannot be imported."""
+    found = f"--spec {' '.join(spec)}"
+    if len(spec) != 2:
+        raise UserError(f"{found}: expected two words, a module and the name of a function in it")
+    try:
+        module = importlib.import_module(spec[0])
+    except ImportError as error:
+        raise UserError(
+            f"{found}: the module cannot be imported ({error}); install it, or add it to PYTHONPATH"
+        ) from error
+    if not hasattr(module, spec[1]):
+        raise UserError(f"{found}: the module has no {spec[1]!r}; give the name of a function that returns layers")
 
 
 def _set_yarn_of_latent_attention(transformer: TransformerConfig, args: argparse.Namespace) -> None:
