@@ -1,6 +1,7 @@
 """What would end a run only after its first step, or without a word, looked at before it: what it reads and writes."""
 
 import argparse
+import importlib.util
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from megatron.training.utils import get_blend_and_blend_per_split
 
 from megatron_remit.artifacts import check_writable
 from megatron_remit.errors import UserError, note
-from megatron_remit.megatron_flags import given
+from megatron_remit.megatron_flags import given, spelt
 from megatron_remit.one_line import in_one_line
 from megatron_remit.score_store.manifest import check_free
 from megatron_remit.trust.loading import RELEASE, TRACKER, iteration_name
@@ -24,6 +25,7 @@ def check_reads_and_writes(args: argparse.Namespace) -> None:
     """
     _check_load(args)
     _check_save(args)
+    _check_late(args)
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         for flag in ("save", "data_cache_path", "tensorboard_dir"):
             folder = getattr(args, flag)
@@ -48,6 +50,19 @@ def _check_load(args: argparse.Namespace) -> None:
         raise UserError(
             f"--load {args.load} with --exit-on-missing-checkpoint: the folder holds no checkpoint "
             f"({TRACKER} is not there); give one that tools/import_hf.py or a run's --save wrote"
+        )
+
+
+def _check_late(args: argparse.Namespace) -> None:
+    """What Megatron opens and imports only once a record of the run and its stores are made."""
+    for name in ("nccl_communicator_config_path", "tp_comm_overlap_cfg"):
+        file = getattr(args, name)
+        if file is not None and not Path(file).is_file():
+            raise UserError(f"{spelt(name)} {file}: no such file; expected one in YAML")
+    if args.enable_ft_package and importlib.util.find_spec("nvidia_resiliency_ext") is None:
+        raise UserError(
+            "--enable-ft-package needs NVIDIA's package nvidia-resiliency-ext, which is not installed; install it, or "
+            "leave the flag out: the job scripts restart a run that hangs"
         )
 
 

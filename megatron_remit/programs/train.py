@@ -24,7 +24,7 @@ from megatron_remit.errors import UserError
 from megatron_remit.nll import Vocabulary, run_model
 from megatron_remit.objectives.base import LossResult, Objective
 from megatron_remit.objectives.registry import current_objective, evaluation_objective, objective_class
-from megatron_remit.one_line import until_first_step
+from megatron_remit.one_line import in_one_line, until_first_step
 from megatron_remit.programs.resume import check_run, record_start
 from megatron_remit.programs.start import check, end_in_peace, parse_arguments, show_life
 from megatron_remit.reference.checkpoint import BASE_FLAG, reference_arguments
@@ -48,6 +48,8 @@ def main() -> None:
     step = check_run(args)
     show_life(args)
     config = gpt_config(args)
+    with in_one_line(args):
+        container = pretrain_cfg_container_from_args(args, config)
     if objective_class(args.objective).looks_ahead():
         if args.score_store is not None and not session.makes_store(args):
             session.open_store(args, create=False)
@@ -60,12 +62,7 @@ def main() -> None:
     patches.once_data_stands(cache(partial(record_start, args, step)))
     try:
         with until_first_step(args):
-            pretrain(
-                pretrain_cfg_container_from_args(args, config),
-                train_valid_test_datasets,
-                ModelType.encoder_or_decoder,
-                forward_step,
-            )
+            pretrain(container, train_valid_test_datasets, ModelType.encoder_or_decoder, forward_step)
     finally:
         end_in_peace(args)
         session.close()
