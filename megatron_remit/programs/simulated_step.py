@@ -99,7 +99,7 @@ def _install_task(task: dict[str, Any], ledger: Ledger) -> None:
     train.check_run = lambda args: 0  # it opens the reference's checkpoint
     train.record_start = lambda args, step: None
     reference_model._load = lambda *_: None
-    session.open_store = session.open_base_store = lambda *_, **__: None  # type: ignore[assignment]
+    dataset.open_store = session.open_store = session.open_base_store = lambda *_, **__: None  # type: ignore[assignment]
     dataset.build_datasets = datasets.build_datasets = build_datasets  # type: ignore[assignment]
     for owner, name, phase in (
         (train, "build_reference", "reference weights"),

@@ -189,6 +189,7 @@ def options(tmp_path, **overrides):
             "seq_length": 24,
             "reset_attention_mask": False,
             "reset_position_ids": False,
+            "dataloader_inter_document_masking": False,
             "remit_vocab_size": 515,
             "remit_tokenizer_fingerprint": None,
             "data_path": ["corpus"],
