@@ -23,7 +23,7 @@ METHODS = {"study": "methods", "stage": "mid", "errors": 0.3, "size": "1M"}
 def built(tmp_path_factory):
     """(folder of the page, its text, its cells) of a campaign with cells of every study."""
     folder = tmp_path_factory.mktemp("results")
-    cells = load(gather(campaign(folder / "run"), folder / "page.json"))
+    cells = load(gather(campaign(folder / "run"), folder / "page.json", "abc to def"))
     return folder, Page(cells, folder / "page.md").text(), cells
 
 
@@ -86,6 +86,7 @@ def test_every_figure_of_the_page_is_there_and_small(built):
 def test_every_study_has_its_numbers(built):
     _, text, _ = built
     assert NOT_RUN not in text
+    assert "`bash examples/compare_tiny.sh` (commits abc to def)" in " ".join(text.split())
     assert "| 9 |" in row(section(text, "Methods side by side"), "RHO-1")
     assert "below NTP by" in section(text, "What lasts through SFT and GRPO")
     assert "Without errors ReMiT is not distinguishable from NTP" in section(text, "Effect against the share of errors")

@@ -81,8 +81,9 @@ def at_point(point: Mapping[str, Any], measure: str, skills: tuple[str, ...] | N
     return np.concatenate([found[name] for name in names]).astype(float) if names else None
 
 
-def gather(run_dir: Path, out: Path) -> Path:
-    """Write all cells of a run folder into one file; files of other shapes in RUN_DIR/eval are not cells.
+def gather(run_dir: Path, out: Path, commits: str = "") -> Path:
+    """Write all cells of a run folder into one file; files of other shapes in RUN_DIR/eval are not cells. ``commits``
+    says at which the runs were made.
 
     Raises UserError where there is no cell, or one that is not as described.
     """
@@ -91,6 +92,7 @@ def gather(run_dir: Path, out: Path) -> Path:
         raise UserError(f"{run_dir / 'eval'}: no cell of a comparison there; run examples/compare_tiny.sh first")
     kinds = run_dir / "token_kinds.json"
     source = {"gathered": now(), "versions": versions(), "machine": machine(), "format": FORMAT}
+    source["commits"] = commits
     source["token_kinds"] = _json(kinds)["kinds"] if kinds.is_file() else None
     lines = ",\n".join(json.dumps(cell, separators=(",", ":"), allow_nan=False) for cell in cells)
     write_whole(out, f'{{"source":{json.dumps(source)},\n"cells":[\n{lines}\n]}}\n')

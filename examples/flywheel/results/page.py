@@ -151,10 +151,11 @@ def how_sure(cells: Cells) -> str:
     problems = {skill: count for cell in cells.cells for skill, count in cell["points"][-1]["problems"].items()}
     main = sum(problems.get(skill, 0) for skill in MAIN)
     source = cells.source
+    runs = f"`bash examples/compare_tiny.sh` (commits {source['commits']}). " if source.get("commits") else ""
     made = ", ".join(f"{name} {value}" for name, value in (source["versions"] | source["machine"]).items() if value)
     return (
         f"{SURE}\n\n## Conditions\n\n{len(cells.cells)} cells, {sum(problems.values()):,} held-out problems, {main:,} "
-        f"of them in two or three steps; the same for all arms. Gathered {source['gathered']}. {made}."
+        f"of them in two or three steps; the same for all arms. {runs}Gathered {source['gathered']}. {made}."
     )
 
 
