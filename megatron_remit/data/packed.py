@@ -10,8 +10,8 @@ Shape suffixes: B sequences of the microbatch, S their positions, D documents of
 
 import argparse
 
-import torch
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.utils import flatten_batch_for_packed_sequences
 from torch import Tensor
 
 from megatron_remit.data.batch import Batch
@@ -63,26 +63,17 @@ def documents_apart(args: argparse.Namespace) -> dict[str, bool]:
 def packed_columns(batch: Batch) -> tuple[dict[str, Tensor | None], PackedSeqParams | None]:
     """What ``GPTModel.forward`` reads of the microbatch, [1, B * S] each, and where its documents are.
 
-    A batch without borders comes back as it is, [B, S], with None. The borders are brought to the host once.
+    A batch without borders comes back as it is, [B, S], with None. The borders are read on the host
+    (Megatron's ``flatten_batch_for_packed_sequences``).
     """
     columns = {name: batch[name] for name in ("tokens", "position_ids", "labels", "loss_mask")}
-    borders = batch.get("document_starts")
-    if borders is None:
+    starts = batch.get("document_starts")
+    if starts is None:
         return columns, None
-    starts_D1 = _starts(borders.cpu())
+    flat = flatten_batch_for_packed_sequences({**columns, "cu_seqlens": starts})
+    starts_D1 = flat["cu_seqlens"].squeeze(0)
     length = int(starts_D1.diff().max())
-    on_device = starts_D1.to(borders.device, non_blocking=True)
     params = PackedSeqParams(
-        qkv_format="thd", cu_seqlens_q=on_device, cu_seqlens_kv=on_device, max_seqlen_q=length, max_seqlen_kv=length
+        qkv_format="thd", cu_seqlens_q=starts_D1, cu_seqlens_kv=starts_D1, max_seqlen_q=length, max_seqlen_kv=length
     )
-    return {name: None if column is None else column.reshape(1, -1) for name, column in columns.items()}, params
-
-
-def _starts(borders: Tensor) -> Tensor:
-    """Where each document of the joined rows begins and the last one ends, [D + 1] int32.
-
-    ``borders`` [B, S + 1] int32 has this for each row, filled up with S (GPTDataset's ``cu_seqlens``).
-    """
-    length = int(borders[0, -1])
-    rows = [row[row < length] + index * length for index, row in enumerate(borders)]
-    return torch.cat([*rows, torch.tensor([len(borders) * length])]).to(torch.int32)
+    return {name: flat[name] for name in columns}, params

@@ -33,14 +33,15 @@ def main() -> None:
     check(args)
     show_life(args)
     reference_args = reference_arguments(args)
-    if not session.makes_store(args):
-        session.open_store(args, create=False)  # one of another reference is refused before this one is built
+    # One of another reference is refused before this one is built.
+    store = None if session.makes_store(args) else session.open_store(args, create=False)
     training.initialize_megatron()
     reference = build_reference(reference_args)
     training.update_train_iters(args)
     sizes = training.get_train_valid_test_num_samples()
     dataset, *_ = build_datasets(sizes, reads_data)
-    store = session.open_store(args, create=True)
+    if store is None:
+        store = session.open_store(args, create=True)
     try:
         score_rows(reference, dataset, store, sizes[0], _is_asked_to_end if args.exit_signal_handler else None)
     finally:
