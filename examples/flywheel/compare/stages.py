@@ -3,6 +3,10 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -33,6 +37,13 @@ class Stages(Commands):
         super().__init__(world.threads, log)
         self.world = world
 
+    def _at_once(self, *actions: Callable[["Stages"], object]) -> None:
+        """Do what does not need one another with one thread each, as many at once as the stage has threads."""
+        narrow = Stages(replace(self.world, threads=1), self.log)
+        with ThreadPoolExecutor(self.world.threads) as pool:
+            for done in [pool.submit(action, narrow) for action in actions]:
+                done.result()
+
     def make_data(self) -> None:
         """Corpora, problems, tokenizer, and a random model."""
         world, sizes = self.world, self.world.sizes
@@ -47,16 +58,16 @@ class Stages(Commands):
             *flags,
             *counts,
         )
-        for corpus in ("base", "grow", "mid"):
-            self.tool(
-                "preprocess_corpus",
-                f"--input={world.data}/{corpus}.jsonl",
-                f"--output-prefix={world.data}/{corpus}",
-                f"--tokenizer-model={world.data}/tokenizer",
-                "--no-append-eod",
-                "--overwrite",
-                "--workers=1",
-            )
+        corpora = (partial(Stages._preprocess, corpus=corpus) for corpus in ("base", "grow", "mid"))
+        self._at_once(Stages._make_init, *corpora)
+
+    def _preprocess(self, corpus: str) -> None:
+        data = self.world.data
+        flags = [f"--input={data}/{corpus}.jsonl", f"--output-prefix={data}/{corpus}", "--no-append-eod", "--overwrite"]
+        self.tool("preprocess_corpus", *flags, f"--tokenizer-model={data}/tokenizer", "--workers=1")
+
+    def _make_init(self) -> None:
+        world = self.world
         shutil.rmtree(world.hf("init"), ignore_errors=True)
         self.python(
             HERE / "hf_models.py",
@@ -109,9 +120,11 @@ class Stages(Commands):
         before, reward = rewards(log)
         if reward < before - sizes.fall:
             raise StageFailed(f"RL in {world.name} lowered its reward from {before:.2f} to {reward:.2f}")
-        self.measure_hf("sft", {"arm": "sft"})
         settings = {"grpo_steps": steps_of(log), "reward_before": before, "reward": reward}
-        self.measure_hf("rl_reference", {"arm": "rl_reference", "settings": settings})
+        self._at_once(
+            partial(Stages.measure_hf, model="sft", about={"arm": "sft"}),
+            partial(Stages.measure_hf, model="rl_reference", about={"arm": "rl_reference", "settings": settings}),
+        )
 
     def more_references(self) -> None:
         """An early RL model; SFT on the corpus' own errors, and RL behind it, where only the reward knows what is
