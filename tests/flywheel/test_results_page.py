@@ -94,6 +94,15 @@ def test_every_study_has_its_numbers(built):
     assert "without the variation of bases" not in text.split("\n\n")[1]
 
 
+def test_new_runs_are_inside_or_outside_the_intervals_of_the_table(built):
+    _, text, _ = built
+    rows = section(text, "A tenth of the runs once more, in a new order of the data")
+    inside = {name: row(rows, name).split("|")[-2].strip() for name in ("NTP", "ReMiT", "control: permuted weights")}
+    assert inside == {"NTP": "yes", "ReMiT": "yes", "control: permuted weights": "no"}
+    assert row(rows, "ReMiT").split("|")[2].strip() == "3"
+    assert -16 < float(row(rows, "ReMiT").split("|")[3].removesuffix(" % ")) < -14
+
+
 def test_tokens_to_the_end_of_ntp_are_interpolated(built):
     _, text, _ = built
     rows = section(text, "Tokens and seconds to NTP's end")

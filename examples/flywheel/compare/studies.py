@@ -12,11 +12,14 @@ from compare.schedule import Node
 from compare.stages import Stages
 from compare.worlds import Sizes, World
 
-STUDIES = ("methods", "lasting", "flywheel", "errors", "threads", "size")
+STUDIES = ("methods", "lasting", "flywheel", "errors", "threads", "again", "size")
 KEPT = ("ntp", "kd", "remit")
 """Arms whose models go through post-training."""
 OF_ERRORS = ("ntp", "remit", "remit_no_clip")
 OF_SIZE = ("ntp", "remit", "remit_before_rl")
+OF_AGAIN, NEW_ORDER = ("ntp", "remit", "remit_before_rl", "remit_permuted"), 4
+"""Arms that run once more, in an order that no other study has: with three bases a tenth of the runs of the methods
+that come first."""
 SHARES = (0.0, 0.1, 0.5)
 """Of wrong problems, in addition to that of the other studies."""
 
@@ -48,6 +51,7 @@ def nodes(asked: Asked, study: str) -> Iterator[Node]:
         "flywheel": _flywheel,
         "errors": _errors,
         "threads": _threads,
+        "again": _again,
         "size": _size,
     }[study](asked)
 
@@ -194,6 +198,15 @@ def _threads(asked: Asked) -> Iterator[Node]:
         world = asked.world(base, threads=2)
         for arm in ("ntp", "remit"):
             yield arm_node(asked, "threads", world, arm, asked.orders[0])
+
+
+def _again(asked: Asked) -> Iterator[Node]:
+    """Whether the intervals hold what they say: new runs, which no interval was made from."""
+    for base in asked.bases:
+        world = asked.world(base)
+        yield from _world(asked, world)
+        for arm in OF_AGAIN:
+            yield arm_node(asked, "again", world, arm, NEW_ORDER)
 
 
 def _size(asked: Asked) -> Iterator[Node]:

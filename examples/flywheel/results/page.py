@@ -34,7 +34,7 @@ class Page:
     def _others(self) -> list[Callable[[], str]]:
         return [
             self._convergence, self._lasting, self._flywheel, self._kl, self._gradients, self._errors, self._sizes,
-            self._threads, self._kinds,
+            self._threads, self._again, self._kinds,
         ]  # fmt: skip
 
     def _message(self) -> str:
@@ -128,6 +128,10 @@ class Page:
         return "## One thread and two\n\n" + (
             tables.threads(self.cells) if self.cells.where(study="threads") else NOT_RUN
         )
+
+    def _again(self) -> str:
+        title = "## A tenth of the runs once more, in a new order of the data"
+        return f"{title}\n\n" + (tables.again(self.cells) if self.cells.where(study="again") else NOT_RUN)
 
     def _kinds(self) -> str:
         found = self.cells.source.get("token_kinds")

@@ -164,6 +164,28 @@ def threads(cells: Cells) -> str:
     return markdown(["arm", "runs", "two threads less one, nats", "one thread", "two threads"], rows)
 
 
+def again(cells: Cells) -> str:
+    """Runs in an order of the data that no interval was made from, and whether they are inside: NTP in nats, the others
+    as their change against it."""
+    rows = []
+    for arm in arms_of(cells, study="again", **BEFORE):
+        own, known = (cells.runs("nll", MAIN, study=study, arm=arm, **BEFORE) for study in ("again", "methods"))
+        if not known:
+            continue
+        found: list[Interval | None] = [mean(own), mean(known)]
+        unit, digits = "", 3
+        if arm != NTP:
+            found = [change(cells, arm, NTP, study=study, **BEFORE) for study in ("again", "methods")]
+            unit, digits = " %", 1
+        new, whole = found
+        if new is None or whole is None:
+            continue
+        ends = f"{whole.low:+.{digits}f} to {whole.high:+.{digits}f}{unit}"
+        inside = "yes" if whole.low <= new.mean <= whole.high else "no"
+        rows.append([named(arm).name, str(len(own)), f"{new.mean:+.{digits}f}{unit}", ends, inside])
+    return markdown(["arm", "new runs", "their mean", "interval of the table", "inside"], rows)
+
+
 def kinds(found: list[dict[str, Any]]) -> str:
     """Weight by kind of token; the kinds are those that the generator of the world wrote."""
     names = [name for name in found[0] if name != "kind"]
