@@ -184,6 +184,25 @@ def test_a_new_run_from_a_checkpoint_is_no_resumed_one(material, started, tmp_pa
     assert json.loads((tmp_path / "new/run.json").read_text())["identity"]["objective"] == "rho1"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "start"),
+    [
+        ({"finetune": True}, "--finetune starts anew"),
+        ({"load": "policy", "finetune": True}, "--finetune starts anew"),
+        ({"load": "other"}, "--load {load}"),
+    ],
+)
+def test_a_new_run_does_not_write_over_the_checkpoints_of_another(material, started, tmp_path, overrides, start):
+    known = {"policy": material.policy, "other": started}
+    overrides = overrides | {"load": known[overrides["load"]]} if "load" in overrides else overrides
+    run = resume(material, started, tmp_path, **overrides)
+    found = start.format(**overrides)
+    assert run.returncode == 2, run.output
+    assert f"error: --save {tmp_path}/run: holds a run's checkpoints, the last of them iter_0000002" in run.output
+    assert f"which this start ({found}) would write over" in run.output
+    assert (tmp_path / "run/run.json").read_bytes() == (started / "run.json").read_bytes()
+
+
 def test_a_damaged_record_is_named(material, started, tmp_path):
     shutil.copytree(started, tmp_path / "run")
     (tmp_path / "run/run.json").write_text("{")

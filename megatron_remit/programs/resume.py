@@ -51,6 +51,7 @@ def check_run(args: argparse.Namespace) -> int:
     identity = run_identity(args)
     check_allowed(args.allow_changed, identity)
     earlier, step = earlier_run(args)
+    _check_not_over_another_run(args)
     if earlier is None:
         base = model_started_from(args)
     else:
@@ -81,6 +82,23 @@ def earlier_run(args: argparse.Namespace) -> tuple[argparse.Namespace | None, in
     if name is None or not name.startswith("iter_"):
         return None, 0
     return saved_arguments(existing(Path(args.load) / name)), int(name.removeprefix("iter_"))
+
+
+def _check_not_over_another_run(args: argparse.Namespace) -> None:
+    """Refuse ``--save`` where a run's checkpoints are and this start does not go on from that folder: its own would
+    take their place, step by step."""
+    if args.save is None or args.skip_train:
+        return
+    found = iteration_name(Path(args.save), None)
+    same = args.load is not None and Path(args.load).resolve() == Path(args.save).resolve()
+    if found is None or (same and not args.finetune):
+        return
+    start = "--finetune starts anew" if args.finetune else f"--load {args.load}" if args.load else "without --load"
+    raise UserError(
+        f"--save {args.save}: holds a run's checkpoints, the last of them {found}, which this start ({start}) would "
+        f"write over. To go on with that run pass --load {args.save} without --finetune; for a new one give another "
+        "folder"
+    )
 
 
 def check_state(args: argparse.Namespace, earlier: argparse.Namespace) -> None:
