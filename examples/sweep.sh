@@ -3,7 +3,8 @@
 #
 #   BASE_HF=... RL_HF=... CORPUS=... WORK=/shared/sweep SEEDS="1 2 3" bash examples/sweep.sh
 #
-# With --dry-run it submits nothing and prints every command. Run again after a failure: what is there is not run again.
+# With --dry-run it submits nothing and prints every command. Run again after a failure, or with more TOKENS: what is
+# finished is not run again.
 #
 #   WORK         folder of all runs, on a file system that all nodes share; a run is WORK/ARM-SEED
 #   ARMS         what to compare (default: "ntp remit"): names of --objective, and the controls
@@ -57,10 +58,6 @@ for arm in "${arms[@]}"; do
   for seed in "${seeds[@]}"; do
     run=$WORK/$arm-$seed
     models+=("$arm-$seed=$run/hf")
-    if [[ -e $run/hf/config.json ]]; then
-      echo "$arm-$seed: $run/hf is there"
-      continue
-    fi
     objective=$arm reference=${RL_HF:-} extra=${EXTRA_ARGS:-}
     case $arm in
       permute) objective=remit extra="$extra --remit-control permute" ;;
@@ -68,8 +65,18 @@ for arm in "${arms[@]}"; do
     esac
     scores= first=
     if [[ -n $scored && $arm =~ $reads_scores ]]; then scores=$WORK/scores first=$scored; fi
-    submit "$arm-$seed" "$script" "$first" "SCORES=$scores" "OBJECTIVE=$objective" "RL_HF=$reference" "SEED=$seed" \
-      "RUN_DIR=$run" "IMPORT_DIR=$WORK/imported" "EXTRA_ARGS=${extra# }"
+    variables=("SCORES=$scores" "OBJECTIVE=$objective" "RL_HF=$reference" "SEED=$seed" "RUN_DIR=$run"
+      "IMPORT_DIR=$WORK/imported" "EXTRA_ARGS=${extra# }")
+    if [[ -e $run/hf/config.json ]]; then
+      status=0
+      env "${variables[@]}" bash "$script" --finished || status=$?
+      ((status <= 1)) || exit "$status"
+      if [[ $status == 0 ]]; then
+        echo "$arm-$seed: $run/hf is there"
+        continue
+      fi
+    fi
+    submit "$arm-$seed" "$script" "$first" "${variables[@]}"
     after=${after:+$after:}$submitted
   done
 done

@@ -152,29 +152,39 @@ def dry_run(settings: Settings) -> int:
     return subprocess.run(commands.plan(), env=environment).returncode
 
 
+def is_finished(settings: Settings) -> bool:
+    """Whether the job has nothing left to do: its exported model is there, and no run that was made longer since."""
+    exported = settings.run_dir / "hf"
+    return (exported / "config.json").exists() and Notes(settings.run_dir).exported_after(settings.train_iters)
+
+
 def run_script(project: str, script: str, recipe: str, *arguments: str) -> None:
-    """Do the job of ``script`` with the settings of ``recipe``, or show it with ``--dry-run``.
+    """Do the job of ``script`` with the settings of ``recipe``, show it with ``--dry-run``, or say with the status 0 or
+    1 of ``--finished`` whether it has been done, as ``examples/sweep.sh`` asks.
 
     Raises:
         UserError: an unknown argument, a setting that cannot be used, or a job that failed.
-        SystemExit: the status of a dry run, or of a job that ended early.
+        SystemExit: the status of a dry run, of ``--finished``, or of a job that ended early.
     """
     argument = arguments[0] if arguments else ""
-    if argument not in ("", "--dry-run"):
+    if argument not in ("", "--dry-run", "--finished"):
         raise UserError(
-            f"unknown argument '{argument}'; settings are environment variables, the only argument is --dry-run"
+            f"unknown argument '{argument}'; settings are environment variables, the only arguments are --dry-run and "
+            "--finished"
         )
     allocation = slurm.Allocation.read(os.environ)
     settings = read(os.environ, recipe, Host(Path(project), Path(script), allocation))
     if argument == "--dry-run":
         raise SystemExit(dry_run(settings))
+    if argument == "--finished":
+        raise SystemExit(0 if is_finished(settings) else 1)
     if not allocation.job:
         raise UserError("this is a Slurm script: submit it with sbatch, or pass --dry-run")
     Job(settings, allocation).run()
 
 
 def main() -> None:
-    """What examples/lib/cluster.sh runs: ``PROJECT SCRIPT RECIPE [--dry-run]`` are the program's arguments."""
+    """What examples/lib/cluster.sh runs; the program's arguments are those of :func:`run_script`."""
     # Ctrl-C ends a dry run as it ends a shell script, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     cli(lambda: run_script(*sys.argv[1:]))

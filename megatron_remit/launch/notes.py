@@ -28,6 +28,10 @@ class Notes:
         step = self._content.get("exported")
         return step if isinstance(step, int) else None
 
+    def exported_after(self, steps: int) -> bool:
+        """Whether the exported model is that of ``steps`` steps or more; without a note of it, it is taken for one."""
+        return "exported" not in self._content or (self.exported or 0) >= steps
+
     def note_export(self, step: int | None) -> None:
         """Note that the exported model is that of ``step``; None: the run trains on, so that it no longer is the last.
 

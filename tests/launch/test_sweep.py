@@ -1,5 +1,6 @@
 """Several runs from one command: what is submitted, and what is refused."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -62,12 +63,39 @@ def test_the_corpus_is_scored_once_for_the_arms_that_read_scores(tmp_path):
     assert f"task=score scores={work}/scores" in rows[0]
 
 
-def test_what_is_there_is_not_run_again(tmp_path):
-    (tmp_path / "sweep/ntp-1234/hf").mkdir(parents=True)
-    (tmp_path / "sweep/ntp-1234/hf/config.json").touch()
-    code, output = sweep(tmp_path, SUITE="none")
+def exported(folder, **note):
+    """The exported model of a run; what its job has noted, if anything."""
+    (folder / "hf").mkdir(parents=True)
+    (folder / "hf/config.json").touch()
+    if note:
+        (folder / "job.json").write_text(json.dumps(note))
+
+
+def submitted(folder):
+    notes = folder / "notes"
+    return [row.split()[0] for row in notes.read_text().splitlines()] if notes.exists() else []
+
+
+@pytest.mark.parametrize("note", [{}, {"exported": 10}])
+def test_what_is_there_is_not_run_again(note, tmp_path):
+    exported(tmp_path / "sweep/ntp-1234", **note)
+    code, output = sweep(tmp_path, SUITE="none", TRAIN_ITERS=10)
     assert code == 0 and f"ntp-1234: {tmp_path}/sweep/ntp-1234/hf is there" in output
-    assert [row.split()[0] for row in (tmp_path / "notes").read_text().splitlines()] == ["remit"]
+    assert submitted(tmp_path) == ["remit"]
+
+
+@pytest.mark.parametrize("step", [10, None])
+def test_a_run_that_is_made_longer_or_trains_on_is_submitted_again(step, tmp_path):
+    exported(tmp_path / "sweep/ntp-1234", exported=step)
+    code, output = sweep(tmp_path, SUITE="none", TRAIN_ITERS=12)
+    assert code == 0, output
+    assert submitted(tmp_path) == ["ntp", "remit"]
+
+
+def test_settings_that_no_job_takes_end_the_sweep(tmp_path):
+    exported(tmp_path / "sweep/ntp-1234")
+    code, output = sweep(tmp_path, SUITE="none", TRAIN_ITERS="many")
+    assert code == 2 and "error: TRAIN_ITERS" in output and submitted(tmp_path) == []
 
 
 def test_a_dry_run_prints_commands_that_a_shell_takes(tmp_path):
