@@ -59,6 +59,11 @@ def _check_late(args: argparse.Namespace) -> None:
         file = getattr(args, name)
         if file is not None and not Path(file).is_file():
             raise UserError(f"{spelt(name)} {file}: no such file; expected one in YAML")
+    if args.tp_comm_overlap and importlib.util.find_spec("transformer_engine") is None:
+        raise UserError(
+            "--tp-comm-overlap needs Transformer Engine, which is not installed; install it (constraints-gpu.txt has "
+            "versions that fit), or leave the flag out"
+        )
     if args.enable_ft_package and importlib.util.find_spec("nvidia_resiliency_ext") is None:
         raise UserError(
             "--enable-ft-package needs NVIDIA's package nvidia-resiliency-ext, which is not installed; install it, or "
