@@ -9,6 +9,8 @@ from typing import Any
 from megatron_remit.launch.gpus import Gpu
 
 _GIB = 2**30
+_STORED = 2
+"""Bytes that a score store holds per token, in float16; 20 more per row."""
 
 
 def describe(ranks: dict[str, dict[str, Any]], tokens: int, gpus: int, kind: Gpu) -> str:
@@ -53,6 +55,8 @@ def _speed(ranks: dict[str, dict[str, Any]], tokens: int, gpus: int, kind: Gpu) 
             f"  {name:<12}{1e3 * seconds:9.1f} ms a step, MFU {100 * flops / seconds / kind.peak:.0f} %, "
             f"{tokens / seconds / gpus:,.0f} tokens/s a GPU, {baseline / seconds:.2f} of NTP"
         )
+    if scored:
+        lines.append(f"  at that speed a store is read at {_STORED * tokens / baseline / gpus / 1e6:.2f} MB/s a GPU")
     return lines
 
 

@@ -1,5 +1,7 @@
 """A step of the true program on fake CUDA tensors: what is counted, what repeats, and where an error is."""
 
+import re
+
 import pytest
 from transformers import Olmo2Config
 
@@ -74,7 +76,10 @@ def test_next_token_prediction_has_no_reference_and_the_same_policy(simulate, on
 def test_the_stages_of_a_pipeline_are_simulated_each(simulate):
     ranks = simulate("--pipeline-model-parallel-size", "2")
     assert list(ranks) == ["rank 0", "rank 2"]
-    assert "tokens/s a GPU" in describe(ranks, 16 * 256, 4, gpu("H100-80GB"))
+    text = describe(ranks, 16 * 256, 4, gpu("H100-80GB"))
+    speed = float(re.search(r"store, NTP .* ([\d,]+) tokens/s a GPU", text)[1].replace(",", ""))
+    read = float(re.search(r"a store is read at ([\d.]+) MB/s a GPU", text)[1])
+    assert read == pytest.approx(2 * speed / 1e6, abs=0.006) and read > 0  # float16
 
 
 def test_a_tensor_on_the_wrong_device_is_found_at_its_line(model, simulator, tmp_path, monkeypatch):
