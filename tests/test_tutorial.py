@@ -1,4 +1,4 @@
-"""The commands of docs/tutorial-olmo2-1b.md, run on tiny stand-ins for what they download.
+"""The commands of docs/tutorial-olmo2-1b.md and tutorial-olmo3-7b.md, run on tiny stand-ins for what they download.
 
 `hf` copies what the test has made under the repository's name; sbatch, srun and their relatives run a job at once, on
 this machine. All else is the real program.
@@ -12,12 +12,12 @@ import subprocess
 import sys
 
 import pytest
+import zstandard
 
 from tests.evaluation.formats import write_formats
-from tests.hf_models import make_olmo2
+from tests.hf_models import make_model, make_olmo2
 from tests.ranks import ROOT
 
-COMMANDS = ("hf", "for", "export", "RUN_DIR=", "OBJECTIVE=", "megatron-remit", "find")
 SOURCES = ("dclm", "flan", "pes2o", "wiki", "stackexchange", "math")
 PROGRAMS = {
     # hf download REPOSITORY [--revision R] [--include "data/SOURCE/**"] --local-dir DIR
@@ -147,7 +147,23 @@ def test_the_commands_of_the_tutorial_lead_from_names_to_a_table(folder):
     assert "remit-2-rlvr2" in done.stdout
 
 
-def test_the_short_tutorial_has_commands_of_the_same_kinds():
-    """It is not run as a whole; its scripts and flags are those of the long one."""
-    kinds = {re.split(r"[ =]", line)[0] for block in blocks("tutorial-olmo3-7b.md") for line in block.splitlines()}
-    assert kinds - {""} <= {"hf", "find", "xargs", "export", "RUN_DIR", "OBJECTIVE"}
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_commands_of_the_short_tutorial_lead_from_names_to_two_models(folder):
+    hub = folder / "hub/allenai"
+    make_model("olmo3", hub / "Olmo-3-1025-7B@stage1-step1413814", seed=1)
+    make_model("olmo3", hub / "Olmo-3-7B-Instruct", seed=2)
+    for number in range(2):
+        data = hub / "dolma3_dolmino_mix-100B-1025/data" / f"part{number}"
+        data.mkdir(parents=True)
+        rows = "".join(json.dumps({"id": n, "text": f"{number} {n} bade lofi " * 12}) + "\n" for n in range(24))
+        (data / "shard.jsonl.zst").write_bytes(zstandard.compress(rows.encode()))
+    script = "".join(blocks("tutorial-olmo3-7b.md")).replace("--workers 32", "--workers 1")
+    (baseline,) = (line for line in script.splitlines() if line.startswith("OBJECTIVE=ntp RUN_DIR="))
+    script = script.replace(baseline, f"OBJECTIVE=ntp {baseline.split()[1]} bash {baseline.split()[3]} --dry-run")
+    done = shell(folder, "export TP=1\n" + script)
+    assert done.returncode == 0, done.stdout[-6000:]
+    root = folder / "root"
+    model = json.loads((root / "runs/olmo3-remit/hf/config.json").read_text())
+    assert model["architectures"] == ["Olmo3ForCausalLM"]
+    assert (root / "corpus/dolmino3.bin").exists() and done.stdout.count("--objective ntp") == 1
