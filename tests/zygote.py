@@ -130,7 +130,7 @@ def _execute(job: Job, rank: int) -> None:
         function(rank, *arguments)
         return
     sys.argv = [job.module or job.script, *job.command_line]
-    sys.path[0] = job.cwd
+    sys.path[0] = job.cwd if job.module else str(Path(job.script).parent)
     # A checkpoint's writer starts a process that imports __main__ again, which is this file, wherever the job works.
     sys.path.append(_ROOT)
     if job.module:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import compare_methods
 import pytest
 from compare.arms import ARMS, FIRST
 from compare.commands import StageFailed
@@ -112,28 +113,32 @@ def test_a_reference_of_few_arms_is_made_only_for_them(arm, needed, tmp_path):
     assert ("more_references.b1.e30.1M" in names) == needed and "references.b1.e30.1M" in names
 
 
+def test_the_script_lists_what_it_would_do(tmp_path):
+    ran = environment() | {"COMPARE_SMOKE": "1", "RUN_DIR": str(tmp_path), "PYTHON": sys.executable}
+    command = ["bash", "examples/compare_tiny.sh", "--list", "--bases", "1", "--orders", "1", "--arms", "ntp"]
+    done = subprocess.run(command, cwd=ROOT, env=ran, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [f"{name}.b1.e30.1M" for name in ("data", "base", "references")] + [
+        "methods.ntp.b1.e30.1M.o1"
+    ]
+
+
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
+def smoke(warm, tmp_path_factory):
     """A whole comparison of a few steps: two arms with a store or a second reference among them."""
     run_dir = tmp_path_factory.mktemp("compare")
-    environment_of = environment() | {"COMPARE_SMOKE": "1", "RUN_DIR": str(run_dir), "PYTHON": sys.executable}
     # One at once: the other core has tests of its own.
     flags = ["--jobs", "1", "--bases", "1", "--orders", "1", "--arms", "ntp", "remit", "contrast", "miniplm"]
-    done = subprocess.run(
-        ["bash", "examples/compare_tiny.sh", *flags],
-        cwd=ROOT,
-        env=environment_of,
-        capture_output=True,
-        text=True,
-    )
-    return run_dir, done
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["compare_methods.py", "--smoke", "--run-dir", str(run_dir), *flags])
+        compare_methods.main()
+    return run_dir
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_script_makes_the_figures_of_each_arm_and_the_page(smoke, tmp_path):
-    run_dir, done = smoke
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_a_comparison_makes_the_figures_of_each_arm_and_the_page(smoke, tmp_path):
+    run_dir = smoke
     cells = Cells(read_cells(run_dir), {})
     assert {"ntp", "remit", "contrast", "miniplm"} <= set(cells.values("arm", study="methods"))
     (cell,) = cells.where(study="methods", arm="remit")
@@ -160,7 +165,7 @@ def test_every_arm_has_a_name_in_the_reports():
 
 @pytest.mark.slow
 def test_a_killed_comparison_leaves_no_process_and_goes_on(smoke, tmp_path):
-    run_dir, _ = smoke
+    run_dir = smoke
     shutil.copytree(run_dir, tmp_path / "run")
     cell = tmp_path / "run/done/methods.ntp.b1.e30.1M.o1"
     cell.unlink()
