@@ -14,7 +14,7 @@ from megatron_remit.errors import UserError
 from megatron_remit.programs.commands import export_command, import_command
 from megatron_remit.trust import saving
 from megatron_remit.trust.digests import LISTS, check_digests, write_digests
-from megatron_remit.trust.loading import check_iteration, checkpoint_files
+from megatron_remit.trust.loading import TRACKER, check_iteration, checkpoint_files
 from tests.ranks import ROOT, pretrain, run_job
 
 ADAM = {"optimizer": "adam", "sgd_momentum": None, "finetune": None, "train_iters": 2, "save_interval": 2}
@@ -175,8 +175,9 @@ def test_without_digests_a_checkpoint_loads_with_one_line(copy, material):
 
 
 def test_a_save_of_the_same_iteration_replaces_the_digests(saved, material, tmp_path):
-    """One rank saves where two did before: no list of the second one remains."""
+    """One rank saves where two were killed before their checkpoint counted: no list of the second one remains."""
     shutil.copytree(saved / "run", tmp_path / "run")
+    (tmp_path / "run" / TRACKER).unlink()
     flags = material.flags(**ADAM | {"save": tmp_path / "run"})
     pretrain(1, *flags)
     folder = tmp_path / "run" / "iter_0000002"
