@@ -42,7 +42,7 @@ class Sizes:
 
 SMOKE = Sizes(15_360, 9_216, 9_216, 2, 2, 1, 8, 2, 2, 1, 1e9, 2.0, 1.0)
 """A few steps of everything, to try the programs."""
-DEMO = Sizes(base=1_800_000, grow=750_000, mid=300_000, grpo=80, points=2)
+DEMO = Sizes(base=1_800_000, grow=750_000, mid=300_000, sft=120, grpo=60, points=2)
 """What two cores do in a quarter of an hour."""
 
 
