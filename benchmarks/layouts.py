@@ -2,7 +2,7 @@
 
     python benchmarks/layouts.py [--gpu H100-80GB] [--gpus 8 64 1024] [--model NAME ...]
 
-Policy and reference have one shape (``benchmarks/shapes``). Twenty minutes on a CPU for all; nothing runs on a GPU.
+Policy and reference have one shape (``benchmarks/shapes``). Nothing runs on a GPU.
 """
 
 import argparse

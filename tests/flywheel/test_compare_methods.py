@@ -138,14 +138,13 @@ def smoke(warm, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_comparison_makes_the_figures_of_each_arm_and_the_page(smoke, tmp_path):
-    run_dir = smoke
-    cells = Cells(read_cells(run_dir), {})
+    cells = Cells(read_cells(smoke), {})
     assert {"ntp", "remit", "contrast", "miniplm"} <= set(cells.values("arm", study="methods"))
     (cell,) = cells.where(study="methods", arm="remit")
     assert cell["points"][-1]["tokens"] == 9216
     assert {"lm loss", "grad-norm", "weight std"} <= set(cell["tensorboard"])
     out = ["--json", tmp_path / "page.json", "--out", tmp_path / "page.md"]
-    written = run_command(["python", "examples/flywheel/results_page.py", "--gather", run_dir, *out])
+    written = run_command(["python", "examples/flywheel/results_page.py", "--gather", smoke, *out])
     assert written.returncode == 0, written.output
     text = (tmp_path / "page.md").read_text()
     assert "| ReMiT |" in text and "without the variation of bases and data orders" in text
@@ -165,8 +164,7 @@ def test_every_arm_has_a_name_in_the_reports():
 
 @pytest.mark.slow
 def test_a_killed_comparison_leaves_no_process_and_goes_on(smoke, tmp_path):
-    run_dir = smoke
-    shutil.copytree(run_dir, tmp_path / "run")
+    shutil.copytree(smoke, tmp_path / "run")
     cell = tmp_path / "run/done/methods.ntp.b1.e30.1M.o1"
     cell.unlink()
     command = [sys.executable, "examples/flywheel/compare_methods.py", "--smoke", "--run-dir", str(tmp_path / "run")]
@@ -185,7 +183,7 @@ def test_a_killed_comparison_leaves_no_process_and_goes_on(smoke, tmp_path):
     assert _under(tmp_path / "run") == [] and not cell.exists()
     assert subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True).returncode == 0
     name = "eval/methods.ntp.b1.e30.1M.o1.json"
-    before, after = (json.loads((folder / name).read_text()) for folder in (run_dir, tmp_path / "run"))
+    before, after = (json.loads((folder / name).read_text()) for folder in (smoke, tmp_path / "run"))
     assert after["points"][-1]["nll"] == before["points"][-1]["nll"]
 
 

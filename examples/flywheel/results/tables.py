@@ -169,21 +169,22 @@ def again(cells: Cells) -> str:
     as their change against it."""
     rows = []
     for arm in arms_of(cells, study="again", **BEFORE):
-        own, known = (cells.runs("nll", MAIN, study=study, arm=arm, **BEFORE) for study in ("again", "methods"))
-        if not known:
-            continue
-        found: list[Interval | None] = [mean(own), mean(known)]
-        unit, digits = "", 3
-        if arm != NTP:
-            found = [change(cells, arm, NTP, study=study, **BEFORE) for study in ("again", "methods")]
-            unit, digits = " %", 1
-        new, whole = found
+        new, whole = (_end(cells, arm, study=study, **BEFORE) for study in ("again", "methods"))
         if new is None or whole is None:
             continue
+        unit, digits = ("", 3) if arm == NTP else (" %", 1)
         ends = f"{whole.low:+.{digits}f} to {whole.high:+.{digits}f}{unit}"
         inside = "yes" if whole.low <= new.mean <= whole.high else "no"
-        rows.append([named(arm).name, str(len(own)), f"{new.mean:+.{digits}f}{unit}", ends, inside])
+        rows.append([named(arm).name, str(new.orders), f"{new.mean:+.{digits}f}{unit}", ends, inside])
     return markdown(["arm", "new runs", "their mean", "interval of the table", "inside"], rows)
+
+
+def _end(cells: Cells, arm: str, **wanted: Any) -> Interval | None:
+    """Nats a solution of NTP, or the change of another arm against it in percent; None without such runs."""
+    if arm != NTP:
+        return change(cells, arm, NTP, **wanted)
+    runs = cells.runs("nll", MAIN, arm=arm, **wanted)
+    return mean(runs) if runs else None
 
 
 def kinds(found: list[dict[str, Any]]) -> str:
