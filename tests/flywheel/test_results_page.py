@@ -86,7 +86,7 @@ def test_every_figure_of_the_page_is_there_and_small(built):
 def test_every_study_has_its_numbers(built):
     _, text, _ = built
     assert NOT_RUN not in text
-    assert "`bash examples/compare_tiny.sh` (commits abc to def)" in " ".join(text.split())
+    assert "commits abc to def: python" in " ".join(text.split())
     assert "| 9 |" in row(section(text, "Methods side by side"), "RHO-1")
     assert "below NTP by" in section(text, "What lasts through SFT and GRPO")
     assert "Without errors ReMiT is not distinguishable from NTP" in section(text, "Effect against the share of errors")
@@ -132,6 +132,33 @@ def test_a_campaign_that_is_not_finished_says_what_it_lacks(tmp_path):
     assert NOT_RUN in section(text, "Effect against size") and NOT_RUN in section(text, "One thread and two")
     assert "| 4 |" in row(section(text, "Methods side by side"), "RHO-1")
     assert "Appendix" in text
+
+
+def test_runs_of_other_bases_are_added_to_the_file_with_what_made_them(tmp_path):
+    first, second = (campaign(tmp_path / name, everything=name == "a") for name in "ab")
+    for path in (second / "eval").glob("*.json"):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {"base": content["base"] + 3}))
+    gather(first, tmp_path / "c.json", "abc to def")
+    alone = load(tmp_path / "c.json")
+    cells = load(gather(second, tmp_path / "c.json", "fed", add=True))
+    assert len(cells.cells) == len(alone.cells) + len(list((second / "eval").glob("*.json")))
+    assert all(one in cells.cells for one in alone.cells)
+    assert cells.source["token_kinds"] == alone.source["token_kinds"]
+    text = Page(cells, tmp_path / "p.md").text()
+    assert "6 bases, 18 runs" in " ".join(text.split()) and "commits abc to def" in text and "commits fed:" in text
+    again = load(gather(second, tmp_path / "c.json", "fed", add=True))
+    assert again.cells == cells.cells and len(again.source["earlier"]) == 1
+
+
+def test_a_cell_with_other_numbers_is_not_added_over_the_old_one(tmp_path):
+    run = campaign(tmp_path / "a", everything=False)
+    gather(run, tmp_path / "c.json")
+    before = (tmp_path / "c.json").read_bytes()
+    (run / "eval" / "000.json").write_text(json.dumps(cell("ntp", 1, "a", 1.5)))
+    with pytest.raises(UserError, match=r"arm ntp, base 1.* with other numbers"):
+        gather(run, tmp_path / "c.json", add=True)
+    assert (tmp_path / "c.json").read_bytes() == before
 
 
 def test_the_page_comes_from_the_committed_file_alone(built, tmp_path, monkeypatch):

@@ -81,11 +81,13 @@ def at_point(point: Mapping[str, Any], measure: str, skills: tuple[str, ...] | N
     return np.concatenate([found[name] for name in names]).astype(float) if names else None
 
 
-def gather(run_dir: Path, out: Path, commits: str = "") -> Path:
+def gather(run_dir: Path, out: Path, commits: str = "", add: bool = False) -> Path:
     """Write all cells of a run folder into one file; files of other shapes in RUN_DIR/eval are not cells. ``commits``
-    says at which the runs were made.
+    says at which the runs were made. ``add`` keeps the cells that are in the file already and not in the run folder,
+    with the sources that they have: bases that were trained elsewhere.
 
-    Raises UserError where there is no cell, or one that is not as described.
+    Raises UserError where there is no cell, one that is not as described, or with ``add`` one that the file has with
+    other numbers.
     """
     cells = read_cells(run_dir)
     if not cells:
@@ -94,9 +96,34 @@ def gather(run_dir: Path, out: Path, commits: str = "") -> Path:
     source = {"gathered": now(), "versions": versions(), "machine": machine(), "format": FORMAT}
     source["commits"] = commits
     source["token_kinds"] = _json(kinds)["kinds"] if kinds.is_file() else None
+    if add:
+        cells = _added(load(out), cells, source, out)
     lines = ",\n".join(json.dumps(cell, separators=(",", ":"), allow_nan=False) for cell in cells)
     write_whole(out, f'{{"source":{json.dumps(source)},\n"cells":[\n{lines}\n]}}\n')
     return out
+
+
+def _added(old: Cells, cells: list[dict[str, Any]], source: dict[str, Any], out: Path) -> list[dict[str, Any]]:
+    """The old cells and the new ones; ``source`` gets those of the old as "earlier", and their kinds of tokens where it
+    has none."""
+    there = {_key(cell): cell for cell in old.cells}
+    for cell in cells:
+        before = there.setdefault(_key(cell), cell)
+        if before != cell:
+            raise UserError(
+                f"{out}: has {', '.join(f'{key} {cell[key]}' for key in KEYS)} with other numbers; add runs of other "
+                "bases or orders (--bases, --orders), or gather without --add into a new file"
+            )
+    last = {key: value for key, value in old.source.items() if key not in ("earlier", "token_kinds", "format")}
+    made = [*old.source.get("earlier", []), last]
+    # Those gathered before from the same commits on the same machine are among the new ones.
+    source["earlier"] = [one for one in made if any(one[key] != source[key] for key in ("commits", "machine"))]
+    source["token_kinds"] = source["token_kinds"] or old.source.get("token_kinds")
+    return [there[key] for key in sorted(there)]
+
+
+def _key(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(cell[key] for key in KEYS)
 
 
 def read_cells(run_dir: Path) -> list[dict[str, Any]]:

@@ -154,13 +154,18 @@ def how_sure(cells: Cells) -> str:
     """How the intervals come about, and what the page was made from."""
     problems = {skill: count for cell in cells.cells for skill, count in cell["points"][-1]["problems"].items()}
     main = sum(problems.get(skill, 0) for skill in MAIN)
-    source = cells.source
-    runs = f"`bash examples/compare_tiny.sh` (commits {source['commits']}). " if source.get("commits") else ""
-    made = ", ".join(f"{name} {value}" for name, value in (source["versions"] | source["machine"]).items() if value)
+    made = " ".join(f"{_made(source)}." for source in (*cells.source.get("earlier", []), cells.source))
     return (
         f"{SURE}\n\n## Conditions\n\n{len(cells.cells)} cells, {sum(problems.values()):,} held-out problems, {main:,} "
-        f"of them in two or three steps; the same for all arms. {runs}Gathered {source['gathered']}. {made}."
+        f"of them in two or three steps; the same for all arms. `bash examples/compare_tiny.sh`. {made}"
     )
+
+
+def _made(source: dict[str, Any]) -> str:
+    """When, from which commits and where cells were made."""
+    commits = f", commits {source['commits']}" if source.get("commits") else ""
+    things = ", ".join(f"{name} {value}" for name, value in (source["versions"] | source["machine"]).items() if value)
+    return f"Gathered {source['gathered']}{commits}: {things}"
 
 
 MEASURE = """The first measure is the NLL of the solution and its end, in nats a solution, on held-out problems; the
