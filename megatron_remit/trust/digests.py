@@ -9,7 +9,8 @@ as fast as BLAKE2 there) and because no further package is needed. Each rank of 
 wrote in a list of its own.
 
 A weight file in the Hugging Face cache has no list, but its name: `snapshots/REVISION/FILE` is a link to
-`blobs/SHA-256` (`blobs/SHA-1`, of git's kind, for small files).
+`blobs/SHA-256` (`blobs/SHA-1`, of git's kind, for small files). `hf download --local-dir` notes the same digests below
+the folder, in `.cache/huggingface/download/FILE.metadata`, with the time.
 """
 
 import hashlib
@@ -69,18 +70,42 @@ def check_digests(folder: Path, files: Sequence[Path], rank: int = 0, ranks: int
 
 
 def check_downloaded(files: Iterable[Path]) -> None:
-    """Compare those of ``files`` that lie in the Hugging Face cache under their SHA-256 with it.
+    """Compare those of ``files`` whose SHA-256 the Hugging Face hub's client has kept: in the names of its cache, or in
+    its notes in a folder that it has downloaded into.
 
     Raises:
         UserError: one is not what was downloaded; the message names it.
     """
     for path in files:
+        noted = _noted_at_download(path)
+        if noted is not None and digest(path) != noted:
+            raise UserError(
+                f"{path}: its bytes are not those that were downloaded (another SHA-256 than the hub's in "
+                f"{_download_note(path)}): delete both and download the model again"
+            )
         blob = Path(os.path.realpath(path))
         if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name) and digest(blob) != blob.name:
             raise UserError(
                 f"{path}: its bytes are not those that were downloaded (another SHA-256 than its name in the cache): "
                 f"delete {blob} and download the model again"
             )
+
+
+def _download_note(path: Path) -> Path:
+    return path.parent / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
+
+
+def _noted_at_download(path: Path) -> str | None:
+    """The SHA-256 that the hub gave for ``path`` when it was downloaded; None if there is none, or a later writer.
+
+    As huggingface_hub reads its notes (1.x: _local_folder.py, ``read_download_metadata``): three lines, the hub's
+    commit, the digest and the time; a file that is more than a second newer is another.
+    """
+    try:
+        _, known, seconds = _download_note(path).read_text(encoding="utf-8").split()
+        return known if _SHA256.fullmatch(known) and path.stat().st_mtime - 1 <= float(seconds) else None
+    except (OSError, ValueError):
+        return None
 
 
 def listed(folder: Path) -> dict[str, tuple[str, Path]]:

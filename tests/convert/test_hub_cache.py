@@ -1,10 +1,13 @@
-"""A model in the Hugging Face cache: its weights are compared with their names there, and nothing outside is copied."""
+"""A model in the Hugging Face cache, or downloaded into a folder: its weights are compared with the hub's digests, and
+nothing outside is copied."""
 
 import hashlib
 import json
+import os
 import shutil
 
 import pytest
+from huggingface_hub._local_folder import write_download_metadata
 from safetensors.torch import load_file
 
 from megatron_remit.convert.hf_to_megatron import import_hf
@@ -54,6 +57,36 @@ def test_a_folder_apart_from_the_cache_is_read_as_before(plain, tmp_path):
     shutil.copytree(plain, tmp_path / "hf")
     _flip(tmp_path / "hf" / "model.safetensors")
     import_hf(tmp_path / "hf", tmp_path / "out")
+
+
+@pytest.fixture
+def downloaded(plain, tmp_path):
+    """What ``hf download --local-dir`` leaves: files, and a note of each by the hub's client itself."""
+    folder = shutil.copytree(plain, tmp_path / "local")
+    for file in plain.iterdir():
+        algorithm = hashlib.sha256 if file.suffix == ".safetensors" else hashlib.sha1
+        write_download_metadata(folder, file.name, "5e1f", algorithm(file.read_bytes()).hexdigest())
+    return folder
+
+
+def test_a_flipped_bit_in_a_downloaded_folder_is_refused_by_name(downloaded, tmp_path):
+    weights = downloaded / "model.safetensors"
+    import_hf(downloaded, tmp_path / "whole")
+    written = weights.stat()
+    _flip(weights)
+    os.utime(weights, ns=(written.st_atime_ns, written.st_mtime_ns))  # a disk that decays changes no time
+    with pytest.raises(UserError, match=r"local/model.safetensors: its bytes are not those .* than .*safetensors.meta"):
+        import_hf(downloaded, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    import_hf(downloaded, tmp_path / "out", skip_digests=True)
+
+
+def test_weights_that_were_written_after_the_download_are_others(downloaded, tmp_path):
+    weights = downloaded / "model.safetensors"
+    _flip(weights)
+    later = weights.stat().st_mtime + 60
+    os.utime(weights, (later, later))
+    import_hf(downloaded, tmp_path / "out")
 
 
 def test_weights_with_a_list_are_read_once_for_their_digest(cached, tmp_path, monkeypatch):
