@@ -16,6 +16,8 @@ from megatron_remit.artifacts import bring_back, folder_for, unwritable, whole_s
 from megatron_remit.errors import UserError
 
 PAGE = "compare.html"
+FIGURES = ("logprobs", "kl", "accuracy", "runs")
+"""Names of the figures' files, but those of pairs of models."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def compare(request: Request) -> Path:
     if bool(models) != bool(request.text):
         raise UserError("--model and --text go together: models are compared on the texts of JSONL files")
     pairs = _pairs(request, models)
+    _check_apart(request, pairs)
     texts = _texts(request, models) if models else None
     writing = partial(unwritable, f"--out {request.out}: cannot write there", "name a folder that can be written")
     with ExitStack() as folder:
@@ -91,6 +94,23 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
     with whole_set(*(out / name for name in files)) as temporaries:
         for temporary, content in zip(temporaries, files.values(), strict=True):
             temporary.write_bytes(content)
+
+
+def _check_apart(request: Request, pairs: list[tuple[tuple[str, str], bool]]) -> None:
+    """Raises UserError if the page or a figure would be written over an input file."""
+    names = [*FIGURES]
+    for (a, b), two_sided in pairs:
+        stem = Heatmap.stem(a, b, two_sided)
+        names += [stem, f"tokens-{stem}"]
+    written = {PAGE, *(f"{name}.{kind}" for name in names for kind in ("png", "csv"))}
+    inputs = [("--text", str(path), path) for path in request.text]
+    inputs += [
+        ("--accuracy", value, Path(value.partition("=")[2] if value.endswith(".json") else value))
+        for value in request.accuracy
+    ]
+    for flag, value, path in inputs:
+        if path.resolve().name in written and path.resolve().parent == request.out.resolve():
+            raise UserError(f"{flag} {value}: --out {request.out} would overwrite it; choose another --out")
 
 
 def _pairs(request: Request, models: dict[str, Path]) -> list[tuple[tuple[str, str], bool]]:

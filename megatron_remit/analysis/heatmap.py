@@ -94,7 +94,12 @@ class Heatmap:
     @property
     def name(self) -> str:
         """The stem of its files."""
-        return f"{'contrast' if self.two_sided else 'heatmap'}-{self.a}-{self.b}"
+        return self.stem(self.a, self.b, self.two_sided)
+
+    @staticmethod
+    def stem(a: str, b: str, two_sided: bool) -> str:
+        """The stem of the files of a pair's heatmap."""
+        return f"{'contrast' if two_sided else 'heatmap'}-{a}-{b}"
 
     def full(self) -> float:
         """The margin of full colour, nats."""

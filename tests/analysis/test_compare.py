@@ -3,6 +3,7 @@
 import base64
 import html.parser
 import json
+import shutil
 import struct
 import tracemalloc
 
@@ -18,6 +19,7 @@ from megatron_remit.analysis.curves import read_accuracies, read_run
 from megatron_remit.analysis.heatmap import Heatmap, token_margins
 from megatron_remit.analysis.inputs import read_texts
 from megatron_remit.analysis.score import score_all
+from megatron_remit.errors import UserError
 from tests.analysis.inputs import TEXTS, request, rows
 from tests.ranks import run_ranks
 
@@ -86,6 +88,17 @@ def test_every_figure_is_there_as_png_and_csv_and_in_a_page_that_loads_nothing(r
     ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert ">&lt;</span>" in page and "<b>" not in page, "text from the corpus is escaped"
+
+
+def test_an_input_is_not_overwritten_by_any_file_of_the_comparison(result, folder, tmp_path):
+    names = [path.name for path in result.iterdir()]
+    assert len(names) > 12
+    for name in names:
+        shutil.copy(folder / "accuracy.csv", tmp_path / name)
+        asked = request(folder, tmp_path, accuracy=[str(tmp_path / name)])
+        with pytest.raises(UserError, match=f"--accuracy .*{name}: --out {tmp_path} would overwrite it"):
+            compare(asked)
+        assert (tmp_path / name).read_bytes() == (folder / "accuracy.csv").read_bytes()
 
 
 def test_the_csv_files_hold_what_the_figures_show(result):
