@@ -4,8 +4,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from megatron_remit.errors import UserError
+from megatron_remit.programs.start_checks import check_reads_and_writes
 from tests.conftest import VOCABULARY, write_documents
 from tests.ranks import pretrain, run_command
+from tests.test_bad_input import parsed
 
 LENGTH = 24  # of a row in the tests' runs
 
@@ -181,3 +184,26 @@ def test_a_loss_of_nan_ends_a_run_without_save_by_its_name(material):
     assert run.returncode not in (0, 1), run.output
     assert "TypeError" not in run.output and "found NaN" in run.output
     assert "the loss or a gradient is NaN or infinite" in run.output and "there is no --save" in run.output
+
+
+def test_a_first_model_beside_a_load_that_holds_one(material, tmp_path, capsys):
+    """Megatron takes the model of --load there, without a word of the other."""
+
+    def check(load, **flags):
+        check_reads_and_writes(parsed(material.flags(**{"load": load, "finetune": None} | flags)))
+
+    for flags in ({}, {"finetune": True}):
+        with pytest.raises(UserError, match=f"--pretrained-checkpoint {tmp_path} with --load {material.policy}, which"):
+            check(material.policy, pretrained_checkpoint=tmp_path, **flags)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "latest_checkpointed_iteration.txt").write_text("2")
+    with pytest.raises(UserError, match="which holds a model too"):
+        check(run, pretrained_checkpoint=material.policy, finetune=True)
+    check(run, pretrained_checkpoint=material.policy)
+    words = (
+        f"note: --pretrained-checkpoint {material.policy} is not read: the run goes on from its checkpoint in --load"
+    )
+    assert words in capsys.readouterr().err
+    check(tmp_path / "new", pretrained_checkpoint=material.policy)
+    assert "note:" not in capsys.readouterr().err

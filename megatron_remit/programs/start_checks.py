@@ -72,11 +72,27 @@ def _check_late(args: argparse.Namespace) -> None:
 
 
 def _check_pretrained(args: argparse.Namespace) -> None:
-    """A run that goes on from its own checkpoint in ``--load`` has no more need of it."""
-    if not any(root and (Path(root) / TRACKER).is_file() for root in (args.pretrained_checkpoint, args.load)):
+    """Megatron takes the model of ``--pretrained-checkpoint`` only where ``--load`` holds no checkpoint. A run on its
+    way has no more need of it; any other would start from another model than the flag says."""
+    holds = {
+        root: root is not None and (Path(root) / TRACKER).is_file() for root in (args.pretrained_checkpoint, args.load)
+    }
+    if not any(holds.values()):
         raise UserError(
             f"--pretrained-checkpoint {args.pretrained_checkpoint}: the folder holds no checkpoint ({TRACKER} is not "
             "there), and neither does --load; give one that tools/import_hf.py or a run's --save wrote"
+        )
+    if not holds[args.load]:
+        return
+    if args.finetune or iteration_name(Path(args.load), None) == RELEASE:
+        raise UserError(
+            f"--pretrained-checkpoint {args.pretrained_checkpoint} with --load {args.load}, which holds a model too: "
+            "Megatron would take that one; give only the one to start from"
+        )
+    if args.rank == 0:
+        note(
+            f"--pretrained-checkpoint {args.pretrained_checkpoint} is not read: the run goes on from its checkpoint in "
+            f"--load {args.load}"
         )
 
 
