@@ -14,7 +14,8 @@ from megatron.training import get_args, get_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split
 from torch.utils.data import Dataset
 
-from megatron_remit.data.checked import CheckedGPTDataset
+from megatron_remit.data.checked import CheckedGPTDataset, corpora_of
+from megatron_remit.data.row_caches import remove_damaged, row_caches
 from megatron_remit.errors import UserError
 
 
@@ -31,6 +32,8 @@ def build_datasets(num_samples: tuple[int, int, int], built_here: Callable[[], b
         dataset_class = MockGPTDataset
     else:
         dataset_class = CheckedGPTDataset if args.row_seed is None else FixedRowsDataset
+        if args.rank == 0:  # which makes what is missing, before the others look
+            remove_damaged(row_caches(args, corpora_of(args)))
     built = BlendedMegatronDatasetBuilder(dataset_class, list(num_samples), built_here, _dataset_config()).build()
     train, valid, test = built
     if args.full_validation:
