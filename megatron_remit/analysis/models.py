@@ -1,5 +1,6 @@
 """Hugging Face folders: their models and tokenizers, loaded, and checked before any model works for hours."""
 
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,11 @@ def load_model(folder: Path, dtype: torch.dtype | str = torch.float32) -> PreTra
 def _loading(folder: Path) -> Iterator[None]:
     try:
         yield
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{folder}: its pickled weights (pytorch_model.bin) are damaged, or would run code; give a folder with "
+            "model.safetensors"
+        ) from None
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{folder}: does not load as a Hugging Face model with its tokenizer: {_first_line(error)}"

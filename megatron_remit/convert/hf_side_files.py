@@ -31,6 +31,7 @@ _PATTERNS = (
     "NOTICE*",
     "USE_POLICY*",
 )
+_NEVER = (".py", ".index.json", ".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")  # code, weights, pickles
 _FOLDERS = ("additional_chat_templates",)
 _WITH_CODE = (CONFIG, "tokenizer_config.json")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -46,7 +47,7 @@ def side_files(folder: Path) -> list[Path]:
     found = {path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file() or path.is_symlink()}
     for name in _FOLDERS:
         found.update(path for path in (folder / name).rglob("*") if path.is_file() or path.is_symlink())
-    files = sorted(path for path in found if not path.name.endswith((".py", ".index.json")))
+    files = sorted(path for path in found if not path.name.endswith(_NEVER))
     homes = _homes(folder)
     for path in files:
         target = Path(os.path.realpath(path))

@@ -1,6 +1,7 @@
 """One column of one model: lm-eval runs its tasks, and their questions are counted together."""
 
 import math
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ class Judge:
             self.model = HFLM(
                 pretrained=str(folder), dtype=dtype, device=device, batch_size=batch_size, logits_cache=False
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
             raise UserError(f"{folder}: lm-eval does not load it as a model with its tokenizer: {error}") from error
         if chat_template and self.model.tokenizer.chat_template is None:
             raise UserError(

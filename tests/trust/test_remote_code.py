@@ -3,20 +3,24 @@
 import ast
 import json
 import os
+import pickle
 import pty
 import re
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from megatron_remit.analysis.models import load_model, load_tokenizer
+from megatron_remit.convert.hf_side_files import side_files
 from megatron_remit.data.eod import RunTokenizer
 from megatron_remit.data.token_table import read_table
 from megatron_remit.data.tokenizer import folder_fingerprint, load_encoder
 from megatron_remit.errors import UserError
 from tests.hf_models import make_olmo2
 from tests.ranks import ROOT, environment
+from tests.trust.attack import MakesFile
 
 CODE = """import os
 os.mkdir({made!r})
@@ -80,6 +84,25 @@ def test_a_terminal_is_not_asked_either(folder, tmp_path):
     os.close(theirs)
     assert done.returncode == 2 and "never run here" in done.stderr and "[y/N]" not in done.stderr
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda harmful, path: path.write_bytes(pickle.dumps(harmful))])
+def test_pickled_weights_run_nothing_and_are_refused_in_words(tmp_path, write):
+    """The import takes none at all; the comparison reads them with torch's list, as transformers does."""
+    make_olmo2(tmp_path / "hf", vocab_size=515)
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    write(MakesFile(tmp_path / "made"), tmp_path / "hf" / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"hf: its pickled weights \(pytorch_model.bin\) are .*would run code"):
+        load_model(tmp_path / "hf")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_pickle_in_a_tokenizers_name_stays_behind(tmp_path):
+    make_olmo2(tmp_path / "hf", vocab_size=515)
+    before = side_files(tmp_path / "hf")
+    for name in ("tokenizer.pt", "tokenizer.pkl", "vocab.bin", "tokenizer.py"):
+        torch.save(MakesFile(tmp_path / "made"), tmp_path / "hf" / name)
+    assert side_files(tmp_path / "hf") == before
 
 
 def test_no_auto_class_is_left_to_ask():
