@@ -20,6 +20,8 @@ from megatron_remit.model_arguments import MODEL_ARGUMENTS
 
 CHOSEN_ANEW = ("attention_dropout", "hidden_dropout", "moe_grouped_gemm")
 """Values that are the run's own choice although Megatron's --use-checkpoint-args takes them from the checkpoint."""
+_KEPT = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels")
+"""Of the model's arguments those that --use-checkpoint-args leaves at the flag's value."""
 _OPTIMIZERS = ("adam", "sgd")
 
 
@@ -162,6 +164,8 @@ def check_not_replaced(args: argparse.Namespace, stated: dict[str, Any], saved: 
     }
     for name, value in stated.items():
         found = unstated.get(name, getattr(args, name, value))
+        if name in _KEPT and getattr(saved, name, None) is not None:
+            found = getattr(saved, name)
         if not _equal(found, value):
             raise UserError(
                 f"{spelt(name)} {value} with --use-checkpoint-args: the checkpoint in --load {args.load} has {found}, "

@@ -10,6 +10,7 @@ from megatron_remit.trust import digests, pickles
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
+_MANIFEST = "integrity.json"
 _checked: set[tuple[Any, ...]] = set()
 
 
@@ -75,9 +76,15 @@ def check_loaded(args: argparse.Namespace) -> None:
             _check_may_be_empty(flag, Path(root), needed)
             continue
         try:
-            check_iteration(existing(Path(root) / name), args.skip_digests, args.rank, args.world_size)
+            folder = existing(Path(root) / name)
+            check_iteration(folder, args.skip_digests, args.rank, args.world_size)
         except UserError as error:
             raise UserError(f"{flag} {root}: {error}") from None
+        if args.verify_integrity and not (folder / _MANIFEST).is_file():
+            raise UserError(
+                f"--verify-integrity: {folder} has no {_MANIFEST}, as it was saved without the flag; leave it out: the "
+                f"digests next to a checkpoint ({digests.LISTS}) are compared without it"
+            )
 
 
 def _check_may_be_empty(flag: str, root: Path, needed: bool) -> None:
