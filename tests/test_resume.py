@@ -268,3 +268,14 @@ def test_the_fully_reshardable_format_is_refused(material):
         1, *material.remit(use_distributed_optimizer=True), "--dist-ckpt-optim-fully-reshardable", check=False
     )
     assert run.returncode == 2 and "error: --dist-ckpt-optim-fully-reshardable: Megatron" in run.output
+
+
+def test_the_state_of_sgd_which_megatron_cannot_load_is_refused_in_words(material, tmp_path):
+    flags = run_flags(tmp_path / "run", optimizer="sgd", sgd_momentum=0.9)
+    pretrain(1, *material.flags(**flags), "--exit-interval", SAVED)
+    goes_on = material.flags(**flags | {"load": tmp_path / "run", "finetune": None})
+    refused = pretrain(1, *goes_on, check=False)
+    assert refused.returncode == 2 and "--optimizer sgd, whose state Megatron" in refused.output, refused.output
+    assert "Traceback" not in refused.output
+    run = pretrain(1, *goes_on, "--no-load-optim", "--no-load-rng")
+    assert len(run.series("lm loss")) == 4 - SAVED

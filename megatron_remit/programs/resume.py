@@ -131,6 +131,11 @@ def _check_optimizer(args: argparse.Namespace, earlier: argparse.Namespace, wher
             f"--optimizer {args.optimizer}, but the run in {where} was trained with {before}, and its state is that "
             "one's. Give the earlier value, or pass --no-load-optim --no-load-rng to go on with a fresh optimizer"
         )
+    if args.optimizer == "sgd":
+        raise UserError(
+            f"{where}: --optimizer sgd, whose state Megatron 0.19.2 saves and cannot load; pass --no-load-optim "
+            "--no-load-rng to go on without its momentum, or train with adam"
+        )
 
 
 def _check_schedule(args: argparse.Namespace, earlier: argparse.Namespace, where: str) -> None:
