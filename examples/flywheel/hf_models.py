@@ -98,7 +98,7 @@ def grpo(options: argparse.Namespace) -> None:
         steps_per_generation=1,
         num_generations=16,
         max_completion_length=48,
-        learning_rate=2e-4,
+        learning_rate=options.learning_rate,
         beta=0.0,
         temperature=1.0,
         top_k=0,
@@ -148,6 +148,7 @@ def main() -> None:
             command.add_argument("--steps", type=int, required=True)
         if make is grpo:
             command.add_argument("--until", type=float, metavar="REWARD", help="stop at this mean reward")
+            command.add_argument("--learning-rate", type=float, default=2e-4, help="default: %(default)s")
     options = parser.parse_args()
     options.make(options)
 

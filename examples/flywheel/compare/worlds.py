@@ -22,6 +22,7 @@ class Sizes:
     mid: int = 600_000
     sft: int = 30
     grpo: int = 240
+    grpo_lr: float = 2e-4
     rl_after: int = 80
     """GRPO steps behind an arm."""
     heldout: int = 200
@@ -40,10 +41,14 @@ class Sizes:
         return round(self.mid * max(arm.tokens for arm in ARMS.values())) + TOKENS_PER_STEP
 
 
-SMOKE = Sizes(15_360, 9_216, 9_216, 2, 2, 1, 8, 2, 2, 1, 1e9, 2.0, 1.0)
+SMOKE = Sizes(
+    base=15_360, grow=9_216, mid=9_216, sft=2, grpo=2, rl_after=1, heldout=8, heldout_skill=2, points=2, grown=1,
+    jump=1e9, reward=2.0, fall=1.0,
+)  # fmt: skip
 """A few steps of everything, to try the programs."""
-DEMO = Sizes(base=1_800_000, grow=750_000, mid=300_000, sft=120, grpo=60, points=2)
-"""What two cores do in a quarter of an hour."""
+DEMO = Sizes(mid=300_000, sft=120, grpo=60, grpo_lr=5e-5, points=2)
+"""What two cores do in a quarter of an hour: the bases of the comparison, half of its mid-training, and a reference of
+more SFT and less RL. At 2e-4, 60 steps of RL unlearn what SFT had taught (docs/report.md)."""
 
 
 @dataclass(frozen=True)
