@@ -1,4 +1,4 @@
-"""One version: in pyproject.toml, in what is installed, and at the head of the changelog."""
+"""One version: in pyproject.toml, in what is installed, at the head of the changelog, and in the citation."""
 
 import re
 import subprocess
@@ -33,6 +33,7 @@ def test_the_newest_tag_is_no_later_than_the_version():
     assert newest <= tuple(map(int, PROJECT["version"].split(".")))
 
 
-def test_the_citation_names_the_paper():
+def test_the_citation_names_the_paper_and_this_version():
     text = (ROOT / "CITATION.cff").read_text()
     assert "arXiv:2602.03075" in text and f"license: {PROJECT['license']}" in text
+    assert re.findall(r"^version: (.+)$", text, re.MULTILINE) == [PROJECT["version"]]
