@@ -9,6 +9,8 @@
 set -euo pipefail
 
 root="$(cd "$(dirname "$0")/.." && pwd)"
+# shellcheck source=examples/lib/help.sh
+source "$root/examples/lib/help.sh" "$@"
 out="$(mkdir -p "${1:-$root/benchmarks/results}" && cd "${1:-$root/benchmarks/results}" && pwd)"
 python="${PYTHON:-python3}"
 cd "$root"

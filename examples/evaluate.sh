@@ -27,12 +27,8 @@ project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 [[ -e $project/examples/evaluate.sh ]] ||
   fail "$project/examples/evaluate.sh: no such file; submit from the repository's root, or set REMIT_PROJECT to it"
 
-dry_run=
-case ${1:-} in
-  "") ;;
-  --dry-run) dry_run=1 ;;
-  *) fail "unknown argument '$1'; settings are environment variables, the only argument is --dry-run" ;;
-esac
+# shellcheck source=examples/lib/arguments.sh
+source "$project/examples/lib/arguments.sh" "$@"
 [[ -n ${MODELS:-} ]] || fail "MODELS is not set: give NAME=DIR of each model, with blanks between"
 [[ -n ${OUT:-} ]] || fail "OUT is not set: give the folder of the results, on a file system that all nodes share"
 [[ -n $dry_run || -n ${SLURM_JOB_ID:-} ]] || fail "this is a Slurm script: submit it with sbatch, or pass --dry-run"

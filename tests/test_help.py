@@ -1,4 +1,4 @@
-"""``--help`` of every program, and the image's default command: a bare % in one help text ends in a traceback."""
+"""``--help`` of every program and script, and the image's default command: a bare % in a help text is a traceback."""
 
 import json
 import re
@@ -15,11 +15,28 @@ PROGRAMS = [
     if folder == "tools" or "argparse.ArgumentParser(" in path.read_text(encoding="utf-8")
 ]
 
+# Those that only hand their arguments over to a program above, and those that no user starts.
+OTHERS = ("compare_tiny.sh", "flywheel_tiny.sh", "find_python.sh", "stage.sh", "ray_node.sh")
+SCRIPTS = [
+    path
+    for folder in ("tools", "benchmarks", "examples", "examples/flywheel_olmo2_1b", "tests/slurm")
+    for path in sorted((ROOT / folder).glob("*.sh"))
+    if path.name not in OTHERS
+]
+
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_help(program):
     run = run_job(0, script=str(program), command_line=["--help"], cwd=program.parent)
     assert run.returncode == 0 and f"usage: {program.name} " in run.output, run.output
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_help_of_a_script_is_the_comment_at_its_head(script):
+    run = run_command(["bash", script, "--help"])
+    head = script.read_text(encoding="utf-8").split("\nset -euo pipefail\n")[0].splitlines()[1:]
+    shown = [line.removeprefix("#").removeprefix(" ") for line in head if not line.startswith("#SBATCH")]
+    assert len(shown) > 2 and run.returncode == 0 and run.output.splitlines() == shown, run.output
 
 
 def test_the_default_command_of_the_image():

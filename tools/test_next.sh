@@ -5,6 +5,8 @@
 # is kept. Prints which of the names that this program uses are gone (tests/test_megatron_names.py), then which tests
 # fail, by file and by their errors. The exit status is that of the tests.
 set -euo pipefail
+# shellcheck source=examples/lib/help.sh
+source "$(dirname "$0")/../examples/lib/help.sh" "$@"
 cd "$(dirname "$0")/.."
 megatron=${1:?give a version of megatron-core (0.20.0), or the path of a checkout or a wheel}
 shift

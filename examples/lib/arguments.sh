@@ -1,5 +1,7 @@
 # shellcheck shell=bash
 # What the scripts that submit or run jobs share: source arguments.sh "$@". Sets dry_run for --dry-run.
+# shellcheck source=examples/lib/help.sh
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh" "$@"
 
 fail() {
   echo "error: $*" >&2

@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # Hands a job script (examples/remit_*.sh) over to megatron_remit.launch.job: source cluster.sh RECIPE [--dry-run].
 PROJECT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+# shellcheck source=examples/lib/help.sh
+source "$PROJECT/examples/lib/help.sh" "${@:2}"
 
 # The job itself needs Python's standard library only. The virtual environment's Python is used if the nodes run it;
 # with a container the host may have no other than its own.

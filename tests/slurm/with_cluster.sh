@@ -6,6 +6,8 @@
 # munged, slurmctld and slurmd keep everything in a folder of their own under TMPDIR, listen on free ports, and are
 # stopped at the end whatever happens. Root is needed only to install Debian's packages where they are missing.
 set -euo pipefail
+# shellcheck source=examples/lib/help.sh
+source "$(dirname "$0")/../../examples/lib/help.sh" "$@"
 cd "$(dirname "$0")/../.."
 
 missing=()
