@@ -42,7 +42,7 @@ WORK=$(realpath -m "$WORK")
 cd "$project"
 [[ -e $script ]] || fail "SCRIPT=$script: no such file"
 
-score_first=${SCORE_FIRST:-0} reads_scores='^(remit|permute|rho1|prift)$' scored=
+score_first=${SCORE_FIRST:-0} reads_scores='^(remit|permute|rho1|prift)$' scored=''
 [[ $score_first =~ ^[01]$ ]] || fail "SCORE_FIRST is '$score_first': expected 0 or 1"
 if [[ $score_first == 1 ]]; then
   [[ -n ${RL_HF:-} ]] || fail "SCORE_FIRST=1: RL_HF is not set"
@@ -53,7 +53,7 @@ if [[ $score_first == 1 ]]; then
   scored=$submitted
 fi
 
-after= models=()
+after='' models=()
 for arm in "${arms[@]}"; do
   for seed in "${seeds[@]}"; do
     run=$WORK/$arm-$seed
@@ -63,7 +63,7 @@ for arm in "${arms[@]}"; do
       permute) objective=remit extra="$extra --remit-control permute" ;;
       before-rl) objective=remit reference=$CONTROL_HF ;;
     esac
-    scores= first=
+    scores='' first=''
     if [[ -n $scored && $arm =~ $reads_scores ]]; then scores=$WORK/scores first=$scored; fi
     variables=("SCORES=$scores" "OBJECTIVE=$objective" "RL_HF=$reference" "SEED=$seed" "RUN_DIR=$run"
       "IMPORT_DIR=$WORK/imported" "EXTRA_ARGS=${extra# }")

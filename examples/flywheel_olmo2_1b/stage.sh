@@ -10,8 +10,8 @@
 # The numbers of the stages are those that Ai2 published for OLMo-2-1B (open-instruct, docs/olmo2.md). Its names of flags
 # changed over time: those here are of the commit above. Nothing is pushed to the hub. None of it has run on a GPU yet.
 
-# The caller has found this folder.
-# shellcheck source=examples/lib/arguments.sh
+# The caller has found this folder, and set `here` to it.
+# shellcheck source=examples/lib/arguments.sh disable=SC2154
 source "$here/../lib/arguments.sh" "$@"
 # shellcheck source=examples/lib/setup.sh
 source "$here/../lib/setup.sh"
