@@ -1,14 +1,18 @@
 """Submit examples/remit_olmo1b.sh to the tests' Slurm as a user does, wait for it, read what it leaves."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from megatron_remit import heartbeat
 from tests.ranks import ROOT
 
 SCRIPT = ROOT / "examples/remit_olmo1b.sh"
@@ -27,6 +31,9 @@ TINY = {
     # Both virtual nodes are this machine, and their names are known to Slurm only.
     "MASTER_ADDR": "127.0.0.1",
 }
+MORE = 12
+"""Steps that a start makes before something happens to it: a checkpoint of ``OFTEN_SAVED``, and some that are lost."""
+OFTEN_SAVED = {"SAVE_INTERVAL": 10, "EVAL_INTERVAL": 1000}
 
 
 @dataclass(frozen=True)
@@ -102,3 +109,45 @@ def slurm(*command, env=None):
     done = subprocess.run([str(word) for word in command], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def ranks_of(job):
+    """The training processes of a job, by rank."""
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            command, environment = process.cmdline(), process.environ()
+        except psutil.Error:
+            continue
+        if "megatron_remit.pretrain" in " ".join(command) and environment.get("SLURM_JOB_ID") == job.number:
+            if "RANK" in environment and str(job.run_dir / "checkpoints") in command:
+                found[int(environment["RANK"])] = process
+    return found
+
+
+def status_of(job):
+    """What ``status.json`` says of a job."""
+    path = job.run_dir / "status.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def incidents(job):
+    """The failures of a run."""
+    return json.loads((job.run_dir / "failures.json").read_text())["incidents"]
+
+
+def starts_of(job):
+    """The step from which each start went on."""
+    return [int(step) for step in re.findall(r"training from step (\d+) to", job.text())]
+
+
+def training(job, start):
+    """Wait until the start ``RESTART-ATTEMPT`` of a job has made ``MORE`` steps; its rank 0."""
+
+    def stepping():
+        beat = heartbeat.read(job.run_dir / "heartbeat.json")
+        begun = status_of(job).get("logs", "").endswith(f"{job.number}-{start}")
+        return begun and beat is not None and beat.step >= starts_of(job)[-1] + MORE
+
+    job.wait(stepping, f"{MORE} steps in start {start}")
+    return ranks_of(job)[0]

@@ -5,62 +5,21 @@ on when there is room. Both end with the same model.
 """
 
 import dataclasses
-import json
 import os
 import re
 import signal
 import subprocess
 import time
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from megatron_remit import heartbeat
-from tests.slurm.jobs import slurm
+from tests.slurm.jobs import MORE, OFTEN_SAVED, incidents, ranks_of, slurm, starts_of, status_of, training
 
 pytestmark = pytest.mark.timeout(1800)
 STEPS = 150
-MORE = 12
-"""Steps that a start makes before something happens to it: one checkpoint, and some that are lost."""
-FAST = {"TRAIN_ITERS": STEPS, "SAVE_INTERVAL": 10, "EVAL_INTERVAL": 1000, "RETRY_SECONDS": 1}
-
-
-def ranks_of(job):
-    """The training processes of a job, by rank."""
-    found = {}
-    for process in psutil.process_iter():
-        try:
-            command, environment = process.cmdline(), process.environ()
-        except psutil.Error:
-            continue
-        if "megatron_remit.pretrain" in " ".join(command) and environment.get("SLURM_JOB_ID") == job.number:
-            if "RANK" in environment and str(job.run_dir / "checkpoints") in command:
-                found[int(environment["RANK"])] = process
-    return found
-
-
-def status_of(job):
-    path = job.run_dir / "status.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def starts_of(job):
-    """The step from which each start went on."""
-    return [int(step) for step in re.findall(r"training from step (\d+) to", job.text())]
-
-
-def training(job, start):
-    """Wait until the start ``RESTART-ATTEMPT`` of a job has made ``MORE`` steps; its rank 0."""
-
-    def stepping():
-        beat = heartbeat.read(job.run_dir / "heartbeat.json")
-        begun = status_of(job).get("logs", "").endswith(f"{job.number}-{start}")
-        return begun and beat is not None and beat.step >= starts_of(job)[-1] + MORE
-
-    job.wait(stepping, f"{MORE} steps in start {start}")
-    return ranks_of(job)[0]
+FAST = OFTEN_SAVED | {"TRAIN_ITERS": STEPS, "RETRY_SECONDS": 1}
 
 
 def node_of(job):
@@ -115,10 +74,6 @@ def _until(condition, job, seconds=300):
 
 def _tracker(job):
     return int((job.run_dir / "checkpoints/latest_checkpointed_iteration.txt").read_text())
-
-
-def incidents(job):
-    return json.loads((job.run_dir / "failures.json").read_text())["incidents"]
 
 
 def test_a_killed_rank_is_tried_again_and_after_the_second_time_on_another_node(jobs):

@@ -99,6 +99,8 @@ SelectTypeParameters=CR_Core
 MpiDefault=none
 SwitchType=switch/none
 ReturnToService=2
+# Seconds after which a silent node is lost, 300 by default.
+SlurmdTimeout=30
 # Seconds between SIGTERM and SIGKILL when a job is cancelled, 30 by default.
 KillWait=5
 # Seconds for which a finished job can be asked about, 300 by default.
