@@ -121,18 +121,21 @@ def test_a_full_disk_ends_the_job_at_once_and_costs_no_checkpoint(jobs):
     assert (status_of(full)["state"], status_of(full)["step"]) == ("finished", STEPS)
 
 
-def test_a_rank_that_is_killed_on_one_of_two_nodes_ends_the_other_too_and_both_go_on(slurm_cluster, jobs):
-    """``jobs``: behind the others, which need a node each."""
-    job = slurm_cluster.submit("two_nodes_troubled", "--nodes=2", **FAST | {"TRAIN_ITERS": 40})
+def test_a_rank_that_is_killed_on_one_of_two_nodes_ends_the_others_too_and_all_go_on(slurm_cluster, jobs):
+    """``jobs``: behind the others, which need a node each. Two ranks on each node."""
+    four = {"TRAIN_ITERS": 40, "GPUS_PER_NODE": 2, "REFERENCE_MICRO_BATCH_SIZE": 2}
+    job = slurm_cluster.submit("two_nodes_troubled", "--nodes=2", **FAST | four)
     training(job, "0-0")
     ranks = ranks_of(job)
-    assert sorted(ranks) == [0, 1]
-    ranks[1].send_signal(signal.SIGKILL)
+    assert sorted(ranks) == [0, 1, 2, 3]
+    assert [ranks[rank].environ()["LOCAL_RANK"] for rank in sorted(ranks)] == ["0", "1", "0", "1"]
+    assert len({ranks[rank].environ()["SLURMD_NODENAME"] for rank in (0, 1)}) == 1
+    ranks[3].send_signal(signal.SIGKILL)
     job.wait_completed()
     (killed,) = incidents(job)
-    assert (killed["kind"], killed["rank"]) == ("failed", 1)
-    ended = rf"rank 1 on {killed['node']}: ended by signal 9 \(SIGKILL\) .*; try 1 of 3 begins in 1 s"
+    assert (killed["kind"], killed["rank"]) == ("failed", 3)
+    ended = rf"rank 3 on {killed['node']}: ended by signal 9 \(SIGKILL\) .*; try 1 of 3 begins in 1 s"
     assert re.search(ended, job.text()), job.text()
-    assert not ranks[0].is_running(), "the rank of the other node is a new one"
+    assert not any(rank.is_running() for rank in ranks.values()), "each is a new one"
     first, second = starts_of(job)
     assert first == 0 < second and job.text().splitlines()[-1].endswith(f"finished at step 40 of 40: {job.run_dir}/hf")
