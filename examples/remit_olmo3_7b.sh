@@ -4,8 +4,8 @@
 #   BASE_HF=... RL_HF=... CORPUS=... RUN_DIR=... sbatch examples/remit_olmo3_7b.sh
 #
 # BASE_HF is the base model before its long-context stage (a revision of allenai/Olmo-3-1025-7B), RL_HF an RL or RL-Zero
-# model. With --dry-run, and without sbatch, it prints the command and the memory per GPU. docs/cluster.md has the rest.
-# Not yet run on a GPU.
+# model. With --dry-run, and without sbatch, it prints the command and the memory per GPU; --dry-run --simulate runs a
+# step on fake CUDA tensors. docs/cluster.md has the rest. Not yet run on a GPU.
 #SBATCH --job-name=remit_olmo3_7b
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1

@@ -3,7 +3,8 @@
 #
 #   BASE_HF=... RL_HF=... CORPUS=... RUN_DIR=... sbatch examples/remit_youtu_llm_2b.sh
 #
-# With --dry-run, and without sbatch, it prints the command and the memory per GPU. docs/cluster.md has the rest.
+# With --dry-run, and without sbatch, it prints the command and the memory per GPU; --dry-run --simulate runs a step on
+# fake CUDA tensors. docs/cluster.md has the rest.
 #SBATCH --job-name=remit_youtu_llm_2b
 #SBATCH --nodes=16
 #SBATCH --ntasks-per-node=1

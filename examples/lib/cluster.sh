@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Hands a job script (examples/remit_*.sh) over to megatron_remit.launch.job: source cluster.sh RECIPE [--dry-run].
+# Hands a job script (examples/remit_*.sh) over to megatron_remit.launch.job: source cluster.sh RECIPE [ARGUMENT ...].
 PROJECT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 # shellcheck source=examples/lib/help.sh
 source "$PROJECT/examples/lib/help.sh" "${@:2}"

@@ -132,8 +132,9 @@ class Commands:
         settings = self.settings
         return [settings.python, "-m", "megatron_remit.launch.stage", f"{settings.stage}", *words] if made else []
 
-    def plan(self) -> list[str]:
-        """All checks that can be made before the start, and the run's length, cost and memory."""
+    def plan(self, simulate: bool = False) -> list[str]:
+        """All checks that can be made before the start, and the run's length, cost and memory; with ``simulate`` also a
+        step on fake CUDA tensors."""
         settings = self.settings
         command = [*self._tool("plan_run.py"), "--base-hf", f"{settings.base_hf}"]
         command += ["--gpus", f"{settings.nodes * settings.gpus_per_node}"]
@@ -141,6 +142,8 @@ class Commands:
         command += ["--max-epochs", settings.max_epochs]
         if self.reference is not None:
             command += ["--reference-hf", f"{settings.rl_hf}"]
+        if simulate:
+            command.append("--simulate")
         return [*command, "--", *self.training_flags()]
 
     def import_model(self, hf: Path, out: Path) -> list[str]:

@@ -31,6 +31,7 @@ from megatron_remit.launch.training import Training
 from megatron_remit.launch.values import SCORE, TRAIN, Host
 
 _LOCK_POLL_SECONDS = 0.5
+_ARGUMENTS = ((), ("--dry-run",), ("--dry-run", "--simulate"), ("--finished",))
 
 
 class Job:
@@ -139,17 +140,19 @@ def quote(command: Sequence[str]) -> str:
     )
 
 
-def dry_run(settings: Settings) -> int:
-    """Print the training command and the plan, without Slurm; the plan's exit status."""
+def dry_run(settings: Settings, simulate: bool = False) -> int:
+    """Print the training command and the plan, without Slurm; the plan's exit status. With ``simulate`` the plan also
+    runs a step of the job on fake CUDA tensors."""
     commands = Commands.of(settings)
     for command in filter(None, (commands.stage(), commands.work())):
         print(quote(slurm.step(command, settings.nodes, settings.container, settings.setup)), flush=True)
     if settings.container is not None:
         # The image cannot be entered without Slurm: the same script inside it does what follows.
-        print("For the check of the corpus and the memory, run this script with --dry-run inside the image.")
+        asked = "--dry-run --simulate" if simulate else "--dry-run"
+        print(f"For the check of the corpus and the memory, run this script with {asked} inside the image.")
         return 0
     environment = {**os.environ, **settings.environment, "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(commands.plan(), env=environment).returncode
+    return subprocess.run(commands.plan(simulate), env=environment).returncode
 
 
 def is_finished(settings: Settings) -> bool:
@@ -159,24 +162,23 @@ def is_finished(settings: Settings) -> bool:
 
 
 def run_script(project: str, script: str, recipe: str, *arguments: str) -> None:
-    """Do the job of ``script`` with the settings of ``recipe``, show it with ``--dry-run``, or say with the status 0 or
-    1 of ``--finished`` whether it has been done, as ``examples/sweep.sh`` asks.
+    """Do the job of ``script`` with the settings of ``recipe``, show it with ``--dry-run`` (and ``--simulate``), or say
+    with the status 0 or 1 of ``--finished`` whether it has been done, as ``examples/sweep.sh`` asks.
 
     Raises:
-        UserError: an unknown argument, a setting that cannot be used, or a job that failed.
+        UserError: unknown arguments, a setting that cannot be used, or a job that failed.
         SystemExit: the status of a dry run, of ``--finished``, or of a job that ended early.
     """
-    argument = arguments[0] if arguments else ""
-    if argument not in ("", "--dry-run", "--finished"):
+    if arguments not in _ARGUMENTS:
         raise UserError(
-            f"unknown argument '{argument}'; settings are environment variables, the only arguments are --dry-run and "
-            "--finished"
+            f"unknown arguments '{' '.join(arguments)}'; settings are environment variables, the only arguments are "
+            "--dry-run, --dry-run --simulate and --finished"
         )
     allocation = slurm.Allocation.read(os.environ)
     settings = read(os.environ, recipe, Host(Path(project), Path(script), allocation))
-    if argument == "--dry-run":
-        raise SystemExit(dry_run(settings))
-    if argument == "--finished":
+    if "--dry-run" in arguments:
+        raise SystemExit(dry_run(settings, "--simulate" in arguments))
+    if "--finished" in arguments:
         raise SystemExit(0 if is_finished(settings) else 1)
     if not allocation.job:
         raise UserError("this is a Slurm script: submit it with sbatch, or pass --dry-run")

@@ -1,12 +1,15 @@
 """The job scripts without Slurm: the paper's settings in the command that --dry-run prints, and the messages."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 
+from megatron_remit.data.tokenizer import folder_fingerprint
+from tests.conftest import write_corpus
 from tests.hf_models import make_olmo2
 from tests.ranks import ROOT
 from tests.slurm.jobs import TINY
@@ -132,6 +135,25 @@ def test_the_script_is_not_run_by_hand(folder):
 def test_a_dry_run_checks_the_corpus(folder):
     status, text = run("remit_olmo1b.sh", "--dry-run", **settings(folder, NODES=1, **TINY))
     assert status == 2 and f"error: {folder}/corpus.bin: no such file" in text
+
+
+def test_unknown_arguments_are_refused(folder):
+    for arguments in (["--dryrun"], ["--simulate"], ["--dry-run", "--fast"]):
+        status, text = run("remit_olmo1b.sh", *arguments, **settings(folder))
+        assert status == 2 and f"error: unknown arguments '{' '.join(arguments)}'" in text
+
+
+@pytest.mark.slow
+def test_a_dry_run_simulates_a_step_of_the_job_when_asked(folder, tmp_path):
+    manifest = {"tokenizer_fingerprint": folder_fingerprint(folder / "base"), "tokens": 61_234_567_890}
+    write_corpus(tmp_path / "corpus", 515)
+    (tmp_path / "corpus.json").write_text(json.dumps(manifest))
+    variables = settings(folder, CORPUS=tmp_path / "corpus", NODES=2, **TINY)
+    planned = run("remit_olmo1b.sh", "--dry-run", **variables)
+    status, text = run("remit_olmo1b.sh", "--dry-run", "--simulate", **variables)
+    assert status == planned[0] == 0 and "rank 0: peak" not in planned[1], text
+    for found in ("policy backward", "waits of the host for the GPU", "tokens/s a GPU"):
+        assert found in text.split("rank 0: peak")[1]
 
 
 def test_the_job_needs_the_standard_library_only(folder):
