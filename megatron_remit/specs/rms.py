@@ -1,12 +1,14 @@
 """The arithmetic of RMSNorm: torch's fused kernels on a GPU, and over tensor-parallel ranks no fp32 copies that wait
 for the backward pass.
 
-Traffic in bf16, bytes per number of a norm's input, forward and backward together, and operators: weight in fp32 10 and
-2, weight after the cast 14 and 3. Kept for the backward pass: the input as it is, and one number per row.
+Traffic in bf16 is 10 bytes per number of a norm's input in 2 kernels, forward and backward together
+(``benchmarks/traffic.py``). Kept for the backward pass: the input as it is, and one number per row.
 
 Shapes: S sequence, B micro-batch, H the last dimension, W a whole projection width, w its part on this rank (W / TP).
 """
 
+import importlib
+import importlib.util
 from typing import Any
 
 import torch
@@ -31,13 +33,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, cast_first: bool) -> Tensor:
 
 
 class FusedCastFirst(torch.autograd.Function):
-    """:func:`rms_norm` with ``cast_first`` from torch's fused kernels, which know a weight in fp32 only."""
+    """:func:`rms_norm` with ``cast_first``: forward in Triton where it is installed, since torch's fused kernel applies
+    the weight in fp32 only; backward from torch's fused kernel."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        normed, scale = torch.ops.aten._fused_rms_norm(x, x.shape[-1:], None, eps)
+        if x.is_cuda and importlib.util.find_spec("triton") is not None:
+            out, scale = importlib.import_module("megatron_remit.kernels.rms_triton").cast_first(x, weight, eps)
+        else:
+            out, scale = torch.ops.aten._fused_rms_norm(x, x.shape[-1:], None, eps)
+            out.mul_(weight)
         ctx.save_for_backward(x, scale, weight)
-        return normed.mul_(weight)
+        return out
 
     @staticmethod
     @once_differentiable

@@ -4,12 +4,12 @@ import pytest
 
 from tests.ranks import run_command
 
-FILES = ("tests/kernels/interpreted.py", "tests/kernels/interpreted_kl.py")
+FILES = tuple(f"tests/kernels/{name}.py" for name in ("interpreted", "interpreted_kl", "interpreted_rms"))
 
 
 @pytest.mark.slow
 def test_the_triton_kernels_agree_with_float64_under_the_interpreter(monkeypatch):
-    """One process for all cases of both files: Triton reads TRITON_INTERPRET when it is imported."""
+    """One process for the cases of all files: Triton reads TRITON_INTERPRET when it is imported."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     run = run_command(["python", "-m", "pytest", "-p", "no:cacheprovider", *FILES])
     assert run.returncode == 0, run.output

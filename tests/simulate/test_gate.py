@@ -37,10 +37,12 @@ def test_a_reference_in_host_memory_leaves_the_gpu_while_the_policy_trains(gate)
     assert 2 * weights <= saved <= 1.02 * 2 * weights
 
 
-def test_the_norms_are_one_kernel_each_way(gate):
-    case = gate("DP2, NTP")["rank 0"]
-    found = {(phase, name) for phase, name, _ in case["operators"]}
-    assert {("policy forward", "_fused_rms_norm"), ("policy backward", "_fused_rms_norm_backward")} <= found
+@pytest.mark.parametrize(
+    ("name", "forward"), [("DP2, NTP", "_fused_rms_norm"), ("DP2, ReMiT, document masks", "cast_first_kernel")]
+)
+def test_the_norms_are_one_kernel_each_way(name, forward, gate):
+    found = {(phase, name) for phase, name, _ in gate(name)["rank 0"]["operators"]}
+    assert {("policy forward", forward), ("policy backward", "_fused_rms_norm_backward")} <= found
     assert ("policy forward", "rsqrt") not in found
 
 
