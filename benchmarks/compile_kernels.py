@@ -1,17 +1,19 @@
-"""Compile every Triton kernel ahead of time for sm_90 (H100, H200), without a GPU, and tabulate the result.
+"""Compile every Triton kernel ahead of time for sm_90 (H100, H200) or sm_100 (B200), without a GPU, and tabulate it.
 
     python benchmarks/compile_kernels.py --csv benchmarks/results/kernels_sm90.csv
+    python benchmarks/compile_kernels.py --target sm_100 --csv benchmarks/results/kernels_sm100.csv
 
 Registers and shared memory are those of the cubin (cuobjdump), spills those that ptxas reports; loads and stores are
 counted in the PTX by their width. ``strides`` says how a kernel is called:
 
 * aligned: strides and widths divide by 16 elements, as in every vocabulary that Megatron pads;
-* one sequence: aligned, and a microbatch of one, which Triton compiles as a constant (the KL's kernels know rows only);
+* one sequence: aligned, and a microbatch of one, which Triton compiles as a constant (KL and norm know rows only);
 * long: aligned, strides beyond 2^31 elements;
 * any: nothing is known, so no load can be wider than one element.
 
-``programs_per_sm`` is how many programs the registers and the 2048 threads of a multiprocessor allow. Exit status 1 if
-a kernel spills or an aligned one reads or writes logits in less than 16 bytes at a time.
+The column ``logits`` is the type of what a kernel reads. ``programs_per_sm`` is how many programs the registers and the
+2048 threads of a multiprocessor allow. Exit status 1 if a kernel spills or an aligned one reads or writes its input and
+output in less than 16 bytes at a time.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +33,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from megatron_remit.kernels import kl_triton, logprob_triton
+from megatron_remit.kernels import kl_triton, logprob_triton, rms_triton
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 STRIDES = ("aligned", "one sequence", "long", "any")
+TARGETS = {"sm_90": "ptxas", "sm_100": "ptxas-blackwell"}
+"""Each with its assembler among those that Triton brings."""
+NORM_WIDTH = 2048
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 REGISTERS_PER_SM, THREADS_PER_SM = 65536, 2048
 _STRIDE_NAMES = ("stride_s", "stride_b", "out_stride_s", "out_stride_b", "stride", "reference_stride", "out_stride")
@@ -44,33 +50,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=DTYPES, action="append", help="default: all")
     parser.add_argument("--strides", choices=STRIDES, action="append", help="default: all")
+    parser.add_argument("--target", choices=TARGETS, default="sm_90", help="default: %(default)s")
     parser.add_argument("--csv", type=Path, help="write the table to this file")
     options = parser.parse_args()
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     origin = {
-        "target": "sm_90",
+        "target": options.target,
         "triton": triton.__version__,
-        "ptxas": _ptxas_version(),
+        "ptxas": _ptxas_version(options.target),
         "commit": commit.stdout.strip(),
     }
     rows = []
-    for kernel, configuration in (
-        (logprob_triton.row_statistics_kernel, logprob_triton.statistics_configuration),
-        (logprob_triton.gradient_kernel, logprob_triton.gradient_configuration),
-        (kl_triton.kl_statistics_kernel, kl_triton.statistics_configuration),
-        (kl_triton.kl_gradient_kernel, kl_triton.divergence_configuration),
-    ):
-        for dtype in options.dtype or DTYPES:
+    for kernel, constants, num_warps, dtypes in _kernels(options.dtype or list(DTYPES)):
+        for dtype in dtypes:
             for strides in options.strides or STRIDES:
                 if strides == "one sequence" and "batch" not in kernel.arg_names:
                     continue
-                constants = configuration.constants(DTYPES[dtype])
-                if "GRADIENT" in kernel.arg_names:
-                    constants["GRADIENT"] = True
-                rows.append(measure(kernel, constants, configuration.num_warps, dtype, strides) | origin)
+                rows.append(measure(kernel, constants(dtype), num_warps, dtype, strides, options.target) | origin)
                 show(rows[-1])
-    constants = {"BLOCK": logprob_triton.MERGE_BLOCK}
-    rows.append(measure(logprob_triton.merge_kernel, constants, 4, "fp32", "any") | origin)
+    merge = {"BLOCK": logprob_triton.MERGE_BLOCK}
+    rows.append(measure(logprob_triton.merge_kernel, merge, 4, "fp32", "any", options.target) | origin)
     show(rows[-1])
     if options.csv:
         write(options.csv, rows)
@@ -80,7 +79,28 @@ def main() -> None:
         sys.exit(1)
 
 
-def measure(kernel: JITFunction, constants: dict[str, int], num_warps: int, dtype: str, strides: str) -> dict[str, Any]:
+def _kernels(dtypes: list[str]) -> list[tuple[JITFunction, Callable[[str], dict[str, int]], int, list[str]]]:
+    """Each kernel with its constants by dtype, its warps and its dtypes."""
+    found = []
+    for kernel, configuration in (
+        (logprob_triton.row_statistics_kernel, logprob_triton.statistics_configuration),
+        (logprob_triton.gradient_kernel, logprob_triton.gradient_configuration),
+        (kl_triton.kl_statistics_kernel, kl_triton.statistics_configuration),
+        (kl_triton.kl_gradient_kernel, kl_triton.divergence_configuration),
+    ):
+        more = {"GRADIENT": True} if "GRADIENT" in kernel.arg_names else {}
+
+        def constants(dtype: str, of: Any = configuration, more: dict[str, bool] = more) -> dict[str, int]:
+            return {**of.constants(DTYPES[dtype]), **more}
+
+        found.append((kernel, constants, configuration.num_warps, dtypes))
+    chosen, warps = rms_triton.constants(NORM_WIDTH)
+    return [*found, (rms_triton.cast_first_kernel, lambda _dtype: chosen, warps, dtypes)]
+
+
+def measure(
+    kernel: JITFunction, constants: dict[str, int], num_warps: int, dtype: str, strides: str, target: str
+) -> dict[str, Any]:
     """Compile one variant; its resources by column name."""
     signature, values, attributes = {}, dict(constants), {}
     for index, name in enumerate(kernel.arg_names):
@@ -92,10 +112,10 @@ def measure(kernel: JITFunction, constants: dict[str, int], num_warps: int, dtyp
         elif name.endswith("_ptr") or (name in _MULTIPLES_OF_16 and strides != "any"):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
+    compiled = triton.compile(source, target=GPUTarget("cuda", int(target[3:]), 32), options={"num_warps": num_warps})
     ptx = compiled.asm["ptx"]
     registers, stack = _cubin_resources(compiled.asm["cubin"])
-    stores, loads = _spills(ptx)
+    stores, loads = _spills(ptx, target)
     threads = 32 * num_warps
     return {
         "kernel": kernel.__name__,
@@ -122,16 +142,17 @@ def is_bad(row: dict[str, Any]) -> bool:
     spills = row["stack_bytes"] or row["spill_store_bytes"] or row["spill_load_bytes"]
     if row["kernel"] == "merge_kernel" or row["strides"] == "any":
         return bool(spills)
-    # That of the KL stores one number of a segment besides.
-    others = 1 if row["kernel"] == "kl_gradient_kernel" else 0
-    narrow_stores = "gradient" in row["kernel"] and (not row["stores_16_bytes"] or row["other_stores"] > others)
+    # That of the KL stores one number of a segment besides, that of the norm one of a row.
+    others = 1 if row["kernel"] in ("kl_gradient_kernel", "cast_first_kernel") else 0
+    writes = "gradient" in row["kernel"] or row["kernel"] == "cast_first_kernel"
+    narrow_stores = writes and (not row["stores_16_bytes"] or row["other_stores"] > others)
     return bool(spills or not row["loads_16_bytes"] or row["other_loads"] > 4 or narrow_stores)
 
 
 def _type(name: str, dtype: str, strides: str) -> str:
-    if name in ("logits_ptr", "gradient_ptr", "reference_ptr"):
+    if name in ("logits_ptr", "gradient_ptr", "reference_ptr", "x_ptr", "weight_ptr", "out_ptr"):
         return f"*{dtype}"
-    if name == "factor":
+    if name in ("factor", "eps"):
         return "fp32"
     if name.endswith("_ptr"):
         return "*i64" if name == "targets_ptr" else "*fp32"
@@ -148,18 +169,18 @@ def _cubin_resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _spills(ptx: str) -> tuple[int, int]:
+def _spills(ptx: str, target: str) -> tuple[int, int]:
     """Bytes that ptxas says it stores to and loads from local memory because registers ran out."""
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        text = _run("ptxas", "-v", "--gpu-name=sm_90a", file.name, "-o", os.devnull)
+        text = _run(TARGETS[target], "-v", f"--gpu-name={target}a", file.name, "-o", os.devnull)
     found = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", text)
     return int(found[1]), int(found[2])
 
 
-def _ptxas_version() -> str:
-    return re.search(r"V([\d.]+)", _run("ptxas", "--version"))[1]
+def _ptxas_version(target: str) -> str:
+    return re.search(r"V([\d.]+)", _run(TARGETS[target], "--version"))[1]
 
 
 def _run(tool: str, *arguments: str) -> str:
