@@ -16,24 +16,27 @@ def compiled(row):
     return row["kernel"], row["logits"], row["strides"]
 
 
-def test_the_kernels_compile_for_sm_90_without_spills_and_with_16_byte_loads(tmp_path):
+@pytest.mark.parametrize("target", ["sm_90", "sm_100"])
+def test_the_kernels_compile_without_spills_and_with_16_byte_loads(target, tmp_path):
     table = tmp_path / "kernels.csv"
-    run = run_command(
-        ["python", ROOT / "benchmarks/compile_kernels.py", "--dtype", "bf16", "--strides", "aligned", "--csv", table]
-    )
+    variants = ["--target", target, "--dtype", "bf16", "--strides", "aligned"]
+    run = run_command(["python", ROOT / "benchmarks/compile_kernels.py", *variants, "--csv", table])
     assert run.returncode == 0, run.output
     rows = rows_of(table)
-    names = ["row_statistics_kernel", "gradient_kernel", "kl_statistics_kernel", "kl_gradient_kernel", "merge_kernel"]
-    assert [row["kernel"] for row in rows] == names
+    names = [f"{name}_kernel" for name in "row_statistics gradient kl_statistics kl_gradient cast_first merge".split()]
+    assert [row["kernel"] for row in rows] == names and {row["target"] for row in rows} == {target}
     for row in rows:
         assert row["spill_store_bytes"] == row["spill_load_bytes"] == row["stack_bytes"] == "0"
         assert int(row["registers"]) <= 64 and int(row["shared_bytes"]) <= 1024
-    statistics, gradient, kl_statistics, kl_gradient, _ = rows
-    assert all(int(row["loads_16_bytes"]) > 0 for row in (statistics, gradient, kl_statistics, kl_gradient))
+    gradient, kl_gradient, norm = rows[1], rows[3], rows[4]
+    assert all(int(row["loads_16_bytes"]) > 0 for row in rows[:-1])
     assert gradient["other_stores"] == "0", "every store of the gradient is 16 bytes wide"
     assert kl_gradient["other_stores"] == "1", "and of the divergence, but for one number of a segment"
-    committed = {compiled(row): row for row in rows_of(ROOT / "benchmarks/results/kernels_sm90.csv")}
-    assert len(committed) == 43
+    assert norm["other_stores"] == "1", "and of the norm, but for one number of a row"
+    committed = {
+        compiled(row): row for row in rows_of(ROOT / f"benchmarks/results/kernels_{target.replace('_', '')}.csv")
+    }
+    assert len(committed) == 52
     if committed[compiled(gradient)]["triton"] == gradient["triton"]:
         for row in rows:
             assert committed[compiled(row)]["registers"] == row["registers"], "the committed table is out of date"
