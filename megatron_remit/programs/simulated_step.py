@@ -154,6 +154,7 @@ def _figures(ledger: Ledger) -> dict[str, Any]:
         "holders": ledger.largest(12),
         "operators": [[*key, size] for key, size in ledger.operators.most_common()],
         "host_waits": dict(ledger.waits),
+        "side_streams": dict(ledger.side_streams),
     }
 
 

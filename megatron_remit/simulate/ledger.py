@@ -55,6 +55,7 @@ class Ledger(TorchDispatchMode):
         self._mark_peak()
         self.operators: Counter[tuple[str, str]] = Counter()
         self.waits: Counter[str] = Counter()
+        self.side_streams: Counter[str] = Counter()
 
     @contextlib.contextmanager
     def named(self, phase: str) -> Iterator[None]:
@@ -89,6 +90,9 @@ class Ledger(TorchDispatchMode):
         seconds = max(size / bandwidth, flops / peak, floor)
         self.seconds[self.phase] += seconds
         self.operators[self.phase, name] += size
+        # What another stream does must be waited for.
+        if torch.cuda.current_stream() != torch.cuda.default_stream():
+            self.side_streams[" ".join(_source())] += 1
 
     def wait(self) -> None:
         """The host waits for the GPU, at the line that is being run: ``FILE:LINE FUNCTION``."""

@@ -112,3 +112,9 @@ ALLOWED = {
     "experts": {"megatron/core/transformer/moe/token_dispatcher.py token_dispatch": "how many tokens each expert gets"},
 }
 """Where the host may wait for the GPU in a step, by function, and why. A wait anywhere else fails the gate."""
+
+SIDE_STREAMS = {
+    "megatron/core/distributed/distributed_data_parallel.py hook": "Megatron wraps the model on a stream of its own, "
+    "so gradients are added there; autograd waits for it"
+}
+"""Where operators are on another stream than the default one, by function, and why."""

@@ -4,7 +4,7 @@ for the GPU that is not on the list, fails here without a GPU."""
 import pytest
 
 from megatron_remit.objectives.registry import OBJECTIVES
-from tests.simulate.layouts import ALLOWED, CASES, SEQUENCE, VOCABULARY
+from tests.simulate.layouts import ALLOWED, CASES, SEQUENCE, SIDE_STREAMS, VOCABULARY
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -14,6 +14,12 @@ def test_a_step_runs_on_the_gpu_and_waits_only_where_it_may(name, gate):
     allowed = {line for group in ("every run", *case.waits) for line in ALLOWED[group]}
     found = {_function(wait) for rank in ranks.values() for wait in rank["host_waits"]}
     assert found - allowed == set()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_operators_are_on_another_stream_only_where_megatron_puts_them(name, gate):
+    found = {_function(place) for rank in gate(name).values() for place in rank["side_streams"]}
+    assert found == set(SIDE_STREAMS)
 
 
 def test_no_entry_of_the_list_is_out_of_use(gate):

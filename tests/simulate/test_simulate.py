@@ -84,12 +84,26 @@ def test_the_stages_of_a_pipeline_are_simulated_each(simulate):
 
 def test_a_tensor_on_the_wrong_device_is_found_at_its_line(model, simulator, tmp_path, monkeypatch):
     """The bug is in a norm of a file beside the project, which adds a tensor of the CPU."""
-    (tmp_path / "megatron_remit_planted.py").write_text(PLANTED)
-    monkeypatch.syspath_prepend(tmp_path)
-    number = next(i for i, line in enumerate(PLANTED.splitlines(), 1) if "torch.ones" in line)
-    training = [*FLAGS, "--objective", "ntp"]
+    number, training = plant("x = x + torch.ones(x.size(-1))", tmp_path, monkeypatch)
     with pytest.raises(UserError, match=rf"megatron_remit_planted\.py:{number}: .*device"):
         simulate_run(model, None, 4, training, gpu("H100-80GB"), ("megatron_remit_planted",), simulator)
+
+
+def test_an_operator_on_another_stream_is_found_at_its_line(model, simulator, tmp_path, monkeypatch):
+    number, training = plant(
+        "torch.cuda.set_stream(other); x = x + 1.0; torch.cuda.set_stream(own)", tmp_path, monkeypatch
+    )
+    found = simulate_run(model, None, 4, training, gpu("H100-80GB"), ("megatron_remit_planted",), simulator)["rank 0"]
+    # Its backward pass is there too.
+    assert [line for line in found["side_streams"] if line.endswith(f"megatron_remit_planted.py:{number} planted")]
+
+
+def plant(bug, folder, monkeypatch):
+    """Write the module that puts ``bug`` into a norm; its line there, and the flags of a run."""
+    text = PLANTED.replace("BUG", bug)
+    (folder / "megatron_remit_planted.py").write_text(text)
+    monkeypatch.syspath_prepend(folder)
+    return next(i for i, line in enumerate(text.splitlines(), 1) if bug in line), [*FLAGS, "--objective", "ntp"]
 
 
 PLANTED = """import torch
@@ -99,7 +113,9 @@ planted_from = norm.RMSNorm.forward
 
 
 def planted(self, x):
-    return planted_from(self, x) + torch.ones(x.size(-1))
+    own, other = torch.cuda.current_stream(), torch.cuda.Stream()
+    BUG
+    return planted_from(self, x)
 
 
 norm.RMSNorm.forward = planted
