@@ -20,13 +20,14 @@ from megatron_remit.simulate.table import describe
 FLOOR_SECONDS = 4e-6
 """A kernel takes no less: about what a launch from the host takes."""
 
-# Flags that name files or the length of the run, which the simulation replaces.
+# Flags that name files or the length of the run, which the simulation replaces. Where weights are drawn changes no
+# step, and a fake parameter cannot go from the CPU to the GPU by its data, as Megatron then moves it.
 _LEFT_OUT = set(
     "--use-checkpoint-args --exit-on-missing-checkpoint --finetune --exit-signal-handler --load --save --save-interval "
     "--tensorboard-dir --tensorboard-log-interval --data-path --tokenizer-type --tokenizer-model --train-iters --split "
     "--train-samples --eval-iters --eval-interval --reference-load --lr-warmup-iters --log-interval --num-workers "
     "--save-retain-interval --save-keep-last --heartbeat --data-cache-path --mock-data --vocab-size "
-    "--score-store-write".split()
+    "--score-store-write --use-cpu-initialization".split()
 )
 
 

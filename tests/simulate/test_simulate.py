@@ -122,6 +122,11 @@ norm.RMSNorm.forward = planted
 """
 
 
+def test_where_weights_are_drawn_changes_no_step(simulate, online):
+    drawn = simulate("--use-cpu-initialization")["rank 0"]
+    assert (drawn["phases"], drawn["peak"]) == (online["phases"], online["peak"])
+
+
 def test_packed_documents_need_a_corpus(simulate):
     with pytest.raises(UserError, match=r"--dataloader-inter-document-masking.* a simulation reads no corpus"):
         simulate("--dataloader-inter-document-masking")
