@@ -1,7 +1,5 @@
-"""A node that is gone, on a real Slurm: all its processes are killed at once, Slurm's own first, as without power.
-
-One job on two nodes loses the second node, and then the first, on which its batch script runs.
-"""
+"""A node that is gone, on a real Slurm: all its processes are killed at once, Slurm's own first, as without power. It is
+the one on which the batch script of a job on two nodes runs."""
 
 import os
 import signal
@@ -14,7 +12,7 @@ import pytest
 from tests.slurm.jobs import OFTEN_SAVED, ranks_of, slurm, starts_of, status_of, training
 
 pytestmark = pytest.mark.timeout(1800)
-STEPS = 60
+STEPS = 40
 # Slurm takes a silent node for lost after SlurmdTimeout: 30 seconds here, 300 by default. The pauses of the defaults,
 # 60, 120 and 240 seconds, stand in the same ratio to it as these.
 PAUSES = {"RETRY_SECONDS": 6}
@@ -63,19 +61,16 @@ def repair():
     return start
 
 
-def test_a_job_on_two_nodes_outlives_the_loss_of_each(slurm_cluster, repair):
-    given = OFTEN_SAVED | PAUSES | {"TRAIN_ITERS": STEPS}
-    job = slurm_cluster.submit("lost", "--nodes=2", **given)
-    for restart, node in enumerate(("n2", "n1")):
-        training(job, f"{restart}-0")
-        ranks = ranks_of(job)
-        _lose(node)
-        job.wait(lambda: job.state() == "PENDING", f"requeue after the loss of {node}")
-        assert "down" in slurm("sinfo", "--noheader", f"--nodes={node}", "--format=%T")
-        assert not any(rank.is_running() for rank in ranks.values()), "a rank outlived its job"
-        repair(node)
+def test_a_job_on_two_nodes_outlives_the_loss_of_its_first(slurm_cluster, repair):
+    job = slurm_cluster.submit("lost", "--nodes=2", **OFTEN_SAVED | PAUSES | {"TRAIN_ITERS": STEPS})
+    training(job, "0-0")
+    ranks = ranks_of(job)
+    _lose("n1")
+    job.wait(lambda: job.state() == "PENDING", "requeue after the loss of n1")
+    assert "down" in slurm("sinfo", "--noheader", "--nodes=n1", "--format=%T")
+    assert not any(rank.is_running() for rank in ranks.values()), "a rank outlived its job"
+    repair("n1")
     job.wait_completed()
-    steps = starts_of(job)
-    assert steps[0] == 0 and steps == sorted(steps) and steps[-1] >= 20
-    assert status_of(job)["restarts"] == 2
+    first, second = starts_of(job)
+    assert first == 0 and second >= 10 and status_of(job)["restarts"] == 1
     assert job.text().splitlines()[-1].endswith(f"finished at step {STEPS} of {STEPS}: {job.run_dir}/hf")
