@@ -153,8 +153,9 @@ def test_a_comparison_makes_the_figures_of_each_arm_and_the_page(smoke, tmp_path
 
 
 def test_rl_is_judged_by_its_first_and_its_last_quarter():
-    log = [{"step": 2 * at + 2, "reward": 0.1 * at} for at in range(8)] + [{"step": 16, "train_runtime": 1.0}]
-    assert rewards(log) == pytest.approx((0.05, 0.65)) and steps_of(log) == 16
+    log = [{"step": 2 * at + 2, "reward": 0.1 * at} for at in range(24)] + [{"step": 48, "train_runtime": 1.0}]
+    assert rewards(log) == pytest.approx((0.25, 2.05)) and steps_of(log) == 48
+    assert rewards(log[:8]) == pytest.approx((0.2, 0.5)), "five entries at least"
     assert rewards([{"step": 2, "reward": 0.5}]) == (0.5, 0.5), "a run of a few steps"
 
 

@@ -33,7 +33,8 @@ class Sizes:
     jump: float = PAST_ITS_JUMP
     reward: float = LEARNED
     fall: float = 0.05
-    """By how much the reward may be lower in RL's last quarter than in its first; its standard error is 0.02."""
+    """By how much the reward may be lower in RL's last quarter than in its first, or than ``reward`` if that is less;
+    its standard error is 0.02."""
 
     @property
     def mid_corpus(self) -> int:
@@ -46,7 +47,7 @@ SMOKE = Sizes(
     jump=1e9, reward=2.0, fall=1.0,
 )  # fmt: skip
 """A few steps of everything, to try the programs."""
-DEMO = Sizes(mid=300_000, sft=120, grpo=60, grpo_lr=5e-5, points=2)
+DEMO = Sizes(mid=300_000, sft=120, grpo=60, grpo_lr=5e-5, points=2, reward=0.9)
 """What two cores do in a quarter of an hour: the bases of the comparison, half of its mid-training, and a reference of
 more SFT and less RL. At 2e-4, 60 steps of RL unlearn what SFT had taught (docs/report.md)."""
 
