@@ -32,19 +32,18 @@ class Commands:
         """One of ``tools/``. Raises StageFailed."""
         self.python(PROJECT / f"tools/{name}.py", *flags)
 
-    def torchrun(self, *words: str, ranks: int = 1) -> None:
-        """``ranks`` processes of torchrun, which share the threads. Raises StageFailed."""
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        self._run([sys.executable, *launcher, *words], self._threads // ranks)
+    def torchrun(self, *words: str) -> None:
+        """One process of torchrun. Raises StageFailed."""
+        self._run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", *words])
 
     def python(self, script: Path, *words: str) -> None:
         """A script. Raises StageFailed."""
         self._run([sys.executable, str(script), *words])
 
-    def _run(self, command: list[str], threads: int = 0) -> None:
+    def _run(self, command: list[str]) -> None:
         environment = os.environ | {
-            "OMP_NUM_THREADS": f"{threads or self._threads}", "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1",
+            "OMP_NUM_THREADS": f"{self._threads}", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore",
+            "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1",
         }  # fmt: skip
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("a") as log:

@@ -82,12 +82,10 @@ class Stages(Commands):
     def make_base(self) -> None:
         """Pretrained from scratch, then on problems of more steps until it is past its jump."""
         sizes = self.world.sizes
-        # At this size two ranks of one thread are faster than one of two.
-        ranks = max(n for n in range(1, self.world.threads + 1) if BATCH % n == 0)
-        self.pretrain("young", "init", "base", sizes.base, 2e-3, 1e-3, 1, ranks=ranks)
+        self.pretrain("young", "init", "base", sizes.base, 2e-3, 1e-3, 1)
         before = "young"
         for attempt in range(sizes.grown):
-            self.pretrain("base", before, "grow", sizes.grow, 1e-3, 1e-4, 1 + attempt, ranks=ranks)
+            self.pretrain("base", before, "grow", sizes.grow, 1e-3, 1e-4, 1 + attempt)
             self.export("base")
             found = self.measure_hf("base", {"arm": "base"})
             reached = mean(found["points"][0]["nll"]["two_step"])
@@ -204,7 +202,6 @@ class Stages(Commands):
         order: int,
         *flags: str,
         saves: int = 1,
-        ranks: int = 1,
     ) -> None:
         """The training program: ``tokens`` tokens in an order drawn from ``order``, with ``saves`` checkpoints."""
         world, steps = self.world, tokens // TOKENS_PER_STEP
@@ -212,22 +209,21 @@ class Stages(Commands):
             shutil.rmtree(left, ignore_errors=True)
         self.torchrun(
             "-m", "megatron_remit.pretrain", f"--load={world.megatron(start)}", "--use-checkpoint-args", "--finetune",
-            "--exit-on-missing-checkpoint", *self.data_flags(corpus, order, ranks), f"--train-iters={steps}",
+            "--exit-on-missing-checkpoint", *self.data_flags(corpus, order), f"--train-iters={steps}",
             f"--lr={lr}", f"--min-lr={min_lr}", "--lr-decay-style=cosine", "--lr-warmup-fraction=0.02",
             "--adam-beta1=0.9", "--adam-beta2=0.95", "--weight-decay=0.1", "--clip-grad=1.0",
             f"--save={world.megatron(name)}", f"--save-interval={-(-steps // saves)}", "--no-save-optim",
             f"--tensorboard-dir={self.tensorboard(name)}", "--tensorboard-log-interval=1", "--log-interval=10", *flags,
-            ranks=ranks,
         )  # fmt: skip
 
-    def data_flags(self, corpus: str, order: int, ranks: int = 1) -> list[str]:
-        """What a run reads, by ``ranks`` data-parallel ranks."""
+    def data_flags(self, corpus: str, order: int) -> list[str]:
+        """What a run reads."""
         # Each order has a cache of its own: two runs at once do not write the same index.
         cache = self.world.data / "cache" / f"{corpus}.{order}.{self.log.stem}"
         return [
             "--tokenizer-type=HuggingFaceTokenizer", f"--tokenizer-model={self.world.hf('init')}",
             f"--data-path={self.world.data}/{corpus}", "--split=100,0,0", "--eval-iters=0", "--eval-interval=1000000",
-            f"--seq-length={SEQUENCE}", f"--seed={order}", f"--micro-batch-size={BATCH // ranks}",
+            f"--seq-length={SEQUENCE}", f"--seed={order}", f"--micro-batch-size={BATCH}",
             f"--global-batch-size={BATCH}", f"--data-cache-path={cache}",
         ]  # fmt: skip
 
