@@ -1,5 +1,7 @@
-"""A node that is gone, on a real Slurm: all its processes are killed at once, Slurm's own first, as without power. It is
-the one on which the batch script of a job on two nodes runs."""
+"""A node that is gone, on a real Slurm: all its processes are killed at once, Slurm's own first, as without power.
+
+It is the one on which the batch script of a job on two nodes runs.
+"""
 
 import os
 import signal
