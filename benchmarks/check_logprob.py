@@ -9,12 +9,12 @@ addition the sizes that an interpreter cannot reach.
 
 import argparse
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
+from common import run_checks
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # for the tests' cases
 
@@ -37,20 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    failed = 0
-    count = 0
-    for name, check in checks(torch.device(options.device)):
-        count += 1
-        try:
-            check()
-            print(f"ok      {name}", flush=True)
-        except Exception as error:
-            failed += 1
-            # A failed launch and a wrong number both count; the other checks are still worth running.
-            print(f"FAILED  {name}: {error}", flush=True)
-            traceback.print_exc(limit=2)
-    print(f"{count - failed} of {count} checks passed", flush=True)
-    sys.exit(1 if failed else 0)
+    run_checks(checks(torch.device(options.device)))
 
 
 def checks(device: torch.device) -> Iterator[tuple[str, Callable[[], None]]]:

@@ -1,4 +1,5 @@
-"""What each benchmark writes besides its figures: conditions, percentiles, and a CSV that is whole or not there."""
+"""What the benchmarks share: checks before the timing, and what each writes besides its figures: conditions,
+percentiles, and a CSV that is whole or not there."""
 
 import csv
 import io
@@ -6,7 +7,9 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Sequence
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,24 @@ from typing import Any
 import torch
 
 from megatron_remit.artifacts import write_whole
+
+
+def run_checks(checks: Iterable[tuple[str, Callable[[], None]]]) -> None:
+    """Run each (name, function) and say how it went; exit status 1 if one failed."""
+    failed = 0
+    count = 0
+    for name, check in checks:
+        count += 1
+        try:
+            check()
+            print(f"ok      {name}", flush=True)
+        except Exception as error:
+            failed += 1
+            # A failed launch and a wrong number both count; the other checks are still worth running.
+            print(f"FAILED  {name}: {error}", flush=True)
+            traceback.print_exc(limit=2)
+    print(f"{count - failed} of {count} checks passed", flush=True)
+    sys.exit(1 if failed else 0)
 
 
 def conditions(*packages: str) -> dict[str, str]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks and times the kernels on one GPU, in under 8 minutes.
+# Checks and times the kernels on one GPU, in under 9 minutes.
 #
 #     bash benchmarks/run_gpu.sh [OUT]        results go to OUT (default: benchmarks/results)
 #
@@ -22,5 +22,6 @@ device="${DEVICE:-cuda}"
 name="$("$python" -c "import torch; print((torch.cuda.get_device_name() if '$device' == 'cuda' else 'cpu').replace(' ', '_'))")"
 
 timeout 150 "$python" benchmarks/check_logprob.py --device "$device"
+timeout 60 "$python" benchmarks/check_norm.py --device "$device"
 timeout 60 "$python" benchmarks/compile_kernels.py --csv "$out/kernels_sm90_$name.csv"
 timeout 260 "$python" benchmarks/logprob.py --device "$device" --csv "$out/logprob_$name.csv" ${ARGUMENTS:-}

@@ -56,3 +56,8 @@ def test_the_comparison_with_other_cross_entropies_runs(tmp_path):
         }
     assert {"chunked head", "bare matrix product"} <= {row["name"] for row in rows if row["task"] == "head"}
     assert all(float(row["ms_p20"]) <= float(row["ms_p50"]) <= float(row["ms_p80"]) for row in rows)
+
+
+def test_the_checks_of_the_norms_run_and_pass():
+    run = run_command(["python", ROOT / "benchmarks/check_norm.py", "--device", "cpu"])
+    assert run.returncode == 0 and run.output.rstrip().endswith("46 of 46 checks passed"), run.output
