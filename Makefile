@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.megatron-remit-ready
 REAL := $(VENV)/real/.ready
 
-.PHONY: help demo test test-slurm test-next campaign lint format env clean
+.PHONY: help demo test test-slurm slurm-jobs slurm-failures test-next campaign lint format env clean
 .DEFAULT_GOAL := demo
 
 help: ## print what each target is for
@@ -20,8 +20,17 @@ demo: env ## the whole flywheel on a tiny model; ends with runs/demo/report.html
 test: env lint ## lint and all tests except those on Slurm
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=30
 
+# Jobs mostly wait, so two clusters are on the machine at once. The first line installs what both need.
 test-slurm: env ## the job scripts on a real Slurm on this machine (installs Debian's slurm-wlm and munge if missing)
-	PYTHON=$(abspath $(PY)) tests/slurm/with_cluster.sh $(PY) -m pytest tests/slurm
+	tests/slurm/with_cluster.sh true
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target slurm-jobs slurm-failures
+
+FAILURES := tests/slurm/test_troubled_jobs.py tests/slurm/test_lost_node.py
+slurm-failures: FILES := $(FAILURES)
+slurm-failures: export FIRST_JOB := 5000
+slurm-jobs: FILES := $(filter-out $(FAILURES),$(wildcard tests/slurm/test_*.py))
+slurm-jobs slurm-failures:
+	PYTHON=$(abspath $(PY)) tests/slurm/with_cluster.sh $(PY) -m pytest --durations=20 --durations-min=5 $(FILES)
 
 test-next: env ## all tests against another megatron-core, which MEGATRON names; prints what broke
 	VENV=$(VENV) WORKERS=$(WORKERS) tools/test_next.sh "$(MEGATRON)"

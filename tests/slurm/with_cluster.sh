@@ -5,6 +5,7 @@
 #
 # munged, slurmctld and slurmd keep everything in a folder of their own under TMPDIR, listen on free ports, and are
 # stopped at the end whatever happens. Root is needed only to install Debian's packages where they are missing.
+# FIRST_JOB is the number of the first job (1): the ranks' port follows from it, so two clusters at once need it apart.
 set -euo pipefail
 # shellcheck source=examples/lib/help.sh
 source "$(dirname "$0")/../../examples/lib/help.sh" "$@"
@@ -78,6 +79,7 @@ chmod 400 "$home/munge/key"
 user=$(id -un)
 cat > "$home/slurm.conf" << CONF
 ClusterName=test
+FirstJobId=${FIRST_JOB:-1}
 SlurmctldHost=$(hostname -s)(127.0.0.1)
 SlurmctldPort=$controller_port
 SlurmUser=$user
