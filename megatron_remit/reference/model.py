@@ -45,10 +45,22 @@ def build_reference(reference_args: argparse.Namespace) -> list[Module]:
         chunk.cuda(torch.cuda.current_device())
         chunk.eval()
         chunk.requires_grad_(False)
+    for model in unwrap_model(chunks):
+        if model.pre_process:
+            model.embedding.register_forward_hook(_with_plain_strides)
     _load(chunks, reference_args)
     if reference_args.reference_offload:
         offload(chunks)
     return chunks
+
+
+def _with_plain_strides(_module: Module, _inputs: object, output_SBH: torch.Tensor) -> torch.Tensor:
+    """The strides of a contiguous tensor, which one sequence alone has not: it is the embedding's [B, S, H], turned.
+
+    torch.matmul looks at strides and at whether the weight has a gradient: for such an input the policy's product is
+    one of matrices, and the reference's would be one per token, slower and of other bits.
+    """
+    return output_SBH.reshape(-1).view(output_SBH.shape)
 
 
 def _load(chunks: list[Module], reference_args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from megatron_remit.convert.hf_to_megatron import import_hf
+from megatron_remit.reference.model import _with_plain_strides
 from tests.conftest import VOCABULARY, write_documents
 from tests.hf_models import make_tokenizer
 from tests.ranks import pretrain
@@ -83,3 +84,15 @@ def logits(folder, tokens_BS):
     """By transformers, [B, S, V] float64."""
     with torch.no_grad():
         return AutoModelForCausalLM.from_pretrained(folder).double().eval()(tokens_BS).logits
+
+
+def test_one_sequence_alone_takes_the_products_of_the_policy():
+    """torch.matmul makes another product where strides are not plain and the weight has no gradient. Here 320 of 576
+    columns gave other bits on one processor (SmolLM2's projection at TP3), and its delta was not 0."""
+    turned_SBH = torch.randn(1, 288, 576).transpose(0, 1).contiguous()
+    assert turned_SBH.stride() == (576, 288 * 576, 1)
+    plain_SBH = _with_plain_strides(None, (), turned_SBH)
+    assert plain_SBH.stride() == (576, 576, 1) and plain_SBH.data_ptr() == turned_SBH.data_ptr()
+    weight = torch.randn(320, 576)
+    trained = torch.matmul(turned_SBH, weight.clone().requires_grad_().t())
+    assert torch.equal(torch.matmul(plain_SBH, weight.t()), trained)
