@@ -7,7 +7,6 @@ The cases are those of tests/kernels, which a machine with nothing but torch, Tr
 addition the sizes that an interpreter cannot reach.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -31,13 +30,6 @@ from tests.kernels.cases import (
 )
 
 VOCABULARIES = (32000, 100352, 128256, 131072, 151936)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
-    run_checks(checks(torch.device(options.device)))
 
 
 def checks(device: torch.device) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -140,4 +132,4 @@ def check_large(device: torch.device, implementation: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_checks(__doc__, checks)

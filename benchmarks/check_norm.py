@@ -6,7 +6,6 @@
 Shapes: N rows, H columns.
 """
 
-import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -19,13 +18,6 @@ from megatron_remit.specs.rms import rms_norm
 EPS = 1e-5
 BOUNDS = {torch.float32: 1e-5, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}
 """Of the largest error against the largest number: two roundings, and a half of one where a sum differs."""
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
-    run_checks(checks(torch.device(options.device)))
 
 
 def checks(device: torch.device) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -97,4 +89,4 @@ def check_bits(device: torch.device, cast_first: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_checks(__doc__, checks)

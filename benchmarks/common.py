@@ -1,6 +1,7 @@
 """What the benchmarks share: checks before the timing, and what each writes besides its figures: conditions,
 percentiles, and a CSV that is whole or not there."""
 
+import argparse
 import csv
 import io
 import os
@@ -19,11 +20,15 @@ import torch
 from megatron_remit.artifacts import write_whole
 
 
-def run_checks(checks: Iterable[tuple[str, Callable[[], None]]]) -> None:
-    """Run each (name, function) and say how it went; exit status 1 if one failed."""
+def run_checks(about: str, checks: Callable[[torch.device], Iterable[tuple[str, Callable[[], None]]]]) -> None:
+    """Run each (name, function) of ``checks(--device)`` and say how it went; exit status 1 if one failed. ``about`` is
+    the program's ``--help``."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
     failed = 0
     count = 0
-    for name, check in checks:
+    for name, check in checks(torch.device(options.device)):
         count += 1
         try:
             check()

@@ -8,11 +8,13 @@ import pytest
 from tests.ranks import ROOT, run_command, run_job
 
 FOLDERS = ("tools", "benchmarks", "examples", "examples/flywheel")
+# run_checks of benchmarks/common.py has the parser of the programs that call it.
+PARSES = re.compile(r"(argparse\.ArgumentParser|run_checks)\(")
 PROGRAMS = [
     path
     for folder in FOLDERS
     for path in sorted((ROOT / folder).glob("*.py"))
-    if folder == "tools" or "argparse.ArgumentParser(" in path.read_text(encoding="utf-8")
+    if folder == "tools" or (PARSES.search(text := path.read_text(encoding="utf-8")) and "__main__" in text)
 ]
 
 # Those that only hand their arguments over to a program above, and those that no user starts.

@@ -8,13 +8,14 @@ Shapes: S sequence, B micro-batch, H the last dimension, W a whole projection wi
 """
 
 import importlib
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
+
+from megatron_remit.kernels.vocab_parallel_logprob import choose_implementation
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, cast_first: bool) -> Tensor:
@@ -38,7 +39,7 @@ class FusedCastFirst(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        if x.is_cuda and importlib.util.find_spec("triton") is not None:
+        if choose_implementation("auto", x.device) == "triton":
             out, scale = importlib.import_module("megatron_remit.kernels.rms_triton").cast_first(x, weight, eps)
         else:
             out, scale = torch.ops.aten._fused_rms_norm(x, x.shape[-1:], None, eps)
