@@ -57,9 +57,7 @@ def jobs(slurm_cluster, small_disk):
     training(troubled, "2-0")
     slurm("scontrol", "update", f"NodeName={nodes[1]}", "State=DOWN", "Reason=test")
     troubled.wait(lambda: troubled.state() == "PENDING", "requeue")
-    # A node that answers a question of the controller meanwhile is back by itself.
-    if "down" in slurm("sinfo", "--noheader", f"--nodes={nodes[1]}", "--format=%T"):
-        slurm("scontrol", "update", f"NodeName={nodes[1]}", "State=RESUME")
+    _until(lambda: _is_back(nodes[1]), troubled)
     for job in (again, troubled):
         job.wait_completed()
     return troubled, nodes, full, refused
@@ -70,6 +68,14 @@ def _until(condition, job, seconds=300):
     while not condition():
         assert time.monotonic() < end, job.text()[-4000:]
         time.sleep(0.25)
+
+
+def _is_back(node):
+    """Asks for a lost node's return. That is refused, rightly, where it came back by itself since it was looked at."""
+    if "down" not in slurm("sinfo", "--noheader", f"--nodes={node}", "--format=%T"):
+        return True
+    subprocess.run(["scontrol", "update", f"NodeName={node}", "State=RESUME"], check=False, capture_output=True)
+    return False
 
 
 def _tracker(job):
