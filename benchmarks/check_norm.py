@@ -3,9 +3,13 @@
     python benchmarks/check_norm.py               # on a GPU: torch's fused kernels, and ours in Triton
     python benchmarks/check_norm.py --device cpu  # the single operators, to try this program
 
+The norm of which tensor-parallel ranks hold parts is checked on one device, parts side by side, where Triton runs.
+
 Shapes: N rows, H columns.
 """
 
+import importlib
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -32,6 +36,14 @@ def checks(device: torch.device) -> Iterator[tuple[str, Callable[[], None]]]:
                 )
         yield f"{kind}, rows anywhere in memory", partial(check_strides, device, cast_first)
         yield f"{kind}, a row's bits depend on nothing else", partial(check_bits, device, cast_first)
+        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            continue
+        for dtype in BOUNDS:
+            for ranks, rows, width in ((2, 3, 2), (3, 5, 48), (4, 33, 512), (2, 2, 6000)):
+                yield (
+                    f"{kind}, {dtype}, [{rows}, {width}] in {ranks} parts, against float64",
+                    partial(check_parts, device, cast_first, dtype, ranks, rows, width),
+                )
 
 
 def drawn(device: torch.device, dtype: torch.dtype, *shape: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,21 +61,41 @@ def computed(x: Tensor, weight: Tensor, gradient: Tensor, cast_first: bool) -> l
     return [out.detach(), *torch.autograd.grad(out, leaves, gradient)]
 
 
+def in_parts(x: Tensor, weight: Tensor, gradient: Tensor, cast_first: bool, ranks: int) -> list[Tensor]:
+    """The same from the kernels of the norm over ranks, whose exchange is done here."""
+    kernels = importlib.import_module("megatron_remit.kernels.rms_parts_triton")
+    parts = list(zip(*(of.chunk(ranks, -1) for of in (x, weight, gradient)), strict=True))
+    squares, products = x.new_empty(2, ranks, *x.shape[:-1], 1, dtype=torch.float32)
+    for (part, _, _), number in zip(parts, squares, strict=True):
+        kernels.mean_square(part, number)
+    square = squares.mean(0)
+    outs = [kernels.scaled(part, square, of, EPS, cast_first) for part, of, _ in parts]
+    for part, number in zip(parts, products, strict=True):
+        kernels.mean_product(*part, number)
+    gradients = [kernels.gradients(*part, square, products.mean(0), EPS) for part in parts]
+    return [torch.cat(outs, -1), *(torch.cat(of, -1) for of in zip(*gradients, strict=True))]
+
+
 def check_numbers(device: torch.device, cast_first: bool, dtype: torch.dtype, rows: int, width: int) -> None:
-    x, weight, gradient = drawn(device, dtype, rows, width)
+    case = drawn(device, dtype, rows, width)
+    compare(computed(*case, cast_first), *case)
+
+
+def check_parts(device: torch.device, cast_first: bool, dtype: torch.dtype, ranks: int, rows: int, width: int) -> None:
+    case = drawn(device, dtype, rows, width)
+    compare(in_parts(*case, cast_first, ranks), *case)
+
+
+def compare(found: list[Tensor], x: Tensor, weight: Tensor, gradient: Tensor) -> None:
+    """Output and gradients with those of the formula in float64."""
     leaves = [x.double().requires_grad_(), weight.double().requires_grad_()]
     truth = leaves[0] * torch.rsqrt(leaves[0].square().mean(-1, keepdim=True) + EPS) * leaves[1]
     expected = [truth.detach(), *torch.autograd.grad(truth, leaves, gradient.double())]
-    for name, found, right in zip(
-        ("output", "gradient", "weight's gradient"),
-        computed(x, weight, gradient, cast_first),
-        expected,
-        strict=True,
-    ):
+    for name, mine, right in zip(("output", "gradient", "weight's gradient"), found, expected, strict=True):
         # A row of one number has no gradient but rounding.
         size = max(right.abs().max().item(), gradient.abs().max().item() / 10)
-        error = (found.double() - right).abs().max().item() / size
-        assert found.dtype == dtype and error < BOUNDS[dtype], f"{name}: error {error:.2e} of the largest"
+        error = (mine.double() - right).abs().max().item() / size
+        assert mine.dtype == x.dtype and error < BOUNDS[x.dtype], f"{name}: error {error:.2e} of the largest"
 
 
 def check_strides(device: torch.device, cast_first: bool) -> None:

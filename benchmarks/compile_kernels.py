@@ -33,16 +33,24 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from megatron_remit.kernels import kl_triton, logprob_triton, rms_triton
+from megatron_remit.kernels import kl_triton, logprob_triton, rms_parts_triton, rms_triton
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 STRIDES = ("aligned", "one sequence", "long", "any")
 TARGETS = {"sm_90": "ptxas", "sm_100": "ptxas-blackwell"}
 """Each with its assembler among those that Triton brings."""
 NORM_WIDTH = 2048
+NORMS = (
+    rms_triton.cast_first_kernel,
+    rms_parts_triton.mean_square_kernel,
+    rms_parts_triton.scaled_kernel,
+    rms_parts_triton.mean_product_kernel,
+    rms_parts_triton.gradients_kernel,
+)
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 REGISTERS_PER_SM, THREADS_PER_SM = 65536, 2048
-_STRIDE_NAMES = ("stride_s", "stride_b", "out_stride_s", "out_stride_b", "stride", "reference_stride", "out_stride")
+_OTHER_STRIDES = ("reference_stride", "out_stride", "grad_stride")
+_STRIDE_NAMES = ("stride_s", "stride_b", "out_stride_s", "out_stride_b", "stride", *_OTHER_STRIDES)
 _MULTIPLES_OF_16 = (*_STRIDE_NAMES, "columns", "width")
 
 
@@ -95,7 +103,10 @@ def _kernels(dtypes: list[str]) -> list[tuple[JITFunction, Callable[[str], dict[
 
         found.append((kernel, constants, configuration.num_warps, dtypes))
     chosen, warps = rms_triton.constants(NORM_WIDTH)
-    return [*found, (rms_triton.cast_first_kernel, lambda _dtype: chosen, warps, dtypes)]
+    for kernel in NORMS:
+        more = {"CAST_FIRST": True} if "CAST_FIRST" in kernel.arg_names else {}
+        found.append((kernel, lambda _dtype, more=more: {**chosen, **more}, warps, dtypes))
+    return found
 
 
 def measure(
@@ -144,13 +155,13 @@ def is_bad(row: dict[str, Any]) -> bool:
         return bool(spills)
     # That of the KL stores one number of a segment besides, that of the norm one of a row.
     others = 1 if row["kernel"] in ("kl_gradient_kernel", "cast_first_kernel") else 0
-    writes = "gradient" in row["kernel"] or row["kernel"] == "cast_first_kernel"
+    writes = "gradient" in row["kernel"] or row["kernel"] in ("cast_first_kernel", "scaled_kernel")
     narrow_stores = writes and (not row["stores_16_bytes"] or row["other_stores"] > others)
     return bool(spills or not row["loads_16_bytes"] or row["other_loads"] > 4 or narrow_stores)
 
 
 def _type(name: str, dtype: str, strides: str) -> str:
-    if name in ("logits_ptr", "gradient_ptr", "reference_ptr", "x_ptr", "weight_ptr", "out_ptr"):
+    if name in ("logits_ptr", "gradient_ptr", "reference_ptr", "x_ptr", "weight_ptr", "grad_ptr", "out_ptr"):
         return f"*{dtype}"
     if name in ("factor", "eps"):
         return "fp32"

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.testing._internal.distributed.fake_pg
@@ -43,7 +44,7 @@ def plain(x: Tensor, weight: Tensor, eps: float, cast_first: bool) -> Tensor:
     return rms._scaled(wide, rms._mean_square(wide), weight, eps, cast_first, x.dtype)
 
 
-def count(ledger: Ledger, function: Callable[..., Tensor], *inputs: Tensor) -> Count:
+def count(ledger: Ledger, function: Callable[..., Tensor | tuple[Tensor, ...]], *inputs: Tensor) -> Count:
     """What ``function(*inputs)`` and its gradients do."""
     kept: dict[int, int] = {}
     own = {tensor.untyped_storage()._cdata for tensor in inputs}
@@ -57,10 +58,11 @@ def count(ledger: Ledger, function: Callable[..., Tensor], *inputs: Tensor) -> C
     ledger.start()
     ledger.phase = "forward"
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = function(*inputs)
-    gradient = torch.empty_like(out)
+        found = function(*inputs)
+    outs = found if isinstance(found, tuple) else (found,)
+    gradients = [torch.empty_like(out) for out in outs]
     ledger.phase = "backward"
-    torch.autograd.grad(out, [tensor for tensor in inputs if tensor.requires_grad], gradient)
+    torch.autograd.grad(outs, [tensor for tensor in inputs if tensor.requires_grad], gradients)
     phases = ("forward", "backward")
     kernels, sizes = ([counts[phase] for phase in phases] for counts in (ledger.kernels, ledger.bytes))
     return *kernels, *sizes, sum(kept.values())
@@ -81,13 +83,13 @@ def norms(ledger: Ledger) -> dict[str, Count]:
         found[f"{name}, plain"] = count(ledger, partial(plain, eps=EPS, cast_first=cast_first), x, weight)
         found[name] = count(ledger, partial(rms.rms_norm, eps=EPS, cast_first=cast_first), x, weight)
 
-        def over_two_ranks(
-            query: Tensor, key: Tensor, first: Tensor, second: Tensor, cast: bool = cast_first
-        ) -> Tensor:
-            return torch.stack(rms.rms_norm_pair(query, key, (first, second), EPS, cast, group))
-
         pair = half, empty(*half.shape), half_weight, empty(HIDDEN // 2)
-        found[f"{name}, width over TP 2"] = count(ledger, over_two_ranks, *pair)
+        for way, norm in ((", plain", rms.PairOverRanks), ("", rms.FusedPairOverRanks)):
+
+            def over_two_ranks(*tensors: Tensor, of: Any = norm, cast: bool = cast_first) -> tuple[Tensor, ...]:
+                return of.apply(*tensors, EPS, cast, group)
+
+            found[f"{name}, width over TP 2{way}"] = count(ledger, over_two_ranks, *pair)
     return {
         name: (kernels, more, *(size / x.numel() for size in sizes)) for name, (kernels, more, *sizes) in found.items()
     }

@@ -14,7 +14,7 @@ import numpy
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 from torch import Tensor
 
-from megatron_remit.kernels import kl_triton, logprob_triton, rms_triton
+from megatron_remit.kernels import kl_triton, logprob_triton, rms_parts_triton, rms_triton
 from megatron_remit.simulate.ledger import Ledger
 
 
@@ -75,9 +75,9 @@ def _kl_gradient(of: dict[str, Any]) -> int:
     return read + written + of["segments"] * rows * 4 * of["normalizer_ptr"].itemsize + _size(of["gap_ptr"])
 
 
-def _cast_first(of: dict[str, Any]) -> int:
-    """A row is read and written once; the weight is counted once."""
-    return 2 * _size(of["out_ptr"]) + _size(of["weight_ptr"]) + _size(of["scale_ptr"])
+def _once(of: dict[str, Any]) -> int:
+    """Every tensor is read or written once; a weight is counted once."""
+    return sum(_size(value) for value in of.values() if isinstance(value, Tensor))
 
 
 def _size(tensor: Tensor) -> int:
@@ -91,7 +91,10 @@ _KERNELS: dict[Any, dict[str, Callable[[dict[str, Any]], int]]] = {
         "gradient_kernel": _gradient,
     },
     kl_triton: {"kl_statistics_kernel": _kl_statistics, "kl_gradient_kernel": _kl_gradient},
-    rms_triton: {"cast_first_kernel": _cast_first},
+    rms_triton: {"cast_first_kernel": _once},
+    rms_parts_triton: dict.fromkeys(
+        ("mean_square_kernel", "scaled_kernel", "mean_product_kernel", "gradients_kernel"), _once
+    ),
 }
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from tests.ranks import run_command
 
-FILES = tuple(f"tests/kernels/{name}.py" for name in ("interpreted", "interpreted_kl", "interpreted_rms"))
+NAMES = ("interpreted", "interpreted_kl", "interpreted_rms", "interpreted_rms_parts")
+FILES = tuple(f"tests/kernels/{name}.py" for name in NAMES)
 
 
 @pytest.mark.slow
