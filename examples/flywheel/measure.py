@@ -3,6 +3,9 @@
 The first measure is the NLL of a problem's right solution, in nats a solution, its end of text included: it moves
 smoothly where the accuracy of a small model jumps. The second is greedy accuracy.
 
+A problem stands behind an end of text, as nearly all documents of a packed corpus do. Without one it stands where rows
+begin, which is mostly within a document, and what a small model makes of that is chance (docs/report.md has figures).
+
 Shape suffixes: P problems of a batch, T positions, V vocabulary.
 """
 
@@ -39,13 +42,17 @@ class Measured:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
 
     def ids(self, text: str) -> list[int]:
-        """Token ids without special tokens."""
+        """Token ids; of special tokens only those that are in the text."""
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def document(self, text: str) -> str:
+        """The text as a document begins."""
+        return self.tokenizer.eos_token + text
 
     @torch.inference_mode()
     def continuation_logits(self, prompts: Sequence[str], endings: Sequence[list[int]]) -> Iterator[tuple[int, Tensor]]:
         """For each pair its index, and the logits [tokens, V] that predict its ending's tokens; short ones first."""
-        heads = [self.ids(prompt) for prompt in prompts]
+        heads = [self.ids(self.document(prompt)) for prompt in prompts]
         order = sorted(range(len(heads)), key=lambda at: len(heads[at]) + len(endings[at]))
         for start in range(0, len(order), BATCH):
             chosen = order[start : start + BATCH]
@@ -115,7 +122,10 @@ def greedy_right(measured: Measured, rows: Rows) -> list[int]:
     for start in range(0, len(order), BATCH):
         chosen = order[start : start + BATCH]
         inputs = tokenizer(
-            [rows[at]["prompt"] for at in chosen], return_tensors="pt", padding=True, add_special_tokens=False
+            [measured.document(rows[at]["prompt"]) for at in chosen],
+            return_tensors="pt",
+            padding=True,
+            add_special_tokens=False,
         )
         inputs.pop("token_type_ids", None)
         ids = measured.model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)

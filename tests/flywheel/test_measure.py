@@ -40,7 +40,7 @@ def one(folders):
 
 
 def log_probabilities(measured, prompt, ending):
-    head = measured.ids(prompt)
+    head = [measured.tokenizer.eos_token_id, *measured.ids(prompt)]
     with torch.no_grad():
         logits_TV = measured.model(torch.tensor([head + ending])).logits[0].double()
     return logits_TV[len(head) - 1 : -1].log_softmax(-1)
@@ -81,7 +81,7 @@ def test_greedy_answers_are_those_of_one_problem_at_a_time(one, rows):
     rows = rows[:8]
     expected = []
     for row in rows:
-        ids = torch.tensor([one.ids(row["prompt"])])
+        ids = torch.tensor([[one.tokenizer.eos_token_id, *one.ids(row["prompt"])]])
         out = one.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=48, do_sample=False)
         told = answer_of(one.tokenizer.decode(out[0, ids.size(1) :], skip_special_tokens=True))
         expected.append(int(told == row["answer"]))

@@ -8,7 +8,8 @@ from compare.arms import ARMS
 SEQUENCE, BATCH = 128, 12
 TOKENS_PER_STEP = SEQUENCE * BATCH
 PAST_ITS_JUMP = 1.5
-"""Nats of a held-out two-step solution below which a base has learned to add; before the jump it is above 4."""
+"""Nats of a held-out solution, of two steps and of three, below which a base has learned to add; before the jump they
+are above 4."""
 LEARNED = 0.80
 """The mean reward at which RL ends before its last step; half of the questions are of the other skills."""
 
