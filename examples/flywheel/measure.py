@@ -28,6 +28,8 @@ from megatron_remit.artifacts import write_whole
 from megatron_remit.convert.megatron_to_hf import export_hf
 
 BATCH = 128
+BEHIND = "end of text"
+"""What stands in front of a problem, for the cell: cells that lack it have nothing there."""
 NEW_TOKENS = 48
 FIRST_STEP = re.compile(r" (\d+)([+-])(\d+)=")
 
@@ -203,6 +205,7 @@ def main() -> None:
     rows = [json.loads(line) for line in options.data.read_text().splitlines()]
     reference = None if options.reference is None else Measured(options.reference)
     content = dict(options.about)
+    content["settings"] = content.get("settings", {}) | {"behind": BEHIND}
     if options.hf is not None:
         content["points"] = [measure(options.hf, rows, True, reference)]
     else:

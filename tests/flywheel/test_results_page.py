@@ -145,10 +145,24 @@ def test_runs_of_other_bases_are_added_to_the_file_with_what_made_them(tmp_path)
     assert len(cells.cells) == len(alone.cells) + len(list((second / "eval").glob("*.json")))
     assert all(one in cells.cells for one in alone.cells)
     assert cells.source["token_kinds"] == alone.source["token_kinds"]
-    text = Page(cells, tmp_path / "p.md").text()
-    assert "6 bases, 18 runs" in " ".join(text.split()) and "commits abc to def" in text and "commits fed:" in text
+    text = " ".join(Page(cells, tmp_path / "p.md").text().split())
+    assert "6 bases, 18 runs" in text and "commits abc to def" in text and "commits fed:" in text
     again = load(gather(second, tmp_path / "c.json", "fed", add=True))
     assert again.cells == cells.cells and len(again.source["earlier"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("measured_alike", "told"), [(True, "do."), (False, "do; those of bases 2 stood behind nothing,")]
+)
+def test_the_page_says_which_problems_stood_behind_nothing(measured_alike, told, tmp_path):
+    behind = {"settings": {"behind": "end of text"}}
+    (tmp_path / "eval").mkdir()
+    for base, changed in ((1, behind), (2, behind if measured_alike else {})):
+        for arm in ("ntp", "remit"):
+            content = cell(arm, base, "a", EFFECT[arm], **changed)
+            (tmp_path / f"eval/{arm}.{base}.json").write_text(json.dumps(content))
+    text = Page(load(gather(tmp_path, tmp_path / "cells.json")), tmp_path / "page.md").text()
+    assert f"behind an end of text, as documents of the corpora {told}" in " ".join(text.split())
 
 
 def test_a_cell_with_other_numbers_is_not_added_over_the_old_one(tmp_path):
