@@ -15,7 +15,7 @@ from compare.checks import Checks
 from compare.schedule import Node, Schedule
 from compare.stages import Stages
 from compare.studies import Asked, arm_node
-from compare.worlds import DEMO, SMOKE, World
+from compare.worlds import SMOKE, Sizes, World
 
 from megatron_remit.artifacts import write_whole
 from megatron_remit.errors import UserError, cli
@@ -42,9 +42,9 @@ def nodes(asked: Asked, world: World, threads: int) -> Iterator[Node]:
     yield Node(f"checks.{name}", lambda: Checks(stages("checks", world), checks).run(), needs, "claims, bit for bit")
     for order in asked.orders:
         for arm in ARMS:
-            yield arm_node(asked, "demo", world, arm, order)
-    policies = {"base": "base", "after NTP": "demo.ntp.o1", "after ReMiT": "demo.remit.o1"}
-    kinds = tuple(f"demo.{arm}.{name}.o1" for arm in ("ntp", "remit"))
+            yield arm_node(asked, "methods", world, arm, order)
+    policies = {"base": "base", "after NTP": "methods.ntp.o1", "after ReMiT": "methods.remit.o1"}
+    kinds = tuple(f"methods.{arm}.{name}.o1" for arm in ("ntp", "remit"))
     yield Node(f"kinds.{name}", lambda: stages("kinds", world).token_kinds(policies), kinds, "weights by kind of token")
 
 
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="sizes of a few steps, to try the program itself")
     options = parser.parse_args()
     # Two orders are the fewest that an interval can be made from.
-    sizes, orders = (SMOKE, ORDERS[:2]) if options.smoke else (DEMO, ORDERS)
+    sizes, orders = (SMOKE, ORDERS[:2]) if options.smoke else (Sizes(), ORDERS)
     asked = Asked(options.run_dir.resolve(), sizes, (options.seed,), orders)
     world = asked.world(options.seed)
     asked.run_dir.mkdir(parents=True, exist_ok=True)

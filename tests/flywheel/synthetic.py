@@ -33,8 +33,8 @@ def make_run(folder: Path, texts: int = 12, scale: float = 0.35) -> Path:
     _models(folder / "hf", rows, scale)
     for arm, effect in EFFECTS.items():
         for order in "abc":
-            path = folder / "eval" / f"demo.{arm}.1{order}.json"
-            path.write_text(json.dumps(cell(arm, 1, order, effect, study="demo")))
+            path = folder / "eval" / f"methods.{arm}.1{order}.json"
+            path.write_text(json.dumps(cell(arm, 1, order, effect, study="methods")))
     check = {"name": "ones", "claim": "weights of one give NTP", "equal": True, "compared": "losses of 5 steps"}
     (folder / "checks" / "ones.json").write_text(json.dumps(check))
     (folder / "token_kinds.json").write_text(json.dumps({"kinds": [{"kind": "result wrong", "weight": 0.8312}]}))

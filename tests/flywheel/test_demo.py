@@ -30,7 +30,7 @@ def test_the_demo_makes_several_runs_of_each_arm_the_checks_and_the_report(warm,
     printed = capsys.readouterr().out
     checks = [json.loads(path.read_text()) for path in sorted((tmp_path / "checks").iterdir())]
     assert len(checks) == 3 and all(check["equal"] for check in checks), checks
-    assert len(Cells(read_cells(tmp_path), {}).where(study="demo", stage="mid")) == 6
+    assert len(Cells(read_cells(tmp_path), {}).where(study="methods", stage="mid")) == 6
     assert f"open file://{tmp_path}/report.html" in printed and "Nats a solution; 95 % intervals" in printed
     text = (tmp_path / "report.html").read_text()
     assert "bit for bit" in text and "solution: slips" in text

@@ -29,7 +29,7 @@ def test_missing_folder(broken, path):
     refused(broken, path)
 
 
-@pytest.mark.parametrize("path", ["settings.json", "timings.json", "eval/demo.ntp.1a.json"])
+@pytest.mark.parametrize("path", ["settings.json", "timings.json", "eval/methods.ntp.1a.json"])
 def test_half_written_json(broken, path):
     content = (broken / path).read_text()
     (broken / path).write_text(content[: len(content) // 2])
@@ -37,7 +37,7 @@ def test_half_written_json(broken, path):
 
 
 def test_a_run_without_ntp(broken):
-    for path in (broken / "eval").glob("demo.ntp.*"):
+    for path in (broken / "eval").glob("methods.ntp.*"):
         path.unlink()
     refused(broken, "eval", "no cell of NTP")
 

@@ -46,7 +46,7 @@ def test_the_page_is_dark_where_the_reader_asks_for_it_and_its_figures_too(run_d
 @pytest.mark.parametrize(
     ("name", "content"),
     [("checks/ones.json", "{"), ("checks/ones.json", '{"claim": "x"}'), ("token_kinds.json", "[]"),
-     ("eval/demo.ntp.1a.json", '{"study": "demo"}')],
+     ("eval/methods.ntp.1a.json", '{"study": "methods"}')],
 )  # fmt: skip
 def test_a_broken_file_is_named_and_no_page_is_left(broken, name, content):
     (broken / name).write_text(content)

@@ -144,7 +144,7 @@ def _post_trained(asked: Asked, world: World, arm: str, order: int) -> Node:
         tuned, rl = f"sft.{arm}.o{order}", f"rl.{arm}.o{order}"
         stages.post_train(tuned, source, "sft", sizes.sft, "sft")
         stages.measure_hf(tuned, about | {"stage": "sft"}, f"{cell}.sft")
-        stages.post_train(rl, world.hf(tuned), "grpo", sizes.rl_after, "grpo")
+        stages.post_train(rl, world.hf(tuned), "grpo", sizes.grpo, "grpo")
         stages.measure_hf(rl, about | {"stage": "grpo"}, f"{cell}.grpo")
 
     return Node(cell, action, (f"methods.{arm}.{world.name}.o{order}",), f"SFT and RL behind {named(arm).name}")

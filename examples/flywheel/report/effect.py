@@ -33,7 +33,7 @@ class Effect:
 
     def __init__(self, cells: Cells) -> None:
         self.cells = cells
-        self.wanted = {"stage": "mid"}
+        self.wanted = {"study": "methods", "stage": "mid"}
         self.arms = arms_of(cells, **self.wanted)
 
     @classmethod
