@@ -96,7 +96,8 @@ def test_references_inside_the_figures_resolve(html, tags):
 
 def test_results_hold_the_intervals_that_the_page_tells(run_dir, results):
     effect = Effect.of(run_dir)
-    assert results["verdicts"] == effect.verdicts() and results["basis"] == effect.basis()
+    assert results["verdict"] == effect.conclusion() and results["verdicts"] == effect.verdicts()
+    assert results["basis"] == effect.basis()
     remit, change = results["arms"]["remit"], effect.change("remit")
     assert remit["runs"] == 3 and remit["percent_against_ntp"] == {
         "mean": change.mean, "low": change.low, "high": change.high,

@@ -1,5 +1,6 @@
 """The report of a run with several runs of each arm: the effect, the checks and the kinds are those of its files."""
 
+import json
 import re
 
 import pytest
@@ -8,6 +9,7 @@ from report.build import build_report
 from report.effect import Effect
 
 from megatron_remit.errors import UserError
+from tests.flywheel.cells import cell
 
 
 def test_the_page_has_the_effect_the_checks_and_the_kinds_of_its_run(broken, capsys):
@@ -22,9 +24,32 @@ def test_the_page_has_the_effect_the_checks_and_the_kinds_of_its_run(broken, cap
     assert "<td>equal</td><td>weights of one give NTP <small>losses of 5 steps</small>" in html
     assert "<td>result wrong</td><td>0.831</td>" in html
     assert "Training curves" not in html and "One run of each arm" not in html
+    assert f"<b>{effect.conclusion()}</b>" in html and "and over the control" in effect.conclusion()
     # The terminal ends with the same table, the verdict, and where the page is.
     told = capsys.readouterr().out
-    assert f"ReMiT is {words}." in told and told.rstrip().endswith(f"file://{broken / 'report.html'}")
+    assert f"ReMiT is {words}." in told and effect.conclusion() in told and told.rstrip().endswith(f"file://{broken / 'report.html'}")
+
+
+def effect_of(folder, **effects):
+    """Of a run folder with these arms in three orders; 1 is what NTP's end costs."""
+    (folder / "eval").mkdir()
+    for arm, end in effects.items():
+        for order in "abc":
+            (folder / f"eval/{arm}.{order}.json").write_text(json.dumps(cell(arm, 1, order, end)))
+    return Effect.of(folder)
+
+
+@pytest.mark.parametrize(
+    ("remit", "control", "words"),
+    [(0.8, 1.0, "gains over NTP, and over the control"), (0.8, 0.8, "more than with a reference that saw no RL is not"),
+     (1.0, 1.0, "no gain"), (1.2, 1.4, "no gain")],
+)  # fmt: skip
+def test_the_verdict_follows_from_both_intervals(tmp_path, remit, control, words):
+    assert words in effect_of(tmp_path, ntp=1.0, remit=remit, remit_before_rl=control).conclusion()
+
+
+def test_there_is_no_verdict_without_the_control(tmp_path):
+    assert effect_of(tmp_path, ntp=1.0, remit=0.8).conclusion() == ""
 
 
 def test_tokens_can_be_read_without_a_mouse(run_dir):

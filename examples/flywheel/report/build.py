@@ -52,6 +52,7 @@ def results(run: RunFolder, texts: list[ScoredText], effect: Effect) -> dict[str
     """The content of results.json. Deltas are nats, times seconds."""
     return {
         "arms": effect.figures(),
+        "verdict": effect.conclusion(),
         "verdicts": effect.verdicts(),
         "basis": effect.basis(),
         "delta": _delta(run, texts),

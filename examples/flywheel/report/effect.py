@@ -92,6 +92,22 @@ class Effect:
                     told.append(f"ReMiT is {verdict(found, named(control).name)}.")
         return told
 
+    def conclusion(self) -> str:
+        """The verdict in words without figures, so that runs of several seeds, threads and processors can be held
+        against one another; empty without the arms that it is about."""
+        over_ntp, over_control = (self._remit_below(than) for than in (NTP, "remit_before_rl"))
+        if over_ntp is None or over_control is None:
+            return ""
+        if over_ntp and over_control:
+            return "Verdict: ReMiT gains over NTP, and over the control, whose reference saw no RL."
+        if over_ntp:
+            return "Verdict: ReMiT gains over NTP; more than with a reference that saw no RL is not shown."
+        return "Verdict: no gain of ReMiT over NTP is shown."
+
+    def _remit_below(self, than: str) -> bool | None:
+        found = self.change("remit", than) if than in self.arms and "remit" in self.arms else None
+        return None if found is None else bool(found.high < 0)
+
     def basis(self) -> str:
         """What the sentences rest on."""
         found = next((one for one in map(self.change, self.arms) if one), None)
@@ -121,7 +137,7 @@ class Effect:
         rows = [("arm", "runs", "nats a solution", "right, %", "against NTP"), *(row[1:] for row in self.rows())]
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, "", *self.verdicts(), self.basis()])
+        return "\n".join([*lines, "", *self.verdicts(), self.basis(), self.conclusion()])
 
 
 def _shown(found: Interval | dict, digits: int) -> str:
