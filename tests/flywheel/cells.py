@@ -49,10 +49,9 @@ def campaign(folder: Path, everything: bool = True) -> Path:
     cells = [cell(arm, base, o, e) for arm, e in EFFECT.items() for base in (1, 2, 3) for o in "abc"]
     if everything:
         arms = {"ntp": 1.0, "remit": 0.85}
-        for study, stages in (("lasting", ("mid", "sft", "grpo")), ("flywheel", ("mid",))):
-            for arm, e in arms.items():
-                cells += [cell(arm, b, "a", e, study=study, stage=s) for b in (1, 2, 3) for s in stages]
         for arm, e in arms.items():
+            cells += [cell(arm, b, "a", e, study="lasting", stage=s) for b in (1, 2, 3) for s in ("mid", "sft", "grpo")]
+            cells += [cell(f"second_{arm}", b, "a", 0.8 * e, study="flywheel") for b in (1, 2, 3)]
             for share in (0.0, 0.3, 0.5):
                 own = {"study": "errors", "errors": share, "settings": {"wrong_results": share / 2}}
                 cells += [cell(arm, b, "a", 1 - (1 - e) * share / 0.3, **own) for b in (1, 2, 3)]

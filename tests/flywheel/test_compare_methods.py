@@ -160,7 +160,7 @@ def test_rl_is_judged_by_its_first_and_its_last_quarter():
 
 
 def test_every_arm_has_a_name_in_the_reports():
-    assert set(ARMS) == set(NAMED)
+    assert set(ARMS) | {"second_ntp", "second_remit"} == set(NAMED)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 from intervals import verdict
 from results.cells import Cells, gather, groups, load
 from results.page import NOT_RUN, Page
-from results.tables import change, what_rl_adds
+from results.tables import WHAT_RL_ADDS, both_rounds, change, pairs
 
 from megatron_remit.errors import UserError
 from tests.flywheel.cells import EFFECT, campaign, cell
@@ -57,7 +57,7 @@ def test_what_rl_adds_is_told_only_of_arms_that_have_run(built):
     _, text, cells = built
     assert "References that differ in RL alone" not in text
     tuned = Cells([*cells.cells, *(one | {"arm": "remit_sft"} for one in cells.where(arm="ntp"))], cells.source)
-    found = what_rl_adds(tuned, **METHODS)
+    found = pairs(tuned, WHAT_RL_ADDS, **METHODS)
     assert found.splitlines()[2:] == [
         f"| ReMiT | ReMiT, SFT reference | {verdict(change(cells, 'remit', 'ntp', **METHODS), 'the other')} |"
     ]
@@ -92,6 +92,18 @@ def test_every_study_has_its_numbers(built):
     assert "Without errors ReMiT is not distinguishable from NTP" in section(text, "Effect against the share of errors")
     assert "| result wrong | 90 | 0.850 |" in section(text, "Weight by kind of token, against the truth")
     assert "without the variation of bases" not in text.split("\n\n")[1]
+
+
+def test_the_second_round_stands_next_to_the_first_and_is_compared_with_it(built):
+    _, text, cells = built
+    found = section(text, "The flywheel: a second round")
+    both = both_rounds(cells)
+    wanted = METHODS | {"study": "flywheel"}
+    second = "second round: ReMiT, RL model of"
+    assert f"| {verdict(change(both, 'second_remit', 'ntp', **wanted), 'NTP')} |" in row(found, f"{second} ReMiT")
+    assert "| 9 |" in row(found, "NTP") and "| 3 |" in row(found, f"{second} NTP")
+    words = verdict(change(both, "second_remit", "remit", **wanted), "the other")
+    assert words.startswith("below") and f"| {second} ReMiT | ReMiT | {words} |" in found
 
 
 def test_new_runs_are_inside_or_outside_the_intervals_of_the_table(built):

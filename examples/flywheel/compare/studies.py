@@ -169,13 +169,14 @@ def _flywheel(asked: Asked) -> Iterator[Node]:
 
 
 def _second_round(asked: Asked, world: World, arm: str, order: int) -> Node:
-    cell = f"flywheel.{arm}.{world.name}.o{order}"
-    run = f"flywheel.{arm}.o{order}"
+    cell = f"flywheel.second_{arm}.{world.name}.o{order}"
+    run = f"flywheel.second_{arm}.o{order}"
 
     def action() -> None:
         stages = asked.stages(world, cell)
         stages.arm(run, "remit", order, reference=f"rl.{arm}.o{order}")
-        stages.measure_run(run, cell, {"study": "flywheel", "arm": arm, "order": f"{order}", "stage": "mid"})
+        about = {"study": "flywheel", "arm": f"second_{arm}", "order": f"{order}", "stage": "mid"}
+        stages.measure_run(run, cell, about)
 
     needs = (f"lasting.{arm}.{world.name}.o{order}",)
     return Node(cell, action, needs, f"a second round, the reference being the RL model of {named(arm).name}")

@@ -32,6 +32,8 @@ ARMS = {
     "prift": Arm("PriFT", "#56B4E9", "--", "X"),
     "tokenclean": Arm("token cleaning", "#009E73", "-", ">"),
     "eslm": Arm("ESLM", "#777777", "-.", "D"),
+    "second_ntp": Arm("second round: ReMiT, RL model of NTP", "#222222", "--", "s"),
+    "second_remit": Arm("second round: ReMiT, RL model of ReMiT", "#D55E00", "-", "D"),
 }
 MODELS = {
     "base": Arm("base"),

@@ -86,13 +86,13 @@ def _curve(ax: Axes, cells: Cells, arm: str, axis: str, wanted: dict[str, Any]) 
     )  # fmt: skip
 
 
-def stages(cells: Cells, path: Path, study: str) -> None:
+def stages(cells: Cells, path: Path) -> None:
     """Nats a solution after mid-training, after SFT and after GRPO (figures 5 to 7)."""
-    found = [stage for stage in STAGES if cells.where(study=study, stage=stage)]
-    arms = list(dict.fromkeys(arm for stage in found for arm in arms_of(cells, study=study, stage=stage)))
+    found = [stage for stage in STAGES if cells.where(study="lasting", stage=stage)]
+    arms = list(dict.fromkeys(arm for stage in found for arm in arms_of(cells, study="lasting", stage=stage)))
     with figure(path, 7.5, 4) as (ax,):
         for place, arm in enumerate(arms):
-            runs = [cells.runs("nll", MAIN, study=study, arm=arm, stage=stage, **BEFORE) for stage in found]
+            runs = [cells.runs("nll", MAIN, study="lasting", arm=arm, stage=stage, **BEFORE) for stage in found]
             for x, one in enumerate(runs):
                 if one:
                     first = all(not before for before in runs[:x])

@@ -68,7 +68,7 @@ class Page:
         return "\n\n".join(parts)
 
     def _what_rl_adds(self) -> list[str]:
-        found = tables.what_rl_adds(self.cells, **METHODS)
+        found = tables.pairs(self.cells, tables.WHAT_RL_ADDS, **METHODS)
         return ["References that differ in RL alone:", found] if found else []
 
     def _convergence(self) -> str:
@@ -83,17 +83,22 @@ class Page:
             f"## Tokens and seconds to NTP's end\n\n{picture}\n\n{note}\n\n{tables.convergence(self.cells, **METHODS)}"
         )
 
-    def _stages(self, title: str, study: str) -> str:
-        if not self.cells.where(study=study):
-            return f"## {title}\n\n{NOT_RUN}"
-        picture = self._figure(study, "nats a solution after each stage", figures.stages, study)
-        return f"## {title}\n\n{picture}\n\n{tables.lasting(self.cells, study)}"
-
     def _lasting(self) -> str:
-        return self._stages("What lasts through SFT and GRPO", "lasting")
+        title = "## What lasts through SFT and GRPO"
+        if not self.cells.where(study="lasting"):
+            return f"{title}\n\n{NOT_RUN}"
+        picture = self._figure("lasting", "nats a solution after each stage", figures.stages)
+        return f"{title}\n\n{picture}\n\n{tables.lasting(self.cells)}"
 
     def _flywheel(self) -> str:
-        return self._stages("The flywheel: a second round", "flywheel")
+        title, wanted = "## The flywheel: a second round", METHODS | {"study": "flywheel"}
+        if not self.cells.where(**wanted):
+            return f"{title}\n\n{NOT_RUN}"
+        both = tables.both_rounds(self.cells)
+        path = self.out.with_name(f"{self.out.stem}-flywheel.png")
+        figures.against_ntp(both, path, **wanted)
+        parts = [title, FLYWHEEL, f"![change of both rounds against NTP]({path.name})", tables.methods(both, **wanted)]
+        return "\n\n".join([*parts, tables.pairs(both, tables.SECOND_ROUND, **wanted)])
 
     def _kl(self) -> str:
         if not any("kl_reference" in point for cell in self.cells.where(**METHODS) for point in cell["points"]):
@@ -184,6 +189,9 @@ def _made(source: dict[str, Any]) -> str:
 MEASURE = """The first measure is the NLL of the solution and its end, in nats a solution, on held-out problems; the
 comparisons with NTP and the controls are over the two- and three-step problems. The second is greedy accuracy. Values
 in brackets are 95 % intervals. An arm with fewer runs than others is not finished, and compared on what it shares."""
+
+FLYWHEEL = """The second round starts from the same base on the same tokens, and its reference is the RL model that SFT
+and GRPO made of the first round's NTP or of its ReMiT."""
 
 SURE = """## How sure
 

@@ -1,6 +1,6 @@
 """The tables of the results page: every row is made from the cells, and every claim from an interval."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from results.cells import MAIN, Cells
 MISSING = "\N{EN DASH}"
 WHAT_RL_ADDS = (("remit", "remit_sft"), ("remit_rl_errors", "remit_sft_errors"), ("remit", "remit_early"))
 """Arms whose references differ in RL alone."""
+SECOND_ROUND = (("second_remit", "second_ntp"), ("second_remit", "remit"), ("second_ntp", "remit"))
+"""Arms of the second round against one another and against ReMiT's first."""
 BEFORE = {"errors": 0.3, "size": "1M"}
 """The setting of a study that varies neither the share of errors nor the size."""
 NTP = "ntp"
@@ -65,10 +67,10 @@ def against_controls(cells: Cells, **wanted: Any) -> str:
     return markdown(["arm", *(f"against {named(control).name}" for control in CONTROLS)], rows)
 
 
-def what_rl_adds(cells: Cells, **wanted: Any) -> str:
-    """Arms whose references differ in RL alone, against one another; empty without them."""
+def pairs(cells: Cells, chosen: Iterable[tuple[str, str]], **wanted: Any) -> str:
+    """Arms against one another; empty without them."""
     rows = []
-    for arm, than in WHAT_RL_ADDS:
+    for arm, than in chosen:
         found = change(cells, arm, than, **wanted)
         if found:
             rows.append([named(arm).name, named(than).name, verdict(found, "the other")])
@@ -120,17 +122,23 @@ def reached(cells: Cells, arm: str, axis: str, **wanted: Any) -> str:
     return f"{found.mean:,.0f} ({max(0, found.low):,.0f} to {high})"
 
 
-def lasting(cells: Cells, study: str) -> str:
+def lasting(cells: Cells) -> str:
     """NTP and the change against it after each stage."""
     rows = []
-    for stage in [stage for stage in STAGES if cells.where(study=study, stage=stage)]:
-        runs = cells.runs("nll", MAIN, study=study, arm=NTP, stage=stage, **BEFORE)
-        for arm in arms_of(cells, study=study, stage=stage, **BEFORE):
-            found = change(cells, arm, NTP, study=study, stage=stage, **BEFORE) if arm != NTP else None
-            own = cells.runs("nll", MAIN, study=study, arm=arm, stage=stage, **BEFORE)
-            words = verdict(found, "NTP") if found and runs else MISSING
+    for stage in [stage for stage in STAGES if cells.where(study="lasting", stage=stage)]:
+        wanted = {"study": "lasting", "stage": stage, **BEFORE}
+        for arm in arms_of(cells, **wanted):
+            found = change(cells, arm, NTP, **wanted) if arm != NTP else None
+            own = cells.runs("nll", MAIN, arm=arm, **wanted)
+            words = verdict(found, "NTP") if found else MISSING
             rows.append([STAGES[stage], named(arm).name, str(len(own)), shown(mean(own)) if own else MISSING, words])
     return markdown(["stage", "arm", "runs", "nats a solution", "against NTP"], rows)
+
+
+def both_rounds(cells: Cells) -> Cells:
+    """The runs of the second round with NTP and ReMiT of the first, all as cells of the flywheel's study."""
+    first = [cell for arm in (NTP, "remit") for cell in cells.where(study="methods", arm=arm, stage="mid", **BEFORE)]
+    return Cells([cell | {"study": "flywheel"} for cell in first] + cells.where(study="flywheel"), cells.source)
 
 
 def varied(cells: Cells, study: str, key: str, name: Callable[[Any], str]) -> str:
