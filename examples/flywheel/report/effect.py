@@ -99,9 +99,9 @@ class Effect:
         if over_ntp is None or over_control is None:
             return ""
         if over_ntp and over_control:
-            return "Verdict: ReMiT gains over NTP, and over the control, whose reference saw no RL."
+            return "Verdict: ReMiT gains over NTP, and over the control, whose reference saw neither SFT nor RL."
         if over_ntp:
-            return "Verdict: ReMiT gains over NTP; more than with a reference that saw no RL is not shown."
+            return "Verdict: ReMiT gains over NTP; more than with a reference that saw neither SFT nor RL is not shown."
         return "Verdict: no gain of ReMiT over NTP is shown."
 
     def _remit_below(self, than: str) -> bool | None:
