@@ -10,10 +10,18 @@ from pathlib import Path
 
 from compare.arms import ARMS
 from compare.schedule import Schedule
-from compare.studies import STUDIES, Asked, together
+from compare.studies import SHARES, STUDIES, Asked, together
 from compare.worlds import SMOKE, Sizes
 
 from megatron_remit.errors import UserError, cli
+
+
+def share(text: str) -> float:
+    """A share of the problems. Raises ValueError or ArgumentTypeError, which argparse puts in words."""
+    found = float(text)
+    if not 0 <= found <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a share from 0 to 1, such as 0.3")
+    return found
 
 
 def main() -> None:
@@ -23,12 +31,13 @@ def main() -> None:
     parser.add_argument("--bases", nargs="+", type=int, default=[1, 2, 3], help="seeds of bases")
     parser.add_argument("--orders", nargs="+", type=int, default=[1, 2, 3], help="seeds of the order of the data")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
+    parser.add_argument("--shares", nargs="+", type=share, default=SHARES, help="of wrong problems, for errors")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
     parser.add_argument("--smoke", action="store_true", help="sizes of a few steps, to try the program itself")
     parser.add_argument("--list", action="store_true", help="print what would be done")
     options = parser.parse_args()
     sizes = SMOKE if options.smoke else Sizes()
-    asked = Asked(options.run_dir.resolve(), sizes, options.bases, options.orders, options.arms)
+    asked = Asked(options.run_dir.resolve(), sizes, options.bases, options.orders, options.arms, options.shares)
     todo = together(asked, options.study)
     if options.list:
         print("\n".join(node.name for node in todo))

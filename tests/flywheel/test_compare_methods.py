@@ -113,6 +113,18 @@ def test_a_reference_of_few_arms_is_made_only_for_them(arm, needed, tmp_path):
     assert ("more_references.b1.e30.1M" in names) == needed and "references.b1.e30.1M" in names
 
 
+def test_the_effect_of_errors_is_asked_at_the_shares_that_are_named(tmp_path, monkeypatch, capsys):
+    command = ["compare_methods.py", "--run-dir", str(tmp_path), "--study", "errors", "--bases", "1", "--list"]
+    monkeypatch.setattr(sys, "argv", [*command, "--shares", "0", "0.5"])
+    compare_methods.main()
+    told = capsys.readouterr().out.split()
+    assert {name.split(".")[-3] for name in told if name.startswith("errors.")} == {"e0", "e50"}
+    monkeypatch.setattr(sys, "argv", [*command, "--shares", "30"])
+    with pytest.raises(SystemExit):
+        compare_methods.main()
+    assert "expected a share from 0 to 1" in capsys.readouterr().err
+
+
 def test_the_script_lists_what_it_would_do(tmp_path):
     ran = environment() | {"COMPARE_SMOKE": "1", "RUN_DIR": str(tmp_path), "PYTHON": sys.executable}
     command = ["bash", "examples/compare_tiny.sh", "--list", "--bases", "1", "--orders", "1", "--arms", "ntp"]

@@ -33,6 +33,7 @@ class Asked:
     bases: Sequence[int] = (1, 2, 3)
     orders: Sequence[int] = (1, 2, 3)
     arms: Sequence[str] = tuple(ARMS)
+    shares: Sequence[float] = SHARES
 
     def world(self, base: int, errors: float = 0.3, size: str = "1M", threads: int = 1) -> World:
         """One of its worlds."""
@@ -183,7 +184,7 @@ def _second_round(asked: Asked, world: World, arm: str, order: int) -> Node:
 
 
 def _errors(asked: Asked) -> Iterator[Node]:
-    for errors in SHARES:
+    for errors in asked.shares:
         worlds = [asked.world(base, errors) for base in asked.bases]
         for world in worlds:
             yield from _world(asked, world)
