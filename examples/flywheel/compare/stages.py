@@ -281,8 +281,11 @@ class Stages(Commands):
     def export(self, name: str, to: str = "") -> None:
         """The Hugging Face folder ``to`` (default: of the same name) of a checkpoint."""
         template, out = self.world.megatron("init") / "hf", self.world.hf(to or name)
-        flags = [f"--megatron={self.world.megatron(name)}", f"--hf-template={template}", f"--out={out}"]
-        self.tool("export_hf", *flags, "--overwrite")
+        # In this process, as measure.py does it: to start another takes five times as long as the export. Imported
+        # late: --help need not wait for Megatron.
+        from megatron_remit.convert.megatron_to_hf import export_hf
+
+        export_hf(self.world.megatron(name), template, out, overwrite=True)
 
     def tensorboard(self, name: str) -> Path:
         """The log of a training run."""
