@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from intervals import verdict
+from results import figures
+from results.arms import in_order, named
 from results.cells import Cells, gather, groups, load
 from results.page import NOT_RUN, Page
 from results.tables import WHAT_RL_ADDS, both_rounds, change, pairs
 
+from megatron_remit.analysis.figures import png
 from megatron_remit.errors import UserError
 from tests.flywheel.cells import EFFECT, campaign, cell
 
@@ -81,6 +84,20 @@ def test_every_figure_of_the_page_is_there_and_small(built):
     pictures = {path.name for path in folder.glob("*.png")}
     assert pictures == {name for name in names if name.endswith(".png")} and len(pictures) == 8
     assert all(path.stat().st_size < 150_000 for path in folder.glob("*.png"))
+
+
+def test_no_figure_is_empty(built, tmp_path, monkeypatch):
+    drawn = []
+
+    def kept(figure, dpi):
+        drawn.extend(figure.axes)
+        return png(figure, dpi=dpi)
+
+    monkeypatch.setattr(figures, "png", kept)
+    Page(built[2], tmp_path / "page.md").text()
+    assert len(drawn) >= 9 and all(any(len(line.get_xdata()) for line in ax.lines) for ax in drawn)
+    kl = next(ax for ax in drawn if ax.get_xlabel().startswith("KL"))
+    assert [label.get_text() for label in kl.get_yticklabels()] == [named(arm).name for arm in in_order(set(EFFECT))]
 
 
 def test_every_study_has_its_numbers(built):

@@ -37,24 +37,30 @@ def _bar(ax: Axes, x: float, found: Interval, arm: str, label: str | None = None
     ax.errorbar([x], [found.mean], ends, fmt=style.marker, color=style.colour, capsize=3, markersize=6, label=label)
 
 
+def _rows(ax: Axes, rows: list[tuple[str, Interval, list[float]]], label: str) -> None:
+    """One row per arm: its mean with the interval, and below it each run as a dot."""
+    for row, (arm, found, each) in enumerate(rows):
+        style = named(arm)
+        ax.plot(each, [row + 0.22] * len(each), "o", color=style.colour, markersize=3.5, alpha=0.5, linewidth=0)
+        ax.plot([found.low, found.high], [row, row], color=style.colour, linewidth=2.4, solid_capstyle="butt")
+        ax.plot(found.mean, row, style.marker, color=style.colour, markersize=7)
+    ax.set_yticks(range(len(rows)), [named(arm).name for arm, _, _ in rows])
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel(f"{label}\n(bars: 95 % intervals; small dots: runs)")
+
+
 def against_ntp(cells: Cells, path: Path, **wanted: Any) -> None:
     """The change of every arm against NTP with its interval, and each run's own change as a dot."""
-    arms = [arm for arm in arms_of(cells, **wanted) if arm != NTP and change(cells, arm, NTP, **wanted)]
-    with figure(path, 8.2, 1.1 + 0.36 * len(arms)) as (ax,):
-        ntp = cells.runs("nll", MAIN, arm=NTP, **wanted)
-        for row, arm in enumerate(arms):
-            found, style = change(cells, arm, NTP, **wanted), named(arm)
+    ntp, rows = cells.runs("nll", MAIN, arm=NTP, **wanted), []
+    for arm in arms_of(cells, **wanted):
+        found = change(cells, arm, NTP, **wanted) if arm != NTP else None
+        if found:
             runs = cells.runs("nll", MAIN, arm=arm, **wanted)
-            each = [100 * (runs[key].mean() / ntp[key].mean() - 1) for key in runs if key in ntp]
-            ax.plot(each, [row + 0.22] * len(each), "o", color=style.colour, markersize=3.5, alpha=0.5, linewidth=0)
-            if found:
-                ax.plot([found.low, found.high], [row, row], color=style.colour, linewidth=2.4, solid_capstyle="butt")
-                ax.plot(found.mean, row, style.marker, color=style.colour, markersize=7)
+            rows.append((arm, found, [100 * (runs[key].mean() / ntp[key].mean() - 1) for key in runs if key in ntp]))
+    with figure(path, 8.2, 1.3 + 0.36 * len(rows)) as (ax,):
         ax.axvline(0, color="#222222", linewidth=1)
-        ax.set_yticks(range(len(arms)), [named(arm).name for arm in arms])
-        ax.set_ylim(len(arms) - 0.4, -0.6)
-        ax.grid(axis="y", visible=False)
-        ax.set_xlabel("nats a solution against NTP, % (bars: 95 % intervals; small dots: runs)")
+        _rows(ax, rows, "nats a solution against NTP, %")
 
 
 def drawn_arms(cells: Cells, **wanted: Any) -> list[str]:
@@ -119,17 +125,14 @@ def logged(cells: Cells, path: Path, tag: str, label: str, **wanted: Any) -> Non
 
 
 def kl(cells: Cells, path: Path, **wanted: Any) -> None:
-    """KL to the reference on held-out text against tokens (figure 6b)."""
-    with figure(path, 8.2, 4) as (ax,):
-        for arm in drawn_arms(cells, **wanted):
-            found = list(cells.curves("kl_reference", arm=arm, **wanted).values())
-            if found and len({len(curve) for curve in found}) == 1:
-                x = [point["tokens"] / 1000 for point in cells.where(arm=arm, **wanted)[0]["points"]]
-                style = named(arm)
-                y = np.mean([curve[:, 0] for curve in found], axis=0)
-                ax.plot(x, y, style.dash, marker=style.marker, color=style.colour, label=style.name)
-        ax.set(xlabel="mid-training tokens, thousands", ylabel="KL to the reference, nats/token")
-        ax.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    """KL to the reference on held-out text at the end of mid-training (figure 6b)."""
+    rows = []
+    for arm in arms_of(cells, **wanted):
+        runs = cells.runs("kl_reference", arm=arm, **wanted)
+        if runs:
+            rows.append((arm, mean(runs), [float(value[0]) for value in runs.values()]))
+    with figure(path, 8.2, 1.3 + 0.36 * len(rows)) as (ax,):
+        _rows(ax, rows, "KL to the reference, nats/token")
 
 
 def errors(cells: Cells, path: Path) -> None:

@@ -103,7 +103,8 @@ class Page:
     def _kl(self) -> str:
         if not any("kl_reference" in point for cell in self.cells.where(**METHODS) for point in cell["points"]):
             return f"## KL to the reference\n\n{NOT_RUN}"
-        return "## KL to the reference\n\n" + self._figure("kl", "KL to the reference", figures.kl, **METHODS)
+        picture = self._figure("kl", "KL to the reference", figures.kl, **METHODS)
+        return f"## KL to the reference\n\n{KL}\n\n{picture}"
 
     def _gradients(self) -> str:
         title, tag = "## Gradient norms", "grad-norm"
@@ -189,6 +190,9 @@ def _made(source: dict[str, Any]) -> str:
 MEASURE = """The first measure is the NLL of the solution and its end, in nats a solution, on held-out problems; the
 comparisons with NTP and the controls are over the two- and three-step problems. The second is greedy accuracy. Values
 in brackets are 95 % intervals. An arm with fewer runs than others is not finished, and compared on what it shares."""
+
+KL = """KL(reference || model) of the tokens of the right solutions at the end of mid-training, all skills; the
+reference is the RL model of the same base."""
 
 FLYWHEEL = """The second round starts from the same base on the same tokens, and its reference is the RL model that SFT
 and GRPO made of the first round's NTP or of its ReMiT."""
