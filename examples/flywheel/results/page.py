@@ -170,13 +170,13 @@ def how_sure(cells: Cells) -> str:
 
 def _behind(cells: Cells) -> str:
     """Where the problems stand in a text, which has not always been the same."""
-    told = "Problems stand behind an end of text, as documents of the corpora do"
+    told = "Problems stand behind an end of text, as most documents of the corpora do"
     bases = sorted({cell["base"] for cell in cells.cells if "behind" not in cell["settings"]})
     if not bases:
         return f"{told}."
     return (
-        f"{told}; those of bases {', '.join(map(str, bases))} stood behind nothing, which the corpora rarely have and "
-        "which costs a small model more nats. Arms are compared on the same base only."
+        f"{told}; those of bases {', '.join(map(str, bases))} stood behind nothing, which costs a small model "
+        "more nats, as few in the corpora do. Arms are compared on the same base only."
     )
 
 
