@@ -58,7 +58,8 @@ def campaign(folder: Path, everything: bool = True) -> Path:
             cells += [cell(arm, 1, o, e * 1.01, study="threads", settings={"threads": 2}) for o in "ab"]
         new = {"ntp": 1.0, "remit": 0.85, "remit_permuted": 1.4}
         cells += [cell(arm, b, "n", e, study="again") for arm, e in new.items() for b in (1, 2, 3)]
-        cells += [cell(arm, b, "a", 1.5, study="models") for arm in ("base", "rl_reference") for b in (1, 2, 3)]
+        models = {"base": 1.5, "sft": 1.0, "rl_reference": 0.5}
+        cells += [cell(arm, b, "a", e, study="models") for arm, e in models.items() for b in (1, 2, 3)]
         found = (("result right", 900, 1.05), ("result wrong", 90, 0.85))
         kinds = [{"kind": kind, "tokens": tokens, "weight": weight} for kind, tokens, weight in found]
         (folder / "token_kinds.json").write_text(json.dumps({"kinds": kinds}))

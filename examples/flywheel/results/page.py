@@ -63,9 +63,17 @@ class Page:
             "Each skill, change against NTP in % of nats a solution:",
             tables.per_skill(self.cells, **METHODS),
         ]
-        models = tables.models(self.cells)
-        parts += ["The models that the arms start from, and their references:", models] if models else []
-        return "\n\n".join(parts)
+        return "\n\n".join([*parts, *self._models()])
+
+    def _models(self) -> list[str]:
+        table = tables.models(self.cells)
+        if not table:
+            return []
+        parts = ["The models that the arms start from, and their references:", table]
+        found = tables.change(self.cells, "rl_reference", "sft", study="models", **BEFORE)
+        return (
+            [*parts, f"The RL reference is {verdict(found, 'the SFT model that RL began with')}."] if found else parts
+        )
 
     def _what_rl_adds(self) -> list[str]:
         found = tables.pairs(self.cells, tables.WHAT_RL_ADDS, **METHODS)
