@@ -93,20 +93,21 @@ def _curve(ax: Axes, cells: Cells, arm: str, axis: str, wanted: dict[str, Any]) 
 
 
 def stages(cells: Cells, path: Path) -> None:
-    """Nats a solution after mid-training, after SFT and after GRPO (figures 5 to 7)."""
+    """The change against NTP after mid-training, after SFT and after GRPO (figures 5 to 7): levels differ more between
+    bases than between the arms on one."""
     found = [stage for stage in STAGES if cells.where(study="lasting", stage=stage)]
-    arms = list(dict.fromkeys(arm for stage in found for arm in arms_of(cells, study="lasting", stage=stage)))
+    arms = [arm for arm in arms_of(cells, study="lasting", **BEFORE) if arm != NTP]
     with figure(path, 7.5, 4) as (ax,):
         for place, arm in enumerate(arms):
-            runs = [cells.runs("nll", MAIN, study="lasting", arm=arm, stage=stage, **BEFORE) for stage in found]
-            for x, one in enumerate(runs):
+            label: str | None = named(arm).name
+            for x, stage in enumerate(found):
+                one = change(cells, arm, NTP, study="lasting", stage=stage, **BEFORE)
                 if one:
-                    first = all(not before for before in runs[:x])
-                    _bar(
-                        ax, x + 0.12 * (place - (len(arms) - 1) / 2), mean(one), arm, named(arm).name if first else None
-                    )
+                    _bar(ax, x + 0.12 * (place - (len(arms) - 1) / 2), one, arm, label)
+                    label = None
+        ax.axhline(0, color="#222222", linewidth=1)
         ax.set_xticks(range(len(found)), [STAGES[stage] for stage in found])
-        ax.set_ylabel("nats a solution (bars: 95 % intervals)")
+        ax.set_ylabel("nats a solution against NTP, %\n(bars: 95 % intervals)")
         ax.legend()
 
 
@@ -177,14 +178,15 @@ def _probabilities(ax: Axes, cells: Cells, arm: str, measure: str, filled: str) 
 
 
 def predictions(cells: Cells, wrong: float, right: float) -> list[tuple[float, float]]:
-    """(share of problems with an error, closed-form probability of the slip) where ``settings.wrong_results`` of a cell
-    says what share of all results is wrong."""
-    found = {}
-    for cell in cells.where(study="errors"):
-        share = cell["settings"].get("wrong_results")
-        if share:
-            found[cell["errors"]] = slip(share, wrong, right)
-    return sorted(found.items())
+    """(share of problems with an error, closed-form probability of the slip) from few errors to the most that were run,
+    where ``settings.wrong_results`` of a cell says what share of all results is wrong."""
+    told = {cell["errors"]: cell["settings"].get("wrong_results") for cell in cells.where(study="errors")}
+    known = sorted((share, results) for share, results in told.items() if results)
+    if not known:
+        return []
+    shares, results = zip((0.0, 0.0), *known, strict=True)
+    x = np.linspace(0, shares[-1], 61)[1:]  # at 0 it is 0, which has no logarithm
+    return [(float(at), slip(float(np.interp(at, shares, results)), wrong, right)) for at in x]
 
 
 def sizes(cells: Cells, path: Path, number: Callable[[str], float]) -> None:

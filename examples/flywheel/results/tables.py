@@ -14,7 +14,7 @@ WHAT_RL_ADDS = (("remit", "remit_sft"), ("remit_rl_errors", "remit_sft_errors"),
 """Arms whose references differ in RL alone."""
 SECOND_ROUND = (("second_remit", "second_ntp"), ("second_remit", "remit"), ("second_ntp", "remit"))
 """Arms of the second round against one another and against ReMiT's first."""
-BEFORE = {"errors": 0.3, "size": "1M"}
+BEFORE: dict[str, Any] = {"errors": 0.3, "size": "1M"}
 """The setting of a study that varies neither the share of errors nor the size."""
 NTP = "ntp"
 
