@@ -78,7 +78,7 @@ def main() -> None:
     asked = Asked(options.run_dir.resolve(), sizes, (options.seed,), orders)
     world = asked.world(options.seed)
     asked.run_dir.mkdir(parents=True, exist_ok=True)
-    print(f"The tiny flywheel in {options.run_dir}: 16 minutes on two cores; start it again to go on.", flush=True)
+    print(f"The tiny flywheel in {options.run_dir}: 16 to 19 min on two cores; start it again to go on.", flush=True)
     failed = Schedule(asked.run_dir, options.jobs).run(list(nodes(asked, world, options.jobs)))
     if failed:
         raise UserError(f"{', '.join(failed[:3])} did not end well; see {options.run_dir}/logs")

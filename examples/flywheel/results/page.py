@@ -95,7 +95,7 @@ class Page:
         title = "## What lasts through SFT and GRPO"
         if not self.cells.where(study="lasting"):
             return f"{title}\n\n{NOT_RUN}"
-        picture = self._figure("lasting", "nats a solution after each stage", figures.stages)
+        picture = self._figure("lasting", "change against NTP after each stage", figures.stages)
         return f"{title}\n\n{picture}\n\n{tables.lasting(self.cells)}"
 
     def _flywheel(self) -> str:
