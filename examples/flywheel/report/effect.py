@@ -105,7 +105,7 @@ class Effect:
         return "Verdict: no gain of ReMiT over NTP is shown."
 
     def _remit_below(self, than: str) -> bool | None:
-        found = self.change("remit", than) if than in self.arms and "remit" in self.arms else None
+        found = self.change("remit", than)
         return None if found is None else bool(found.high < 0)
 
     def basis(self) -> str:

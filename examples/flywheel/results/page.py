@@ -103,10 +103,10 @@ class Page:
         if not self.cells.where(**wanted):
             return f"{title}\n\n{NOT_RUN}"
         both = tables.both_rounds(self.cells)
-        path = self.out.with_name(f"{self.out.stem}-flywheel.png")
-        figures.against_ntp(both, path, **wanted)
-        parts = [title, FLYWHEEL, f"![change of both rounds against NTP]({path.name})", tables.methods(both, **wanted)]
-        return "\n\n".join([*parts, tables.pairs(both, tables.SECOND_ROUND, **wanted)])
+        words = "change of both rounds against NTP"
+        picture = Page(both, self.out)._figure("flywheel", words, figures.against_ntp, **wanted)
+        found = tables.methods(both, **wanted), tables.pairs(both, tables.SECOND_ROUND, **wanted)
+        return "\n\n".join([title, FLYWHEEL, picture, *found])
 
     def _kl(self) -> str:
         if not any("kl_reference" in point for cell in self.cells.where(**METHODS) for point in cell["points"]):
