@@ -30,9 +30,19 @@ launch() {
     --deepspeed_multinode_launcher standard)
 }
 
+# Slurm does not hear a command while its controller restarts, or where the node is so busy that munge hangs up.
+requeue() {
+  local pause
+  echo "> the time is nearly over: back into the queue"
+  for pause in 1 5 25; do
+    scontrol requeue "$SLURM_JOB_ID" && return
+    sleep "$pause"
+  done
+}
+
 # Run `command` in the checkout, and go back into the queue when Slurm announces the end of the job's time.
 work() {
-  trap 'echo "> the time is nearly over: back into the queue"; scontrol requeue "$SLURM_JOB_ID"' USR1
+  trap 'requeue &' USR1
   (cd "$OPEN_INSTRUCT" && exec "${command[@]}") &
   local child=$! status
   while true; do

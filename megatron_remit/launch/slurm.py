@@ -6,6 +6,7 @@ Another scheduler is a file with these names in this one's place, and the header
 - ``step``: a command line that runs a command on the nodes
 - ``node_rank``, ``node_name``: which of the nodes a process is on
 - ``nodes_asked_for``: the number of nodes in the header of a script
+- ``call``: one of Slurm's commands, patiently
 
 Runs on the host with the standard library alone (see ``megatron_remit.launch.job``).
 """
@@ -14,12 +15,44 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_remit.errors import UserError
+
+PAUSES = (1, 2, 4, 8, 16)
+"""Seconds between the tries of a command that did not reach Slurm."""
+
+
+def call(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's commands, again where Slurm did not hear it; stdout and stderr are captured.
+
+    That is so in two cases, and a job that took either for Slurm's answer would end for nothing:
+
+    - The controller restarts or moves to its backup (``Unable to contact slurm controller``).
+    - The cores of the node are busy: munged hangs up on a client that is silent for two seconds behind its connection
+      (MUNGE_SOCKET_TIMEOUT_MSECS), and the command, which has sent nothing yet, ends by SIGPIPE without a word.
+
+    Args:
+        options: of ``subprocess.run``.
+
+    Raises:
+        OSError: the command is not there.
+    """
+    for pause in (*PAUSES, None):
+        done = subprocess.run(command, capture_output=True, text=True, **options)
+        unheard = done.returncode == -signal.SIGPIPE or "Unable to contact slurm controller" in done.stderr
+        if pause is None or not unheard:
+            break
+        time.sleep(pause)
+    sys.stderr.write(done.stderr)
+    return done
 
 
 @dataclass(frozen=True)
@@ -61,9 +94,10 @@ class Allocation:
         """
         if not self.node_list:
             return []
-        command = ["scontrol", "show", "hostnames", self.node_list]
         try:
-            return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+            done = call(["scontrol", "show", "hostnames", self.node_list])
+            done.check_returncode()
+            return done.stdout.split()
         except (OSError, subprocess.CalledProcessError) as error:
             raise UserError(f"no name of the first node ({error}); set MASTER_ADDR") from None
 
@@ -78,11 +112,11 @@ class Allocation:
     def state(self) -> str:
         """Slurm's word for the state of this job, such as ``RUNNING``; empty if Slurm no longer knows it."""
         command = ["squeue", "--noheader", f"--jobs={self.job}", "--format=%T"]
-        return subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout.strip()
+        return call(command).stdout.strip()
 
     def requeue(self) -> bool:
         """Put this job back into the queue; False if Slurm refuses, with its reason on stderr."""
-        return subprocess.run(["scontrol", "requeue", self.job]).returncode == 0
+        return call(["scontrol", "requeue", self.job]).returncode == 0
 
     def exclude(self, nodes: Sequence[str]) -> bool:
         """Keep this job off ``nodes`` from its next start on; False if Slurm refuses, with its reason on stderr.
@@ -90,12 +124,12 @@ class Allocation:
         For a job that has just been requeued: Slurm changes the nodes of jobs that wait, and this one waits from then
         on, while its processes have KillWait seconds to end.
         """
-        shown = subprocess.run(["scontrol", "show", "job", self.job], stdout=subprocess.PIPE, text=True).stdout
+        shown = call(["scontrol", "show", "job", self.job]).stdout
         # What the user excluded stays excluded.
         found = re.search(r"\bExcNodeList=(\S+)", shown)
         before = [] if found is None or found[1] == "(null)" else [found[1]]
         update = ["scontrol", "update", f"JobId={self.job}", f"ExcNodeList={','.join([*before, *nodes])}"]
-        return subprocess.run(update).returncode == 0
+        return call(update).returncode == 0
 
 
 def step(command: Sequence[str], nodes: int, container: Container | None, setup: str = "") -> list[str]:

@@ -53,13 +53,26 @@ fi
 echo "${REACHED:-9}" > "$(after --save)/latest_checkpointed_iteration.txt"
 exit "${TRAIN_STATUS:-0}"
 """
-SQUEUE = '#!/bin/sh\necho "squeue $*" >> "$NOTES/commands"\necho "${STATE:-RUNNING}"\n'
-SCONTROL = """#!/bin/sh
-echo "scontrol $*" >> "$NOTES/commands"
+# With DEAF, Slurm hears a command only when it is given again: the first one ends by SIGPIPE, or says DEAF and fails.
+HEARD = """#!/bin/sh
+name=${0##*/}
+echo "$name $*" >> "$NOTES/commands"
+if [ -n "$DEAF" ] && [ ! -e "$NOTES/tried_$name" ]; then
+  touch "$NOTES/tried_$name"
+  [ "$DEAF" != SIGPIPE ] || kill -PIPE $$
+  echo "$name: error: $DEAF" >&2
+  exit 1
+fi
+"""
+SQUEUE = HEARD + 'echo "${STATE:-RUNNING}"\n'
+SCONTROL = (
+    HEARD
+    + """
 if [ "$1 $2" = "show hostnames" ]; then printf 'first\\nsecond\\n'
 elif [ "$1" = show ]; then echo "JobId=77 ExcNodeList=${EXCLUDED:-(null)} Features=x"
 else exit "${REQUEUE_STATUS:-0}"; fi
 """
+)
 
 
 class StandIn:

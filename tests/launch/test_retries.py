@@ -105,6 +105,20 @@ def test_a_run_that_always_hangs_is_given_up(slurm):
     assert (status(slurm)["state"], status(slurm)["requeued"]) == ("hung", False)
 
 
+@pytest.mark.parametrize("deaf", ["SIGPIPE", "Unable to contact slurm controller (connect failure)"])
+def test_a_command_that_slurm_did_not_hear_is_given_again(deaf, slurm):
+    code, _ = slurm.run(STUCK=7, HANG_MINUTES=0.02, DEAF=deaf, MASTER_ADDR="first")
+    assert code == 0 and status(slurm)["requeued"] is True
+    asked = [command.split()[:2] for command in slurm.commands() if command.startswith(("squeue", "scontrol"))]
+    assert asked == [["squeue", "--noheader"]] * 2 + [["scontrol", "requeue"]] * 2
+
+
+def test_a_command_that_slurm_refuses_is_not_given_again(slurm):
+    code, output = slurm.run(STUCK=7, HANG_MINUTES=0.02, REQUEUE_STATUS=1)
+    assert code == 2 and slurm.commands().count("scontrol requeue 77") == 1
+    assert output.endswith("Slurm does not requeue this job; submit the same command again to continue\n")
+
+
 def test_a_command_that_no_node_can_start_ends_the_job_at_once(slurm):
     code, output = slurm.run(TRAIN_STATUS=127, REACHED=4)
     assert code == 2 and trainings(slurm) == 1 and "training ended with status 127 at step 4" in output

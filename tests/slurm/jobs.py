@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import psutil
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_remit import heartbeat
+from megatron_remit.launch.slurm import call
 from tests.ranks import ROOT
 
 SCRIPT = ROOT / "examples/remit_olmo1b.sh"
@@ -106,8 +106,8 @@ class Cluster:
 
 def slurm(*command, env=None):
     """One of Slurm's commands, run in the repository's root; what it prints."""
-    done = subprocess.run([str(word) for word in command], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = call([str(word) for word in command], cwd=ROOT, env=env)
+    assert done.returncode == 0, (command, done.returncode, done.stderr)
     return done.stdout.strip()
 
 
