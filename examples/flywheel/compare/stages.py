@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from compare.arms import ARMS, MORE_REFERENCES, Arm
+from compare.arms import ARMS, MORE_REFERENCES, RL_ERRORS, Arm
 from compare.commands import HERE, PROJECT, Commands, StageFailed
 from compare.worlds import BATCH, SEQUENCE, TOKENS_PER_STEP, World
 from megatron_remit.artifacts import write_whole
@@ -96,11 +96,10 @@ class Stages(Commands):
             os.rename(self.world.megatron("base"), self.world.megatron(before))
         raise StageFailed(f"the base of {self.world.name} is not past its jump: {reached:.2f} nats a solution")
 
-    def post_train(self, name: str, source: Path, data: str, steps: int, kind: str, until: float | None = None) -> None:
-        """SFT or GRPO (``kind``) of the model in ``source``, and its import."""
+    def post_train(self, name: str, source: Path, data: str, steps: int, kind: str, *flags: str) -> None:
+        """SFT or GRPO (``kind``) of the model in ``source`` with the flags of hf_models.py, and its import."""
         shutil.rmtree(self.world.hf(name), ignore_errors=True)
         more = [f"--learning-rate={self.world.sizes.grpo_lr}"] if kind == "grpo" else []
-        more += [] if until is None else [f"--until={until}"]
         self.python(
             HERE / "hf_models.py",
             kind,
@@ -109,6 +108,7 @@ class Stages(Commands):
             f"--out={self.world.hf(name)}",
             f"--steps={steps}",
             *more,
+            *flags,
         )
         self._import(name)
 
@@ -116,12 +116,11 @@ class Stages(Commands):
         """SFT, then GRPO until its mean reward is ``sizes.reward``, or for ``sizes.grpo`` steps; both measured."""
         world, sizes = self.world, self.world.sizes
         self.post_train("sft", world.hf("base"), "sft", sizes.sft, "sft")
-        self.post_train("rl_reference", world.hf("sft"), "grpo", sizes.grpo, "grpo", sizes.reward)
-        log = json.loads((world.hf("rl_reference") / "metrics.json").read_text())
-        before, reward = rewards(log)
+        self.post_train("rl_reference", world.hf("sft"), "grpo", sizes.grpo, "grpo", f"--until={sizes.reward}")
+        settings = self._of_rl("rl_reference")
+        before, reward = settings["reward_before"], settings["reward"]
         if reward < min(before, sizes.reward) - sizes.fall:
             raise StageFailed(f"RL in {world.name} lowered its reward from {before:.2f} to {reward:.2f}")
-        settings = {"grpo_steps": steps_of(log), "reward_before": before, "reward": reward}
         self._at_once(
             partial(Stages.measure_hf, model="sft", about={"arm": "sft"}),
             partial(Stages.measure_hf, model="rl_reference", about={"arm": "rl_reference", "settings": settings}),
@@ -132,11 +131,19 @@ class Stages(Commands):
         right."""
         sizes = self.world.sizes
         self.post_train("sft_errors", self.world.hf("base"), "sft_errors", sizes.sft, "sft")
-        self.post_train("rl_errors", self.world.hf("sft_errors"), "grpo", sizes.grpo, "grpo", sizes.reward)
-        log = json.loads((self.world.hf("rl_reference") / "metrics.json").read_text())
-        self.post_train("rl_early", self.world.hf("sft"), "grpo", -(-steps_of(log) // 10), "grpo")
+        longer = (f"--learning-rate={sizes.grpo_errors_lr}", f"--until={sizes.reward}")
+        self.post_train("rl_errors", self.world.hf("sft_errors"), "grpo", sizes.grpo_errors, "grpo", *longer)
+        tenth = -(-self._of_rl("rl_reference")["grpo_steps"] // 10)
+        self.post_train("rl_early", self.world.hf("sft"), "grpo", tenth, "grpo")
         for name in MORE_REFERENCES:
-            self.measure_hf(name, {"arm": name})
+            settings = self._of_rl(name) if name == RL_ERRORS else {}
+            self.measure_hf(name, {"arm": name, "settings": settings})
+
+    def _of_rl(self, name: str) -> dict[str, Any]:
+        """Steps of a model's RL, and its mean reward at their beginning and end."""
+        log = json.loads((self.world.hf(name) / "metrics.json").read_text())
+        before, reward = rewards(log)
+        return {"grpo_steps": steps_of(log), "reward_before": before, "reward": reward}
 
     def select(self) -> None:
         """MiniPLM: the documents that the RL model prefers most over the base, by a score store of each."""

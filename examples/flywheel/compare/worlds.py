@@ -26,6 +26,9 @@ class Sizes:
     """At most, for the reference; behind an arm exactly so many."""
     grpo_lr: float = 5e-5
     """At 2e-4, 60 steps unlearn what SFT had taught (docs/report.md)."""
+    grpo_errors: int = 150
+    grpo_errors_lr: float = 1e-4
+    """Behind SFT on the corpus' errors, where RL has more to teach."""
     heldout: int = 200
     heldout_skill: int = 40
     points: int = 3
@@ -44,8 +47,8 @@ class Sizes:
 
 
 SMOKE = Sizes(
-    base=15_360, grow=9_216, mid=9_216, sft=2, grpo=2, heldout=8, heldout_skill=2, points=2, grown=1, jump=1e9,
-    reward=2.0, fall=1.0,
+    base=15_360, grow=9_216, mid=9_216, sft=2, grpo=2, grpo_errors=2, heldout=8, heldout_skill=2, points=2, grown=1,
+    jump=1e9, reward=2.0, fall=1.0,
 )  # fmt: skip
 """A few steps of everything, to try the programs."""
 
