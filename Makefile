@@ -14,7 +14,7 @@ REAL := $(VENV)/real/.ready
 help: ## print what each target is for
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: env ## the whole flywheel on a tiny model; ends with runs/demo/report.html (what plain `make` does)
+demo: $(READY) ## the whole flywheel on a tiny model; ends with runs/demo/report.html (what plain `make` does)
 	PYTHON=$(PY) bash examples/flywheel_tiny.sh
 
 test: env lint ## lint and all tests except those on Slurm
