@@ -58,6 +58,16 @@ def mean(runs: Runs, seed: int = 0) -> Interval:
     return estimate([runs], lambda arms: arms[0], seed)
 
 
+def positive_mean(runs: Runs, seed: int = 0) -> Interval:
+    """:func:`mean` of what is positive, such as nats a solution: the interval is symmetric in the logarithm."""
+    return estimate([runs], lambda arms: np.log(arms[0]), seed).through(lambda value: float(np.exp(value)))
+
+
+def share(runs: Runs, seed: int = 0) -> Interval:
+    """:func:`mean` of what is from 0 to 1, such as the problems solved: the interval is cut there."""
+    return mean(runs, seed).through(lambda value: min(max(value, 0.0), 1.0))
+
+
 def difference(runs: Runs, than: Runs, seed: int = 0) -> Interval:
     """Mean of ``runs`` less that of ``than``, over the bases and orders that both have."""
     return estimate([runs, than], lambda arms: arms[0] - arms[1], seed)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from intervals import Interval, crossing, difference, mean, percent, reach, slip, verdict
+from intervals import Interval, crossing, difference, mean, percent, positive_mean, reach, share, slip, verdict
 
 
 def drawn(rng, bases=3, orders=3, problems=100, of_base=0.1, of_order=0.1, of_problem=1.0):
@@ -31,6 +31,15 @@ def test_the_interval_of_equal_problems_is_student_s_on_the_means_of_the_bases()
     half = 4.3027 * math.sqrt(7 / 3 / 3)  # variance 7/3 of 1, 2, 4; two degrees of freedom
     assert found.mean == pytest.approx(7 / 3)
     assert found.high - found.mean == pytest.approx(half, rel=0.05)
+
+
+def test_the_interval_of_what_is_positive_holds_no_negative_number_and_that_of_a_share_none_above_one():
+    runs = {(base, "a"): np.full(50, value) for base, value in ((1, 0.1), (2, 0.9), (3, 0.98))}
+    wide, positive, cut = mean(runs), positive_mean(runs), share(runs)
+    assert wide.low < 0 and wide.high > 1
+    assert positive.mean == pytest.approx(wide.mean) and 0 < positive.low < positive.mean < positive.high
+    assert math.log(positive.mean / positive.low) == pytest.approx(math.log(positive.high / positive.mean))
+    assert (cut.low, cut.mean, cut.high) == (0, wide.mean, 1)
 
 
 def test_differences_are_paired_by_base_order_and_problem():

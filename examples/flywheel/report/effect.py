@@ -7,7 +7,7 @@ the intervals; the arms are compared on the two- and three-step problems, in nat
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from intervals import Interval, mean, verdict
+from intervals import Interval, positive_mean, share, verdict
 from markupsafe import Markup
 from results.arms import named
 from results.cells import GROUPS, MAIN, Cells, read_cells
@@ -56,8 +56,8 @@ class Effect:
         for arm in self.arms:
             nll, right = (self.cells.runs(name, MAIN, arm=arm, **self.wanted) for name in ("nll", "right"))
             found = self.change(arm)
-            rows.append(Row(arm, named(arm).name, str(len(nll)), _shown(nll and mean(nll), 3),
-                            _shown(right and mean(right).through(lambda x: 100 * x), 1),
+            rows.append(Row(arm, named(arm).name, str(len(nll)), _shown(nll and positive_mean(nll), 3),
+                            _shown(right and share(right).through(lambda x: 100 * x), 1),
                             verdict(found, "NTP") if found else "\N{EN DASH}"))  # fmt: skip
         return rows
 
@@ -67,8 +67,8 @@ class Effect:
         for arm in self.arms:
             nll, right = (self.cells.runs(name, MAIN, arm=arm, **self.wanted) for name in ("nll", "right"))
             intervals = {
-                "nats_per_solution": mean(nll) if nll else None,
-                "share_right": mean(right) if right else None,
+                "nats_per_solution": positive_mean(nll) if nll else None,
+                "share_right": share(right) if right else None,
                 "percent_against_ntp": self.change(arm),
             }
             found[arm] = {"name": named(arm).name, "runs": len(nll)} | {

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from intervals import Interval, difference, mean, percent, reach, verdict
+from intervals import Interval, Runs, difference, percent, positive_mean, reach, share, verdict
 
 from results.arms import CONTROLS, MODELS, STAGES, in_order, named
 from results.cells import MAIN, Cells
@@ -30,6 +30,11 @@ def shown(found: Interval, digits: int = 3, unit: str = "") -> str:
     return f"{found.mean:.{digits}f}{unit} ({found.low:.{digits}f} to {found.high:.{digits}f})"
 
 
+def nats(runs: Runs, digits: int = 3) -> str:
+    """Nats a solution of these runs with their interval."""
+    return shown(positive_mean(runs), digits) if runs else MISSING
+
+
 def arms_of(cells: Cells, **wanted: Any) -> list[str]:
     """The methods and controls of a study, in the order of the table."""
     return [arm for arm in in_order(set(cells.values("arm", **wanted))) if arm not in MODELS]
@@ -50,8 +55,8 @@ def methods(cells: Cells, **wanted: Any) -> str:
         right = cells.runs("right", MAIN, arm=arm, **wanted)
         found = None if arm == NTP else change(cells, arm, NTP, **wanted)
         row = [named(arm).name, str(len(per_skill[2]))]
-        row += [shown(mean(runs)) if runs else MISSING for runs in per_skill]
-        row += [shown(mean(right).through(lambda share: 100 * share), 1) if right else MISSING]
+        row += [nats(runs) for runs in per_skill]
+        row += [shown(share(right).through(lambda value: 100 * value), 1) if right else MISSING]
         rows.append([*row, verdict(found, "NTP") if found else MISSING])
     return markdown(head, rows)
 
@@ -80,7 +85,7 @@ def pairs(cells: Cells, chosen: Iterable[tuple[str, str]], **wanted: Any) -> str
 def per_skill(cells: Cells, **wanted: Any) -> str:
     """Nats of NTP in each skill, and the change of each arm against it in percent."""
     skills = [skill for skill in cells.skills() if cells.runs("nll", (skill,), arm=NTP, **wanted)]
-    rows = [["NTP, nats", *(shown(mean(cells.runs("nll", (skill,), arm=NTP, **wanted)), 2) for skill in skills)]]
+    rows = [["NTP, nats", *(nats(cells.runs("nll", (skill,), arm=NTP, **wanted), 2) for skill in skills)]]
     for arm in (arm for arm in arms_of(cells, **wanted) if arm != NTP):
         found = [change(cells, arm, NTP, (skill,), **wanted) for skill in skills]
         ends = [f"{one.mean:+.0f} ({one.low:+.0f} to {one.high:+.0f})" if one else MISSING for one in found]
@@ -94,7 +99,7 @@ def models(cells: Cells) -> str:
     for arm in MODELS:
         runs = [cells.runs("nll", skills, arm=arm, **BEFORE) for skills in (MAIN[:1], MAIN[1:])]
         if runs[0]:
-            rows.append([named(arm).name, str(len(runs[0])), *(shown(mean(one)) if one else MISSING for one in runs)])
+            rows.append([named(arm).name, str(len(runs[0])), *(nats(one) for one in runs)])
     return markdown(["model", "bases", "two-step, nats", "three-step, nats"], rows) if rows else ""
 
 
@@ -131,7 +136,7 @@ def lasting(cells: Cells) -> str:
             found = change(cells, arm, NTP, **wanted) if arm != NTP else None
             own = cells.runs("nll", MAIN, arm=arm, **wanted)
             words = verdict(found, "NTP") if found else MISSING
-            rows.append([STAGES[stage], named(arm).name, str(len(own)), shown(mean(own)) if own else MISSING, words])
+            rows.append([STAGES[stage], named(arm).name, str(len(own)), nats(own), words])
     return markdown(["stage", "arm", "runs", "nats a solution", "against NTP"], rows)
 
 
@@ -150,7 +155,7 @@ def varied(cells: Cells, study: str, key: str, name: Callable[[Any], str]) -> st
             own = cells.runs("nll", MAIN, arm=arm, **wanted)
             found = change(cells, arm, NTP, **wanted) if arm != NTP else None
             words = verdict(found, "NTP") if found else MISSING
-            rows.append([name(value), named(arm).name, str(len(own)), shown(mean(own)) if own else MISSING, words])
+            rows.append([name(value), named(arm).name, str(len(own)), nats(own), words])
     return markdown([key, "arm", "runs", "nats a solution", "against NTP"], rows)
 
 
@@ -192,7 +197,7 @@ def _end(cells: Cells, arm: str, **wanted: Any) -> Interval | None:
     if arm != NTP:
         return change(cells, arm, NTP, **wanted)
     runs = cells.runs("nll", MAIN, arm=arm, **wanted)
-    return mean(runs) if runs else None
+    return positive_mean(runs) if runs else None
 
 
 def kinds(found: list[dict[str, Any]]) -> str:
