@@ -27,7 +27,9 @@ from typing import Any
 from megatron_remit.errors import UserError
 
 PAUSES = (1, 2, 4, 8, 16)
-"""Seconds between the tries of a command that did not reach Slurm."""
+"""Seconds between the tries of a command that Slurm did not hear."""
+UNHEARD = ("Unable to contact slurm controller", "Socket timed out on send/recv operation")
+"""What a command says then."""
 
 
 def call(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -35,7 +37,7 @@ def call(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[
 
     That is so in two cases, and a job that took either for Slurm's answer would end for nothing:
 
-    - The controller restarts or moves to its backup (``Unable to contact slurm controller``).
+    - The controller restarts, moves to its backup, or has too much to do (``UNHEARD``).
     - The cores of the node are busy: munged hangs up on a client that is silent for two seconds behind its connection
       (MUNGE_SOCKET_TIMEOUT_MSECS), and the command, which has sent nothing yet, ends by SIGPIPE without a word.
 
@@ -47,7 +49,7 @@ def call(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[
     """
     for pause in (*PAUSES, None):
         done = subprocess.run(command, capture_output=True, text=True, **options)
-        unheard = done.returncode == -signal.SIGPIPE or "Unable to contact slurm controller" in done.stderr
+        unheard = done.returncode == -signal.SIGPIPE or any(text in done.stderr for text in UNHEARD)
         if pause is None or not unheard:
             break
         time.sleep(pause)

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from megatron_remit.launch.slurm import UNHEARD
 from tests.launch.stand_in import StandIn
 
 KILLED = [{"rank": 3, "node": "second", "status": -9, "line": "", "time": 1.0}]
@@ -105,7 +106,7 @@ def test_a_run_that_always_hangs_is_given_up(slurm):
     assert (status(slurm)["state"], status(slurm)["requeued"]) == ("hung", False)
 
 
-@pytest.mark.parametrize("deaf", ["SIGPIPE", "Unable to contact slurm controller (connect failure)"])
+@pytest.mark.parametrize("deaf", ["SIGPIPE", *UNHEARD])
 def test_a_command_that_slurm_did_not_hear_is_given_again(deaf, slurm):
     code, _ = slurm.run(STUCK=7, HANG_MINUTES=0.02, DEAF=deaf, MASTER_ADDR="first")
     assert code == 0 and status(slurm)["requeued"] is True
