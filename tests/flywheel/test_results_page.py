@@ -66,6 +66,17 @@ def test_what_rl_adds_is_told_only_of_arms_that_have_run(built):
     ]
 
 
+def test_the_message_says_what_the_reward_alone_brings_where_sft_saw_the_errors(built, tmp_path):
+    _, text, cells = built
+    assert "Where only RL's reward" not in text
+    twins = {"remit_sft_errors": "ntp", "remit_rl_errors": "remit"}
+    more = [one | {"arm": arm} for arm, twin in twins.items() for one in cells.where(arm=twin, **METHODS)]
+    page = Page(Cells([*cells.cells, *more], cells.source), tmp_path / "page.md").text()
+    found = change(cells, "remit", "ntp", **METHODS)
+    told = f"ReMiT is {verdict(found, 'ReMiT with the SFT model that RL began with')}** (3 bases, 9 runs"
+    assert told in " ".join(page.split("\n\n")[1].split())
+
+
 def test_the_message_comes_first_and_follows_from_the_intervals(built):
     _, text, _ = built
     message = " ".join(text.split("\n\n")[1].split())

@@ -43,7 +43,15 @@ class Page:
         if not told:
             return NOT_RUN
         basis = next(one.basis(GROUPS) for one in found.values() if one)
-        return f"**In nats a solution, {'; '.join(told)}** ({basis})."
+        return f"**In nats a solution, {'; '.join(told)}** ({basis}).{self._only_the_reward()}"
+
+    def _only_the_reward(self) -> str:
+        """What RL brings where SFT saw the errors of the corpus."""
+        found = tables.change(self.cells, "remit_rl_errors", "remit_sft_errors", **METHODS)
+        if not found:
+            return ""
+        words = verdict(found, "ReMiT with the SFT model that RL began with")
+        return f" **Where only RL's reward knows what is right, ReMiT is {words}** ({found.basis(GROUPS)})."
 
     def _figure(self, name: str, caption: str, draw: Callable[..., None], *arguments: Any, **wanted: Any) -> str:
         path = self.out.with_name(f"{self.out.stem}-{name}.png")
