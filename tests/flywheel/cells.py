@@ -60,6 +60,7 @@ def campaign(folder: Path, everything: bool = True) -> Path:
         cells += [cell(arm, b, "n", e, study="again") for arm, e in new.items() for b in (1, 2, 3)]
         models = {"base": 1.5, "sft": 1.0, "rl_reference": 0.5, "sft_errors": 1.4, "rl_errors": 0.7}
         cells += [cell(arm, b, "a", e, study="models") for arm, e in models.items() for b in (1, 2, 3)]
+        cells[-1]["settings"] = {"reward_before": 0.5, "reward": 0.625}
         found = (("result right", 900, 1.05), ("result wrong", 90, 0.85))
         kinds = [{"kind": kind, "tokens": tokens, "weight": weight} for kind, tokens, weight in found]
         (folder / "token_kinds.json").write_text(json.dumps({"kinds": kinds}))

@@ -122,6 +122,7 @@ def test_every_study_has_its_numbers(built):
     assert "| 9 |" in row(section(text, "Methods side by side"), "RHO-1")
     for name in ("The RL reference", "RL behind SFT on errors"):
         assert f"{name} is below the SFT model that RL began with by" in " ".join(text.split())
+    assert row(text, "RL behind SFT on errors").endswith("| 0.50 to 0.62 |")
     assert "below NTP by" in section(text, "What lasts through SFT and GRPO")
     assert "Without errors ReMiT is not distinguishable from NTP" in section(text, "Effect against the share of errors")
     assert "| result wrong | 90 | 0.850 |" in section(text, "Weight by kind of token, against the truth")

@@ -97,10 +97,19 @@ def models(cells: Cells) -> str:
     """The models that arms start from and their references."""
     rows = []
     for arm in MODELS:
-        runs = [cells.runs("nll", skills, arm=arm, **BEFORE) for skills in (MAIN[:1], MAIN[1:])]
+        wanted = {"study": "models", "arm": arm, **BEFORE}
+        runs = [cells.runs("nll", skills, **wanted) for skills in (MAIN[:1], MAIN[1:])]
         if runs[0]:
-            rows.append([named(arm).name, str(len(runs[0])), *(nats(one) for one in runs)])
-    return markdown(["model", "bases", "two-step, nats", "three-step, nats"], rows) if rows else ""
+            rows.append([named(arm).name, str(len(runs[0])), *map(nats, runs), _rewarded(cells, **wanted)])
+    head = ["model", "bases", "two-step, nats", "three-step, nats", "reward, first to last quarter of RL"]
+    return markdown(head, rows) if rows else ""
+
+
+def _rewarded(cells: Cells, **wanted: Any) -> str:
+    """The mean reward of a model's RL at its beginning and at its end, means over bases."""
+    told = [cell["settings"] for cell in cells.where(**wanted) if "reward" in cell["settings"]]
+    ends = [float(np.mean([one[name] for one in told])) for name in ("reward_before", "reward")] if told else []
+    return " to ".join(f"{end:.2f}" for end in ends) or MISSING
 
 
 def convergence(cells: Cells, **wanted: Any) -> str:
