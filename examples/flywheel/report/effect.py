@@ -11,7 +11,7 @@ from intervals import Interval, positive_mean, share, verdict
 from markupsafe import Markup
 from results.arms import named
 from results.cells import GROUPS, MAIN, Cells, read_cells
-from results.tables import NTP, arms_of, change
+from results.tables import MISSING, NTP, arms_of, change, nats, solved
 
 from megatron_remit.errors import UserError
 from report.drawing import figure
@@ -56,9 +56,8 @@ class Effect:
         for arm in self.arms:
             nll, right = (self.cells.runs(name, MAIN, arm=arm, **self.wanted) for name in ("nll", "right"))
             found = self.change(arm)
-            rows.append(Row(arm, named(arm).name, str(len(nll)), _shown(nll and positive_mean(nll), 3),
-                            _shown(right and share(right).through(lambda x: 100 * x), 1),
-                            verdict(found, "NTP") if found else "\N{EN DASH}"))  # fmt: skip
+            words = verdict(found, "NTP") if found else MISSING
+            rows.append(Row(arm, named(arm).name, str(len(nll)), nats(nll), solved(right), words))
         return rows
 
     def figures(self) -> dict[str, dict[str, Any]]:
@@ -138,9 +137,3 @@ class Effect:
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([*lines, "", *self.verdicts(), self.basis(), self.conclusion()])
-
-
-def _shown(found: Interval | dict, digits: int) -> str:
-    if not isinstance(found, Interval):
-        return "\N{EN DASH}"
-    return f"{found.mean:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"

@@ -35,6 +35,11 @@ def nats(runs: Runs, digits: int = 3) -> str:
     return shown(positive_mean(runs), digits) if runs else MISSING
 
 
+def solved(runs: Runs) -> str:
+    """Problems solved in %, with their interval."""
+    return shown(share(runs).through(lambda value: 100 * value), 1) if runs else MISSING
+
+
 def arms_of(cells: Cells, **wanted: Any) -> list[str]:
     """The methods and controls of a study, in the order of the table."""
     return [arm for arm in in_order(set(cells.values("arm", **wanted))) if arm not in MODELS]
@@ -55,8 +60,7 @@ def methods(cells: Cells, **wanted: Any) -> str:
         right = cells.runs("right", MAIN, arm=arm, **wanted)
         found = None if arm == NTP else change(cells, arm, NTP, **wanted)
         row = [named(arm).name, str(len(per_skill[2]))]
-        row += [nats(runs) for runs in per_skill]
-        row += [shown(share(right).through(lambda value: 100 * value), 1) if right else MISSING]
+        row += [*map(nats, per_skill), solved(right)]
         rows.append([*row, verdict(found, "NTP") if found else MISSING])
     return markdown(head, rows)
 
