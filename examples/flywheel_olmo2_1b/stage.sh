@@ -34,9 +34,9 @@ launch() {
 requeue() {
   local pause
   echo "> the time is nearly over: back into the queue"
-  for pause in 1 5 25; do
-    scontrol requeue "$SLURM_JOB_ID" && return
+  for pause in 0 1 5 25; do
     sleep "$pause"
+    scontrol requeue "$SLURM_JOB_ID" && return
   done
 }
 
