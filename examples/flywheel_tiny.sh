@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The whole ReMiT flywheel on a model of 0.9M parameters, on a CPU. Each stage is a command of the real path:
+# The whole ReMiT flywheel on a model of 0.9M parameters, on a CPU. Each stage is a command of the real path, or the
+# function behind it:
 #
 #   corpora with errors -> base -> SFT -> RL = the reference -> Megatron
 #   then, from the same base and on the same tokens, three times each: NTP | ReMiT | ReMiT with the model before RL

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,6 +16,10 @@ from compare.arms import ARMS, MORE_REFERENCES, RL_ERRORS, Arm
 from compare.commands import HERE, PROJECT, Commands, StageFailed
 from compare.worlds import BATCH, SEQUENCE, TOKENS_PER_STEP, World
 from megatron_remit.artifacts import write_whole
+
+_CONVERTING = threading.Lock()
+"""Megatron is imported late, as --help need not wait for it, and two threads that import it at once could see modules
+half made."""
 
 
 def steps_of(log: list[dict[str, float]]) -> int:
@@ -58,16 +63,6 @@ class Stages(Commands):
             *flags,
             *counts,
         )
-        corpora = (partial(Stages._preprocess, corpus=corpus) for corpus in ("base", "grow", "mid"))
-        self._at_once(Stages._make_init, *corpora)
-
-    def _preprocess(self, corpus: str) -> None:
-        data = self.world.data
-        flags = [f"--input={data}/{corpus}.jsonl", f"--output-prefix={data}/{corpus}", "--no-append-eod", "--overwrite"]
-        self.tool("preprocess_corpus", *flags, f"--tokenizer-model={data}/tokenizer", "--workers=1")
-
-    def _make_init(self) -> None:
-        world = self.world
         shutil.rmtree(world.hf("init"), ignore_errors=True)
         self.python(
             HERE / "hf_models.py",
@@ -282,17 +277,21 @@ class Stages(Commands):
         content = json.loads((folder / f"{cell}.json").read_text())
         write_whole(folder / f"{to}.json", json.dumps(content | {"study": study}) + "\n")
 
+    # Both in this process: to start another takes five times as long.
+
     def _import(self, name: str) -> None:
-        self.tool("import_hf", f"--hf={self.world.hf(name)}", f"--out={self.world.megatron(name)}", "--overwrite")
+        with _CONVERTING:
+            from megatron_remit.convert.hf_to_megatron import import_hf
+
+            import_hf(self.world.hf(name), self.world.megatron(name), overwrite=True)
 
     def export(self, name: str, to: str = "") -> None:
         """The Hugging Face folder ``to`` (default: of the same name) of a checkpoint."""
         template, out = self.world.megatron("init") / "hf", self.world.hf(to or name)
-        # In this process, as measure.py does it: to start another takes five times as long as the export. Imported
-        # late: --help need not wait for Megatron.
-        from megatron_remit.convert.megatron_to_hf import export_hf
+        with _CONVERTING:
+            from megatron_remit.convert.megatron_to_hf import export_hf
 
-        export_hf(self.world.megatron(name), template, out, overwrite=True)
+            export_hf(self.world.megatron(name), template, out, overwrite=True)
 
     def tensorboard(self, name: str) -> Path:
         """The log of a training run."""
