@@ -10,7 +10,7 @@ from pathlib import Path
 
 from compare.arms import ARMS
 from compare.schedule import Schedule
-from compare.studies import SHARES, STUDIES, Asked, together
+from compare.studies import LARGER, SHARES, STUDIES, Asked, together
 from compare.worlds import SMOKE, Sizes
 
 from megatron_remit.errors import UserError, cli
@@ -32,12 +32,20 @@ def main() -> None:
     parser.add_argument("--orders", nargs="+", type=int, default=[1, 2, 3], help="seeds of the order of the data")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--shares", nargs="+", type=share, default=SHARES, help="of wrong problems, for errors")
+    parser.add_argument("--sizes", nargs="+", choices=LARGER, default=LARGER, help="of the models, for size")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
     parser.add_argument("--smoke", action="store_true", help="sizes of a few steps, to try the program itself")
     parser.add_argument("--list", action="store_true", help="print what would be done")
     options = parser.parse_args()
-    sizes = SMOKE if options.smoke else Sizes()
-    asked = Asked(options.run_dir.resolve(), sizes, options.bases, options.orders, options.arms, options.shares)
+    asked = Asked(
+        options.run_dir.resolve(),
+        SMOKE if options.smoke else Sizes(),
+        options.bases,
+        options.orders,
+        options.arms,
+        options.shares,
+        options.sizes,
+    )
     todo = together(asked, options.study)
     if options.list:
         print("\n".join(node.name for node in todo))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compare.worlds import SHAPES
 from datasets import Dataset
 from make_world import reward
 from transformers import AutoTokenizer, Olmo2Config, Olmo2ForCausalLM, TrainerCallback
@@ -24,10 +25,6 @@ CPU = {
     "gradient_checkpointing": False,
     "seed": 1,
 }
-
-
-# Hidden size, feed-forward size, layers, heads of a model of about so many parameters.
-SIZES = {"1M": (128, 344, 4, 4), "5M": (256, 688, 6, 8), "20M": (512, 1376, 6, 8)}
 
 
 class StopAtReward(TrainerCallback):
@@ -47,7 +44,7 @@ class StopAtReward(TrainerCallback):
 
 def init(options: argparse.Namespace) -> None:
     """A random OLMo-2 model."""
-    hidden, feed_forward, layers, heads = SIZES[options.size]
+    hidden, feed_forward, layers, heads = SHAPES[options.size]
     torch.manual_seed(options.seed)
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer, trust_remote_code=False)
     config = Olmo2Config(
@@ -141,7 +138,7 @@ def main() -> None:
         if make is init:
             command.add_argument("--tokenizer", type=Path, required=True)
             command.add_argument("--seed", type=int, default=1)
-            command.add_argument("--size", choices=SIZES, default="1M")
+            command.add_argument("--size", choices=SHAPES, required=True)
         else:
             command.add_argument("--model", type=Path, required=True, help="Hugging Face folder to start from")
             command.add_argument("--data", type=Path, required=True, help="JSONL of problems")

@@ -125,6 +125,16 @@ def test_the_effect_of_errors_is_asked_at_the_shares_that_are_named(tmp_path, mo
     assert "expected a share from 0 to 1" in capsys.readouterr().err
 
 
+def test_the_larger_models_of_the_study_of_sizes_are_those_that_are_named(tmp_path, monkeypatch, capsys):
+    command = ["compare_methods.py", "--run-dir", str(tmp_path), "--study", "size", "--orders", "1", "--list"]
+    for named, made in (((), {"5M", "20M"}), (("--sizes", "5M"), {"5M"})):
+        monkeypatch.setattr(sys, "argv", [*command, *named])
+        compare_methods.main()
+        told = capsys.readouterr().out.split()
+        assert {name.split(".")[-2] for name in told if name.startswith("size.")} == made
+        assert {name.split(".")[1] for name in told if name.startswith("base.")} == {"b1"}, "one base each"
+
+
 def test_the_script_lists_what_it_would_do(tmp_path):
     ran = environment() | {"COMPARE_SMOKE": "1", "RUN_DIR": str(tmp_path), "PYTHON": sys.executable}
     command = ["bash", "examples/compare_tiny.sh", "--list", "--bases", "1", "--orders", "1", "--arms", "ntp"]

@@ -10,7 +10,7 @@ from results.arms import named
 from compare.arms import ARMS, FIRST, MORE_REFERENCES
 from compare.schedule import Node
 from compare.stages import Stages
-from compare.worlds import Sizes, World
+from compare.worlds import SHAPES, Sizes, World
 
 STUDIES = ("methods", "lasting", "flywheel", "errors", "threads", "again", "size")
 KEPT = ("ntp", "kd", "remit")
@@ -22,6 +22,8 @@ OF_AGAIN, NEW_ORDER = ("ntp", "remit", "remit_before_rl", "remit_permuted"), 4
 that come first."""
 SHARES = (0.0, 0.1, 0.5)
 """Of wrong problems, in addition to that of the other studies."""
+LARGER = tuple(SHAPES)[1:]
+"""Models of the study of sizes, in addition to that of the other studies."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class Asked:
     orders: Sequence[int] = (1, 2, 3)
     arms: Sequence[str] = tuple(ARMS)
     shares: Sequence[float] = SHARES
+    larger: Sequence[str] = LARGER
 
-    def world(self, base: int, errors: float = 0.3, size: str = "1M", threads: int = 1) -> World:
+    def world(self, base: int, errors: float = 0.3, size: str = World.size, threads: int = 1) -> World:
         """One of its worlds."""
         return World(self.run_dir, self.sizes, base, errors, size, threads)
 
@@ -212,11 +215,12 @@ def _again(asked: Asked) -> Iterator[Node]:
 
 
 def _size(asked: Asked) -> Iterator[Node]:
-    world = asked.world(asked.bases[0], size="5M")
-    yield from _world(asked, world)
-    for order in asked.orders:
-        for arm in OF_SIZE:
-            yield arm_node(asked, "size", world, arm, order)
+    for size in asked.larger:
+        world = asked.world(asked.bases[0], size=size)
+        yield from _world(asked, world)
+        for order in asked.orders:
+            for arm in OF_SIZE:
+                yield arm_node(asked, "size", world, arm, order)
 
 
 def _with_methods(asked: Asked, arms: Sequence[str]) -> Iterator[Node]:

@@ -14,6 +14,11 @@ LEARNED = 0.90
 """The mean reward at which RL ends before its last step; half of the questions are of the other skills."""
 
 
+SHAPES = {"1M": (128, 344, 4, 4), "5M": (256, 688, 6, 8), "20M": (512, 1376, 6, 8)}
+"""Hidden size, feed-forward size, layers, heads of a model of about so many parameters; the first is that of all
+studies but one."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Of a comparison, and of the demo, which is the beginning of one."""
@@ -61,7 +66,7 @@ class World:
     sizes: Sizes
     base: int = 1
     errors: float = 0.3
-    size: str = "1M"
+    size: str = next(iter(SHAPES))
     threads: int = 1
 
     @property
