@@ -14,7 +14,7 @@ from compare.arms import ARMS, FIRST
 from compare.commands import StageFailed
 from compare.schedule import Node, Schedule
 from compare.stages import rewards, steps_of
-from compare.studies import STUDIES, Asked, together
+from compare.studies import STUDIES, Asked, _serves, together
 from compare.worlds import SMOKE
 from results.arms import ARMS as NAMED
 from results.cells import Cells, read_cells
@@ -133,6 +133,12 @@ def test_the_larger_models_of_the_study_of_sizes_are_those_that_are_named(tmp_pa
         told = capsys.readouterr().out.split()
         assert {name.split(".")[-2] for name in told if name.startswith("size.")} == made
         assert {name.split(".")[1] for name in told if name.startswith("base.")} == {"b1"}, "one base each"
+
+
+@pytest.mark.parametrize("order", [1, 3])
+def test_a_run_of_the_methods_is_one_of_the_study_of_errors_in_every_order(order, tmp_path):
+    asked = Asked(tmp_path, SMOKE, (1, 2), (1, 2, 3))
+    assert _serves(asked, "methods", asked.world(2), "remit_no_clip", order) == ["errors"]
 
 
 def test_the_script_lists_what_it_would_do(tmp_path):

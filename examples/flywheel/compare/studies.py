@@ -106,7 +106,7 @@ def _serves(asked: Asked, study: str, world: World, arm: str, order: int) -> lis
     if study != "methods":
         return []
     found = ["lasting"] if arm in KEPT else []
-    if arm in OF_ERRORS and order == asked.orders[0]:
+    if arm in OF_ERRORS:
         found.append("errors")
     if arm in OF_SIZE and world.base == asked.bases[0]:
         found.append("size")
