@@ -1,9 +1,5 @@
 """The comparison: what runs when, what is done twice, and what the page says of it."""
 
-import json
-import os
-import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,10 +13,9 @@ from compare.stages import rewards, steps_of
 from compare.studies import STUDIES, Asked, _serves, together
 from compare.worlds import SMOKE
 from results.arms import ARMS as NAMED
-from results.cells import Cells, read_cells
 
 from megatron_remit.errors import UserError
-from tests.ranks import ROOT, environment, run_command
+from tests.ranks import ROOT, environment
 
 
 def nodes(run_dir, done, *failing):
@@ -151,35 +146,6 @@ def test_the_script_lists_what_it_would_do(tmp_path):
     ]
 
 
-@pytest.fixture(scope="module")
-def smoke(warm, tmp_path_factory):
-    """A whole comparison of a few steps: two arms with a store or a second reference among them."""
-    run_dir = tmp_path_factory.mktemp("compare")
-    # One at once: the other core has tests of its own.
-    flags = ["--jobs", "1", "--bases", "1", "--orders", "1", "--arms", "ntp", "remit", "contrast", "miniplm"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["compare_methods.py", "--smoke", "--run-dir", str(run_dir), *flags])
-        compare_methods.main()
-    return run_dir
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_a_comparison_makes_the_figures_of_each_arm_and_the_page(smoke, tmp_path):
-    cells = Cells(read_cells(smoke), {})
-    assert {"ntp", "remit", "contrast", "miniplm"} <= set(cells.values("arm", study="methods"))
-    (cell,) = cells.where(study="methods", arm="remit")
-    assert cell["points"][-1]["tokens"] == 9216
-    assert {"lm loss", "grad-norm", "weight std"} <= set(cell["tensorboard"])
-    out = ["--json", tmp_path / "page.json", "--out", tmp_path / "page.md"]
-    written = run_command(["python", "examples/flywheel/results_page.py", "--gather", smoke, *out])
-    assert written.returncode == 0, written.output
-    text = (tmp_path / "page.md").read_text()
-    assert "| ReMiT |" in text and "without the variation of bases and data orders" in text
-    assert "solution: slips" in text, "weights by kind of token"
-    assert "not been run yet" in text, "one thread and two"
-
-
 def test_rl_is_judged_by_its_first_and_its_last_quarter():
     log = [{"step": 2 * at + 2, "reward": 0.1 * at} for at in range(24)] + [{"step": 48, "train_runtime": 1.0}]
     assert rewards(log) == pytest.approx((0.25, 2.05)) and steps_of(log) == 48
@@ -189,34 +155,3 @@ def test_rl_is_judged_by_its_first_and_its_last_quarter():
 
 def test_every_arm_has_a_name_in_the_reports():
     assert set(ARMS) | {"second_ntp", "second_remit"} == set(NAMED)
-
-
-@pytest.mark.slow
-def test_a_killed_comparison_leaves_no_process_and_goes_on(smoke, tmp_path):
-    shutil.copytree(smoke, tmp_path / "run")
-    cell = tmp_path / "run/done/methods.ntp.b1.e30.1M.o1"
-    cell.unlink()
-    command = [sys.executable, "examples/flywheel/compare_methods.py", "--smoke", "--run-dir", str(tmp_path / "run")]
-    command += ["--bases", "1", "--orders", "1", "--arms", "ntp"]
-    running = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
-    log = tmp_path / "run/logs/methods.ntp.b1.e30.1M.o1.log"
-    size = log.stat().st_size
-    deadline = time.monotonic() + 60
-    while log.stat().st_size == size and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.kill(running.pid, signal.SIGKILL)
-    running.wait()
-    deadline = time.monotonic() + 30
-    while _under(tmp_path / "run") and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert _under(tmp_path / "run") == [] and not cell.exists()
-    assert subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True).returncode == 0
-    name = "eval/methods.ntp.b1.e30.1M.o1.json"
-    before, after = (json.loads((folder / name).read_text()) for folder in (smoke, tmp_path / "run"))
-    assert after["points"][-1]["nll"] == before["points"][-1]["nll"]
-
-
-def _under(folder):
-    """Processes whose command names ``folder``."""
-    found = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True).stdout.split()
-    return [pid for pid in found if int(pid) != os.getpid()]
