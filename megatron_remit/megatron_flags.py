@@ -23,6 +23,7 @@ CHOSEN_ANEW = ("attention_dropout", "hidden_dropout", "moe_grouped_gemm")
 _KEPT = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels")
 """Of the model's arguments those that --use-checkpoint-args leaves at the flag's value."""
 _OPTIMIZERS = ("adam", "sgd")
+_UNSET = object()
 
 
 @functools.cache
@@ -72,11 +73,10 @@ def given(command_line: Iterable[str] | None = None) -> dict[str, Any]:
 
 @functools.cache
 def _given(words: tuple[str, ...]) -> dict[str, Any]:
-    finder = argparse.ArgumentParser(allow_abbrev=False, add_help=False, argument_default=argparse.SUPPRESS)
-    arguments.add_megatron_arguments(finder)
-    for action in finder._actions:
-        action.default = argparse.SUPPRESS
-    return vars(finder.parse_known_args(words)[0])
+    # A name that is there already gets no default: what is still unset at the end was not given.
+    found = argparse.Namespace(**{action.dest: _UNSET for action in _parser()._actions})
+    _parser().parse_known_args(words, found)
+    return {name: value for name, value in vars(found).items() if value is not _UNSET}
 
 
 @functools.cache

@@ -1,9 +1,9 @@
 """A process that has imported torch, Megatron and the programs once, and forks a copy of itself for each rank of a job.
 
 Importing takes each rank of a test's run about 6 seconds of CPU, several times what the run itself takes. A forked rank
-starts from the same modules, as nothing but imports has happened in this process, and with the environment variables
-that torchrun sets. The yardstick of tests/test_exactness.py, tests/launch/test_node.py and the Slurm jobs run under
-torchrun itself.
+starts from the same modules, as nothing has happened in this process but imports and the table of Megatron's flags, and
+with the environment variables that torchrun sets. The yardstick of tests/test_exactness.py, tests/launch/test_node.py
+and the Slurm jobs run under torchrun itself.
 
 tests/ranks.py is the client.
 """
@@ -152,7 +152,9 @@ def main(prepare: Callable[[], None] = lambda: None) -> None:
     import megatron_remit.programs.select_samples
     import megatron_remit.programs.train  # noqa: F401
     import tests.hf_models  # noqa: F401
+    from megatron_remit import megatron_flags
 
+    megatron_flags.numbers()  # a parser of 800 flags, which every start makes: a tenth of a short run
     prepare()
     gc.collect()
     gc.freeze()
