@@ -66,6 +66,16 @@ def test_what_rl_adds_is_told_only_of_arms_that_have_run(built):
     ]
 
 
+def test_arms_with_a_reference_are_held_against_ntp_at_the_same_compute(built, tmp_path):
+    _, text, cells = built
+    assert "At the same compute" not in text
+    more = [one | {"arm": "ntp_equal_compute"} for one in cells.where(arm="remit_before_rl", **METHODS)]
+    page = Page(Cells([*cells.cells, *more], cells.source), tmp_path / "page.md").text()
+    table = page.split("At the same compute")[1].split("\n\n")[1]
+    found = change(cells, "remit", "remit_before_rl", **METHODS)
+    assert table.splitlines()[2] == f"| ReMiT | NTP on 4/3 of the tokens | {verdict(found, 'the other')} |"
+
+
 def test_the_message_says_what_the_reward_alone_brings_where_sft_saw_the_errors(built, tmp_path):
     _, text, cells = built
     assert "Where only RL's reward" not in text

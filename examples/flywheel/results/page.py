@@ -67,7 +67,7 @@ class Page:
             tables.methods(self.cells, **METHODS),
             "Against the controls, which have ReMiT's weights without what RL taught the reference:",
             tables.against_controls(self.cells, **METHODS),
-            *self._what_rl_adds(),
+            *self._two_by_two(),
             "Each skill, change against NTP in % of nats a solution:",
             tables.per_skill(self.cells, **METHODS),
         ]
@@ -86,9 +86,13 @@ class Page:
         parts = ["The models that the arms start from, and their references:", table]
         return [*parts, " ".join(told)] if told else parts
 
-    def _what_rl_adds(self) -> list[str]:
-        found = tables.pairs(self.cells, tables.WHAT_RL_ADDS, **METHODS)
-        return ["References that differ in RL alone:", found] if found else []
+    def _two_by_two(self) -> list[str]:
+        told = {
+            "At the same compute, as a token costs 8 operations with a reference, else 6:": tables.EQUAL_COMPUTE,
+            "References that differ in RL alone:": tables.WHAT_RL_ADDS,
+        }
+        found = {words: tables.pairs(self.cells, chosen, **METHODS) for words, chosen in told.items()}
+        return [part for words, table in found.items() if table for part in (words, table)]
 
     def _convergence(self) -> str:
         if not self.cells.where(**METHODS):
