@@ -102,6 +102,12 @@ def test_all_arms_run_for_all_bases_and_orders_the_main_ones_first(tmp_path):
     assert {name.split(".")[1] for name in names[: len(FIRST) * 9]} == set(FIRST)
 
 
+def test_two_threads_are_tried_on_every_base_and_order(tmp_path):
+    wide = [node for node in together(Asked(tmp_path, SMOKE), ["threads"]) if node.threads == 2]
+    cells = {f"threads.{arm}.b{base}.e30.1M.o{o}" for arm in ("ntp", "remit") for base in (1, 2, 3) for o in (1, 2, 3)}
+    assert {node.name for node in wide} == cells and len(wide) == 18
+
+
 @pytest.mark.parametrize(("arm", "needed"), [("ntp", False), ("remit_sft_errors", True)])
 def test_a_reference_of_few_arms_is_made_only_for_them(arm, needed, tmp_path):
     names = [node.name for node in together(Asked(tmp_path, SMOKE, (1,), arms=(arm,)), ["methods"])]

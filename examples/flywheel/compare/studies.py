@@ -199,10 +199,11 @@ def _errors(asked: Asked) -> Iterator[Node]:
 def _threads(asked: Asked) -> Iterator[Node]:
     """Arms of the methods again with two threads, whose sums are taken in another order."""
     yield from _with_methods(asked, ("ntp", "remit"))
-    for base in asked.bases:
-        world = asked.world(base, threads=2)
-        for arm in ("ntp", "remit"):
-            yield arm_node(asked, "threads", world, arm, asked.orders[0])
+    for order in asked.orders:
+        for base in asked.bases:
+            world = asked.world(base, threads=2)
+            for arm in ("ntp", "remit"):
+                yield arm_node(asked, "threads", world, arm, order)
 
 
 def _again(asked: Asked) -> Iterator[Node]:
