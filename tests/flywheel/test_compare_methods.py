@@ -119,7 +119,8 @@ def test_the_effect_of_errors_is_asked_at_the_shares_that_are_named(tmp_path, mo
     monkeypatch.setattr(sys, "argv", [*command, "--shares", "0", "0.5"])
     compare_methods.main()
     told = capsys.readouterr().out.split()
-    assert {name.split(".")[-3] for name in told if name.startswith("errors.")} == {"e0", "e50"}
+    cells = [name.split(".") for name in told if name.startswith("errors.")]
+    assert {cell[-3] for cell in cells} == {"e0", "e50"} and {cell[-1] for cell in cells} == {"o1", "o2", "o3"}
     monkeypatch.setattr(sys, "argv", [*command, "--shares", "30"])
     with pytest.raises(SystemExit):
         compare_methods.main()

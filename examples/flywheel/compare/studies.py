@@ -191,9 +191,10 @@ def _errors(asked: Asked) -> Iterator[Node]:
         worlds = [asked.world(base, errors) for base in asked.bases]
         for world in worlds:
             yield from _world(asked, world)
-        for world in worlds:
-            for arm in OF_ERRORS:
-                yield arm_node(asked, "errors", world, arm, asked.orders[0])
+        for order in asked.orders:
+            for world in worlds:
+                for arm in OF_ERRORS:
+                    yield arm_node(asked, "errors", world, arm, order)
 
 
 def _threads(asked: Asked) -> Iterator[Node]:
