@@ -90,6 +90,7 @@ class Page:
         told = {
             "At the same compute, as a token costs 8 operations with a reference, else 6:": tables.EQUAL_COMPUTE,
             "References that differ in RL alone:": tables.WHAT_RL_ADDS,
+            "Another clip, or another gap, in ReMiT's place:": tables.AGAINST_REMIT,
         }
         found = {words: tables.pairs(self.cells, chosen, **METHODS) for words, chosen in told.items()}
         return [part for words, table in found.items() if table for part in (words, table)]

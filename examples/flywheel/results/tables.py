@@ -14,6 +14,8 @@ WHAT_RL_ADDS = (("remit", "remit_sft"), ("remit_rl_errors", "remit_sft_errors"),
 """Arms whose references differ in RL alone."""
 EQUAL_COMPUTE = (("remit", "ntp_equal_compute"), ("remit_before_rl", "ntp_equal_compute"))
 """Arms with a reference against NTP on as many more tokens as it costs."""
+AGAINST_REMIT = tuple((arm, "remit") for arm in ("remit_eps01", "remit_eps04", "remit_no_clip", "contrast", "prift"))
+"""Arms that change one part of ReMiT, against it."""
 SECOND_ROUND = (("second_remit", "second_ntp"), ("second_remit", "remit"), ("second_ntp", "remit"))
 """Arms of the second round against one another and against ReMiT's first."""
 BEFORE: dict[str, Any] = {"errors": 0.3, "size": "1M"}
