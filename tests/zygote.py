@@ -154,7 +154,7 @@ def main(prepare: Callable[[], None] = lambda: None) -> None:
     import tests.hf_models  # noqa: F401
     from megatron_remit import megatron_flags
 
-    megatron_flags.numbers()  # a parser of 800 flags, which every start makes: a tenth of a short run
+    megatron_flags.numbers()  # a parser of 800 flags, which every start makes
     prepare()
     gc.collect()
     gc.freeze()

@@ -102,7 +102,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     tokenizer, held = shared(options.out, options.heldout, options.heldout_skill)
-    core = tokenizer.backend_tokenizer  # half as long as through transformers
+    core = tokenizer.backend_tokenizer  # what tokenizer.encode calls, without what it makes of the answer
 
     def count(text: str) -> int:
         return len(core.encode(text, add_special_tokens=False))

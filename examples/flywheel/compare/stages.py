@@ -277,7 +277,7 @@ class Stages(Commands):
         content = json.loads((folder / f"{cell}.json").read_text())
         write_whole(folder / f"{to}.json", json.dumps(content | {"study": study}) + "\n")
 
-    # Both in this process: to start another takes five times as long.
+    # Both in this process: to start another takes longer than a conversion.
 
     def _import(self, name: str) -> None:
         with _CONVERTING:
