@@ -1,7 +1,9 @@
 """ReMiT (RL-guided mid-training) on Megatron-Core."""
 
 import logging as _logging
+import sys as _sys
 import warnings as _warnings
+from importlib.abc import MetaPathFinder as _MetaPathFinder
 
 # What Megatron says while it is imported where Transformer Engine and apex are not installed. This program chooses its
 # layers by itself, and an error of a user's input must not stand below ten lines of warnings.
@@ -21,3 +23,17 @@ def _is_news(record: _logging.LogRecord) -> bool:
 
 
 _logging.getLogger("torch.utils.cpp_extension").addFilter(_is_news)
+
+
+class _BeforeMegatron(_MetaPathFinder):
+    """Finds no module. Megatron compiles its fusions while it is imported, by whichever module needs it first; this is
+    the one place that always comes before."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname == "megatron.core":
+            from megatron_remit import cpu
+
+            cpu.leave_out_compiler()
+
+
+_sys.meta_path.insert(0, _BeforeMegatron())

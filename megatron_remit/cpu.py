@@ -66,6 +66,22 @@ def install() -> None:
         setattr(owner, name, value)
 
 
+def leave_out_compiler() -> None:
+    """Give functions back as they are where ``torch.compile`` is asked for, so that its modules are not imported.
+
+    Megatron asks while it is imported, for its fusions. The compiler's import takes a third of a program's start, and
+    the compiled functions would run eagerly (:func:`_disable_compilation`). The package calls this before Megatron is
+    first imported. With CUDA, or TORCH_COMPILE_DISABLE set to anything but 1, nothing changes.
+    """
+    if not has_cuda() and os.environ.get("TORCH_COMPILE_DISABLE", "1") == "1":
+        torch.compile = _as_it_is
+
+
+def _as_it_is(model: Any = None, **_settings: Any) -> Any:
+    """In ``torch.compile``'s place, which decorates a function with settings or without."""
+    return (lambda function: function) if model is None else model
+
+
 def _disable_compilation() -> None:
     """Megatron warms up its torch.compile'd fusions at start; on a CPU that compiles C++ for seconds and gains nothing.
 

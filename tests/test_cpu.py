@@ -1,6 +1,7 @@
 """Standing in for CUDA leaves alone what other libraries do with torch; the order of imports does not matter."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -74,6 +75,20 @@ assert calls == [False, False], calls
 """
     done = run_command(["python", "-c", program])
     assert done.returncode == 0, done.failure()
+
+
+def test_torchs_compiler_is_not_imported_for_fusions_that_it_may_not_compile():
+    report = """
+import sys, megatron_remit
+from megatron.core.fusions.fused_bias_swiglu import swiglu
+print(sorted({"torch._dynamo", "torch._inductor"} & {*sys.modules}), hasattr(swiglu, "_torchdynamo_inline"))
+"""
+    done = run_command(["python", "-c", "from megatron_remit.programs import train" + report])
+    assert done.returncode == 0, done.failure()
+    assert done.output.splitlines()[-1] == "[] False"
+    done = run_command(["env", "TORCH_COMPILE_DISABLE=0", sys.executable, "-c", report])
+    assert done.returncode == 0, done.failure()
+    assert done.output.splitlines()[-1] == "['torch._dynamo', 'torch._inductor'] True"
 
 
 def test_a_hugging_face_model_loads_as_without_it(tmp_path):

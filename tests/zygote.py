@@ -143,6 +143,8 @@ def _execute(job: Job, rank: int) -> None:
 def main(prepare: Callable[[], None] = lambda: None) -> None:
     """Import all, ``prepare`` and serve."""
     connection = Connection(int(sys.argv[1]))
+    import torch._dynamo  # noqa: F401  an optimizer's first call imports it
+
     # What the programs import, and what the functions of the tests build models with.
     import megatron_remit.convert.hf_to_megatron
     import megatron_remit.convert.megatron_to_hf

@@ -15,12 +15,11 @@ from megatron.core.pipeline_parallel import schedules
 from megatron.core.tensor_parallel import random as megatron_random
 from torch._C._distributed_c10d import FakeWork
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention.bias import CausalBias, CausalVariant
+from torch.nn.attention import bias
 from torch.utils.data import DataLoader
 
 from megatron_remit.simulate import stand_ins
 from megatron_remit.simulate.ledger import Ledger, source_line
-from megatron_remit.specs import attention
 
 
 class Fake(FakeTensorMode):
@@ -63,14 +62,14 @@ def _to_host(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
 class _LowerRight:
     """Stands for torch's ``causal_lower_right``, a tensor class, which a fake mode cannot make."""
 
-    variant = CausalVariant.LOWER_RIGHT
+    variant = bias.CausalVariant.LOWER_RIGHT
 
     def __init__(self, queries: int, keys: int) -> None:
         self.seq_len_q, self.seq_len_kv = queries, keys
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return CausalBias._dispatch(*args, **(kwargs or {}))
+        return bias.CausalBias._dispatch(*args, **(kwargs or {}))
 
 
 def install(ledger: Ledger) -> None:
@@ -78,7 +77,7 @@ def install(ledger: Ledger) -> None:
     torch.nn.Module._apply = _apply  # type: ignore[method-assign]
     stand_ins.install_kernels(ledger)
     stand_ins.install_experts(ledger)
-    attention.causal_lower_right = _LowerRight  # type: ignore[assignment]
+    bias.causal_lower_right = _LowerRight  # type: ignore[assignment]
     # A generator's state is bytes that it reads; fake ones have none.
     megatron_random._set_cuda_rng_state = lambda *_, **__: None
     for owner in (torch.cuda, torch.cuda.Event, torch.cuda.Stream):

@@ -20,7 +20,6 @@ from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_remit.errors import UserError
@@ -142,6 +141,9 @@ class SDPACoreAttention(MegatronModule):
             return attend(query_BNsD, key_BGSD, value_BGSE, attn_mask=~attention_mask)
         if self.cp_group is None or not causal:
             return attend(query_BNsD, key_BGSD, value_BGSE, is_causal=causal)
+        # Only here: it imports half of torch's compiler, for a start without context parallelism to wait for.
+        from torch.nn.attention.bias import causal_lower_right
+
         # Each chunk of queries sees the keys up to its own end, the last C of them causally.
         contexts = []
         for query_BNCD, index in zip(query_BNsD.chunk(2, dim=2), zigzag_chunks(self.cp_group), strict=True):
