@@ -5,7 +5,8 @@
 #   for each base, order of the data and arm: mid-training on the same tokens -> figures of held-out problems
 #
 # Usage: examples/compare_tiny.sh [flags of examples/flywheel/compare_methods.py]
-#   --study methods lasting ...   what to ask (default: methods); --list prints what would be done
+#   --study methods lasting ...   what to ask (default: methods); --list prints what would be done, and the end of
+#                                 docs/results-tiny.md says how long each stage takes
 #   RUN_DIR=runs/compare          where everything goes; a finished stage is not run again
 #   COMPARE_SMOKE=1               sizes of a few steps, to try the script itself
 # Then: python examples/flywheel/results_page.py --gather RUN_DIR

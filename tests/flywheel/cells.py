@@ -64,6 +64,9 @@ def campaign(folder: Path, everything: bool = True) -> Path:
         found = (("result right", 900, 1.05), ("result wrong", 90, 0.85))
         kinds = [{"kind": kind, "tokens": tokens, "weight": weight} for kind, tokens, weight in found]
         (folder / "token_kinds.json").write_text(json.dumps({"kinds": kinds}))
+        (folder / "done").mkdir()
+        for name, seconds in {"base.b1.e30.1M": 600, "methods.ntp.b1.e30.1M.o1": 60}.items():
+            (folder / "done" / name).write_text(json.dumps({"seconds": seconds}))
     for number, one in enumerate(cells):
         (folder / "eval" / f"{number:03}.json").write_text(json.dumps(one))
     return folder

@@ -10,12 +10,11 @@ import pytest
 from intervals import verdict
 from results import figures
 from results.arms import in_order, named
-from results.cells import Cells, gather, groups, load
+from results.cells import Cells, gather, load
 from results.page import NOT_RUN, Page
 from results.tables import WHAT_RL_ADDS, both_rounds, change, pairs
 
 from megatron_remit.analysis.figures import png
-from megatron_remit.errors import UserError
 from tests.flywheel.cells import EFFECT, campaign, cell
 
 PROGRAM = Path(__file__).parents[2] / "examples" / "flywheel" / "results_page.py"
@@ -38,13 +37,6 @@ def row(text, name):
     return next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
 
 
-def test_groups_keep_the_mean_and_are_of_about_ten():
-    values = np.arange(64.0)
-    assert len(groups(values)) == 6
-    assert np.mean(groups(np.arange(40.0))) == 19.5
-    assert groups(np.array([1.0, 3.0])) == [2.0]
-
-
 def test_the_change_is_that_of_the_cells(built):
     _, _, cells = built
     found = change(cells, "remit", "ntp", **METHODS)
@@ -54,6 +46,24 @@ def test_the_change_is_that_of_the_cells(built):
         by_hand.append(np.mean([one[skill] for one in ends for skill in ("two_step", "three_step")]))
     assert found.mean == pytest.approx(100 * (by_hand[0] / by_hand[1] - 1), abs=0.02)
     assert (found.bases, found.orders, found.problems) == (3, 9, 8)
+
+
+def test_the_hours_are_those_of_all_stages_of_all_gathered_runs(built, tmp_path):
+    _, text, _ = built
+    assert "| all |  | 2 |  | 0.2 |" in section(text, "How long it takes")
+    out = tmp_path / "page.json"
+    gather(campaign(tmp_path / "one"), out)
+    other = campaign(tmp_path / "other")
+    for name, seconds in {"base.b1.e30.5M": 6600, "methods.ntp.b2.e30.1M.o1": 180}.items():
+        (other / "done" / name).write_text(json.dumps({"seconds": seconds}))
+    gather(other, out, add=True)
+    assert section(Page(load(out), tmp_path / "page.md").text(), "How long it takes").splitlines()[-5:] == [
+        "| --- | --- | --- | --- | --- |",
+        "| a base past its jump | 1M | 1 | 10.0 (10.0 to 10.0) | 0.2 |",
+        "| a base past its jump | 5M | 1 | 110.0 (110.0 to 110.0) | 1.8 |",
+        "| an arm | 1M | 2 | 2.0 (1.0 to 3.0) | 0.1 |",
+        "| all |  | 4 |  | 2.1 |",
+    ]
 
 
 def test_what_rl_adds_is_told_only_of_arms_that_have_run(built):
@@ -197,23 +207,6 @@ def test_one_size_is_no_study_of_sizes(built, tmp_path):
     assert NOT_RUN in section(Page(alone, tmp_path / "page.md").text(), "Effect against size")
 
 
-def test_runs_of_other_bases_are_added_to_the_file_with_what_made_them(tmp_path):
-    first, second = (campaign(tmp_path / name, everything=name == "a") for name in "ab")
-    for path in (second / "eval").glob("*.json"):
-        content = json.loads(path.read_text())
-        path.write_text(json.dumps(content | {"base": content["base"] + 3}))
-    gather(first, tmp_path / "c.json", "abc to def")
-    alone = load(tmp_path / "c.json")
-    cells = load(gather(second, tmp_path / "c.json", "fed", add=True))
-    assert len(cells.cells) == len(alone.cells) + len(list((second / "eval").glob("*.json")))
-    assert all(one in cells.cells for one in alone.cells)
-    assert cells.source["token_kinds"] == alone.source["token_kinds"]
-    text = " ".join(Page(cells, tmp_path / "p.md").text().split())
-    assert "6 bases, 18 runs" in text and "commits abc to def" in text and "commits fed:" in text
-    again = load(gather(second, tmp_path / "c.json", "fed", add=True))
-    assert again.cells == cells.cells and len(again.source["earlier"]) == 1
-
-
 @pytest.mark.parametrize(
     ("measured_alike", "told"), [(True, "do."), (False, "do; those of bases 2 stood behind nothing,")]
 )
@@ -226,16 +219,6 @@ def test_the_page_says_which_problems_stood_behind_nothing(measured_alike, told,
             (tmp_path / f"eval/{arm}.{base}.json").write_text(json.dumps(content))
     text = Page(load(gather(tmp_path, tmp_path / "cells.json")), tmp_path / "page.md").text()
     assert f"behind an end of text, as most documents of the corpora {told}" in " ".join(text.split())
-
-
-def test_a_cell_with_other_numbers_is_not_added_over_the_old_one(tmp_path):
-    run = campaign(tmp_path / "a", everything=False)
-    gather(run, tmp_path / "c.json")
-    before = (tmp_path / "c.json").read_bytes()
-    (run / "eval" / "000.json").write_text(json.dumps(cell("ntp", 1, "a", 1.5)))
-    with pytest.raises(UserError, match=r"arm ntp, base 1.* with other numbers"):
-        gather(run, tmp_path / "c.json", add=True)
-    assert (tmp_path / "c.json").read_bytes() == before
 
 
 def test_the_page_comes_from_the_committed_file_alone(built, tmp_path, monkeypatch):
@@ -260,27 +243,3 @@ def test_a_run_that_ends_on_the_way_leaves_the_old_page_and_its_figures(built, t
     with pytest.raises(KeyboardInterrupt):
         runpy.run_path(str(PROGRAM), run_name="__main__")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("{", "not valid JSON"),
-        ('{"study": "methods"}', "'arm'"),
-        (json.dumps(cell("ntp", 1, "a", 1) | {"points": []}), "no point"),
-    ],
-)
-def test_a_broken_cell_is_named_and_nothing_is_written(tmp_path, content, words):
-    (tmp_path / "eval").mkdir()
-    (tmp_path / "eval" / "bad.json").write_text(content)
-    with pytest.raises(UserError, match=r"bad\.json") as caught:
-        gather(tmp_path, tmp_path / "out.json")
-    assert words in str(caught.value) and not (tmp_path / "out.json").exists()
-
-
-def test_a_folder_without_cells_and_another_file_are_refused(tmp_path):
-    with pytest.raises(UserError, match="no cell"):
-        gather(tmp_path, tmp_path / "out.json")
-    (tmp_path / "other.json").write_text("[]")
-    with pytest.raises(UserError, match="format None"):
-        load(tmp_path / "other.json")

@@ -7,7 +7,7 @@ drawn together when the intervals resample the problems: groups of problems that
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class Cells:
 
     cells: list[dict[str, Any]]
     source: dict[str, Any]
+    stages: dict[str, float] = field(default_factory=dict)
+    """Seconds that each stage of the comparison took, by its name (KIND.ARM.WORLD.ORDER)."""
 
     def where(self, **wanted: Any) -> list[dict[str, Any]]:
         """The cells that have all of these values."""
@@ -84,7 +86,7 @@ def at_point(point: Mapping[str, Any], measure: str, skills: tuple[str, ...] | N
 def gather(run_dir: Path, out: Path, commits: str = "", add: bool = False) -> Path:
     """Write all cells of a run folder into one file; files of other shapes in RUN_DIR/eval are not cells. ``commits``
     says at which the runs were made. ``add`` keeps the cells that are in the file already and not in the run folder,
-    with the sources that they have: bases that were trained elsewhere.
+    with the sources that they have: bases that were trained elsewhere; and the times of their stages.
 
     Raises UserError where there is no cell, one that is not as described, or with ``add`` one that the file has with
     other numbers.
@@ -96,10 +98,13 @@ def gather(run_dir: Path, out: Path, commits: str = "", add: bool = False) -> Pa
     source = {"gathered": now(), "versions": versions(), "machine": machine(), "format": FORMAT}
     source["commits"] = commits
     source["token_kinds"] = _json(kinds)["kinds"] if kinds.is_file() else None
+    stages = {path.name: _seconds(path) for path in sorted((run_dir / "done").glob("*"))}
     if add:
-        cells = _added(load(out), cells, source, out)
+        old = load(out)
+        cells, stages = _added(old, cells, source, out), old.stages | stages
     lines = ",\n".join(json.dumps(cell, separators=(",", ":"), allow_nan=False) for cell in cells)
-    write_whole(out, f'{{"source":{json.dumps(source)},\n"cells":[\n{lines}\n]}}\n')
+    head = f'"source":{json.dumps(source)},\n"stages":{json.dumps(stages, sort_keys=True)}'
+    write_whole(out, f'{{{head},\n"cells":[\n{lines}\n]}}\n')
     return out
 
 
@@ -132,13 +137,24 @@ def read_cells(run_dir: Path) -> list[dict[str, Any]]:
     return [_compact(path, content) for path, content in found if isinstance(content, dict) and "study" in content]
 
 
+def _seconds(path: Path) -> float:
+    """What compare/schedule.py wrote at the end of a stage."""
+    content = _json(path)
+    try:
+        return float(content["seconds"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{path}: found {content!r}, expected the seconds of a stage; remove it and run compare_tiny.sh again"
+        ) from None
+
+
 def load(path: Path) -> Cells:
     """The cells of a file that ``gather`` wrote. Raises UserError for another file."""
     content = _json(path)
     found = content.get("source", {}).get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise UserError(f"{path}: format {found!r}; expected {FORMAT}: gather it again with --gather RUN_DIR")
-    return Cells(content["cells"], content["source"])
+    return Cells(content["cells"], content["source"], content.get("stages", {}))
 
 
 def _compact(path: Path, content: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Page:
     def _others(self) -> list[Callable[[], str]]:
         return [
             self._convergence, self._lasting, self._flywheel, self._kl, self._gradients, self._errors, self._sizes,
-            self._threads, self._again, self._kinds,
+            self._threads, self._again, self._kinds, self._hours,
         ]  # fmt: skip
 
     def _message(self) -> str:
@@ -167,6 +167,10 @@ class Page:
         found = self.cells.source.get("token_kinds")
         return "## Weight by kind of token, against the truth\n\n" + (tables.kinds(found) if found else NOT_RUN)
 
+    def _hours(self) -> str:
+        title = "## How long it takes"
+        return f"{title}\n\n{HOURS}\n\n{tables.hours(self.cells)}" if self.cells.stages else f"{title}\n\n{NOT_RUN}"
+
 
 def wrapped(block: str) -> str:
     """A paragraph in lines of at most 120 characters; tables, headings and pictures as they are."""
@@ -221,6 +225,9 @@ reference is the RL model of the same base."""
 
 FLYWHEEL = """The second round starts from the same base on the same tokens, and its reference is the RL model that SFT
 and GRPO made of the first round's NTP or of its ReMiT."""
+
+HOURS = """By the clock, each stage with the evaluations in it. A stage computes on one core (two threads: on two), and
+as many run at once as `--jobs` says, so the hours are about those of one core. The machine had other work at times."""
 
 SURE = """## How sure
 

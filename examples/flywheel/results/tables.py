@@ -1,5 +1,6 @@
 """The tables of the results page: every row is made from the cells, and every claim from an interval."""
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,6 +22,22 @@ SECOND_ROUND = (("second_remit", "second_ntp"), ("second_remit", "remit"), ("sec
 BEFORE: dict[str, Any] = {"errors": 0.3, "size": "1M"}
 """The setting of a study that varies neither the share of errors nor the size."""
 NTP = "ntp"
+TIMED = {
+    "data": "corpora and tokenizer",
+    "base": "a base past its jump",
+    "references": "SFT and RL",
+    "more_references": "SFT on errors, RL behind it, RL's tenth",
+    "selected": "MiniPLM's selection",
+    "methods": "an arm",
+    "lasting": "SFT and RL behind an arm",
+    "flywheel": "an arm of the second round",
+    "errors": "an arm at another share of errors",
+    "threads": "an arm on two threads",
+    "again": "an arm in a new order",
+    "size": "an arm of another size",
+    "kinds": "weight by kind of token",
+}
+"""What the stages of a kind make."""
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
@@ -215,6 +232,22 @@ def _end(cells: Cells, arm: str, **wanted: Any) -> Interval | None:
         return change(cells, arm, NTP, **wanted)
     runs = cells.runs("nll", MAIN, arm=arm, **wanted)
     return positive_mean(runs) if runs else None
+
+
+def hours(cells: Cells) -> str:
+    """How long the stages took, by kind and by the size of the models, and all of them."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for name, seconds in cells.stages.items():
+        size = re.search(r"\.(\d+)M\b", name)
+        found.setdefault((name.split(".")[0], int(size[1]) if size else 0), []).append(seconds / 60)
+    order = sorted(found, key=lambda key: ([*TIMED, key[0]].index(key[0]), key))
+    rows = []
+    for kind, size in order:
+        minutes = found[kind, size]
+        each = f"{np.median(minutes):.1f} ({min(minutes):.1f} to {max(minutes):.1f})"
+        rows.append([TIMED.get(kind, kind), f"{size}M", str(len(minutes)), each, f"{sum(minutes) / 60:.1f}"])
+    rows.append(["all", "", str(len(cells.stages)), "", f"{sum(cells.stages.values()) / 3600:.1f}"])
+    return markdown(["stage", "size", "number", "minutes each, median (range)", "hours"], rows)
 
 
 def kinds(found: list[dict[str, Any]]) -> str:
