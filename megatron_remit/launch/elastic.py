@@ -8,7 +8,9 @@ line is torchrun's own.
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, LogsDest, Std
@@ -28,6 +30,7 @@ class _RankLogs(DefaultLogsSpecs):
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder), redirects=Std.ALL, tee=Std.ALL)
         self._folder = folder
+        self._shown: list[tuple[Path, TextIO]] = []
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
         """The files of the ranks whose environments are ``envs``, by local rank."""
@@ -37,7 +40,16 @@ class _RankLogs(DefaultLogsSpecs):
             err[local_rank] = str(log_of(self._folder, int(environment["RANK"]), "stderr"))
             errors[local_rank] = os.devnull
             environment["TORCHELASTIC_ERROR_FILE"] = ""
+            self._shown += [(Path(out[local_rank]), sys.stdout), (Path(err[local_rank]), sys.stderr)]
         return LogsDest(out, err, dict(out), dict(err), errors, os.devnull, os.devnull)
+
+    def end_lines(self) -> None:
+        """End the last line of a log that a rank did not end, as on a full disk: the job's next line is its own."""
+        for path, stream in self._shown:
+            with suppress(OSError), path.open("rb") as log:  # an empty one has no last byte to look at
+                log.seek(-1, os.SEEK_END)
+                if log.read() != b"\n":
+                    print(file=stream, flush=True)
 
 
 def log_of(folder: Path, rank: int, stream: str) -> Path:
@@ -54,10 +66,14 @@ def launch(folder: Path, torchrun_arguments: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     options = run.parse_args(torchrun_arguments)
     config, command, arguments = run.config_from_args(options)
-    config.logs_specs = _RankLogs(folder)
+    logs = _RankLogs(folder)
+    config.logs_specs = logs
     config.log_line_prefix_template = "${rank}: "
     try:
-        elastic_launch(config=config, entrypoint=command)(*arguments)
+        try:
+            elastic_launch(config=config, entrypoint=command)(*arguments)
+        finally:
+            logs.end_lines()
     except ChildFailedError as error:
         now = time.time()
         failures = [_failure(folder, rank, failed, now) for rank, failed in error.failures.items()]

@@ -91,6 +91,26 @@ def test_a_failed_worker_fails_the_launcher_and_leaves_its_log_and_its_reason(tm
     assert "1: ValueError: not a token: 7" in done.stderr
 
 
+# A rank whose last line has no end, as where the disk of its log is full.
+UNFINISHED = """
+import sys
+print("to its end")
+sys.stdout.write("no room for the end of th")
+sys.exit(1)
+"""
+
+
+@pytest.mark.slow
+def test_what_the_job_says_next_does_not_stand_behind_a_line_that_a_rank_could_not_end(tmp_path):
+    (tmp_path / "worker.py").write_text(UNFINISHED)
+    environment = dict(os.environ, OMP_NUM_THREADS="1", SLURM_NODEID="0")
+    done = subprocess.run(
+        launcher_of(tmp_path, 1), cwd=ROOT, env=environment, timeout=240, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stdout == "0: to its end\n0: no room for the end of th\n"
+
+
 # Ranks that hang: one that can say where it is, and one that is stopped.
 HANGING = """
 import faulthandler, os, signal, sys, time
