@@ -69,7 +69,7 @@ def install() -> None:
 def leave_out_compiler() -> None:
     """Give functions back as they are where ``torch.compile`` is asked for, so that its modules are not imported.
 
-    Megatron asks while it is imported, for its fusions. The compiler's import takes a third of a program's start, and
+    Megatron asks while it is imported, for its fusions. The compiler's import takes a quarter of a program's start, and
     the compiled functions would run eagerly (:func:`_disable_compilation`). The package calls this before Megatron is
     first imported. With CUDA, or TORCH_COMPILE_DISABLE set to anything but 1, nothing changes.
     """

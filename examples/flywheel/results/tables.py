@@ -245,7 +245,8 @@ def hours(cells: Cells) -> str:
     for kind, size in order:
         minutes = found[kind, size]
         each = f"{np.median(minutes):.1f} ({min(minutes):.1f} to {max(minutes):.1f})"
-        rows.append([TIMED.get(kind, kind), f"{size}M", str(len(minutes)), each, f"{sum(minutes) / 60:.1f}"])
+        model = f"{size}M" if size else ""
+        rows.append([TIMED.get(kind, kind), model, str(len(minutes)), each, f"{sum(minutes) / 60:.1f}"])
     rows.append(["all", "", str(len(cells.stages)), "", f"{sum(cells.stages.values()) / 3600:.1f}"])
     return markdown(["stage", "size", "number", "minutes each, median (range)", "hours"], rows)
 
