@@ -201,6 +201,14 @@ def test_a_campaign_that_is_not_finished_says_what_it_lacks(tmp_path):
     assert "Appendix" in text
 
 
+def test_sizes_stand_in_their_order(built, tmp_path):
+    cells = built[2]
+    more = [one | {"size": "20M"} for one in cells.where(study="size", size="5M")]
+    text = Page(Cells([*cells.cells, *more], cells.source), tmp_path / "page.md").text()
+    rows = [line for line in section(text, "Effect against size").splitlines() if "M | NTP |" in line]
+    assert [line.split(" | ")[0] for line in rows] == ["| 1M", "| 5M", "| 20M"]
+
+
 def test_one_size_is_no_study_of_sizes(built, tmp_path):
     cells = built[2]
     alone = Cells([one for one in cells.cells if one["size"] == "1M"], cells.source)

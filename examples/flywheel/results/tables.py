@@ -183,7 +183,7 @@ def both_rounds(cells: Cells) -> Cells:
 def varied(cells: Cells, study: str, key: str, name: Callable[[Any], str]) -> str:
     """The change against NTP at each value of what a study varies."""
     rows = []
-    for value in cells.values(key, study=study):
+    for value in sorted(cells.values(key, study=study), key=lambda one: float(str(one).rstrip("M"))):
         for arm in arms_of(cells, study=study, **{key: value}):
             wanted = {"study": study, key: value}
             own = cells.runs("nll", MAIN, arm=arm, **wanted)
