@@ -38,6 +38,14 @@ def launcher_of(folder, workers):
     return [*launcher, *meeting, str(folder / "worker.py")]
 
 
+def launched(folder, workers, worker, **environment):
+    """What the launcher says and how it ends where each of ``workers`` processes runs the text ``worker``."""
+    (folder / "worker.py").write_text(worker)
+    environment = dict(os.environ, OMP_NUM_THREADS="1", **environment)
+    command = launcher_of(folder, workers)
+    return subprocess.run(command, cwd=ROOT, env=environment, timeout=240, capture_output=True, text=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "moment"), [(signal.SIGUSR1, "started"), (signal.SIGTERM, "ready")])
 def test_workers_are_asked_once_and_waited_for(number, moment, tmp_path):
@@ -76,11 +84,7 @@ raise ValueError("not a token: 7")
 
 @pytest.mark.slow
 def test_a_failed_worker_fails_the_launcher_and_leaves_its_log_and_its_reason(tmp_path):
-    (tmp_path / "worker.py").write_text(FAILING)
-    environment = dict(os.environ, OMP_NUM_THREADS="1", SLURMD_NODENAME="n7")
-    done = subprocess.run(
-        launcher_of(tmp_path, 2), cwd=ROOT, env=environment, timeout=240, capture_output=True, text=True
-    )
+    done = launched(tmp_path, 2, FAILING, SLURMD_NODENAME="n7")
     assert done.returncode == 1
     cause = root_cause(tmp_path / "logs")
     assert (cause.rank, cause.node, cause.status, cause.line) == (1, "n7", 1, "ValueError: not a token: 7")
@@ -102,11 +106,7 @@ sys.exit(1)
 
 @pytest.mark.slow
 def test_what_the_job_says_next_does_not_stand_behind_a_line_that_a_rank_could_not_end(tmp_path):
-    (tmp_path / "worker.py").write_text(UNFINISHED)
-    environment = dict(os.environ, OMP_NUM_THREADS="1", SLURM_NODEID="0")
-    done = subprocess.run(
-        launcher_of(tmp_path, 1), cwd=ROOT, env=environment, timeout=240, capture_output=True, text=True
-    )
+    done = launched(tmp_path, 1, UNFINISHED, SLURM_NODEID="0")
     assert done.returncode == 1
     assert done.stdout == "0: to its end\n0: no room for the end of th\n"
 

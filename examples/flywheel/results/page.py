@@ -151,8 +151,10 @@ class Page:
     def _sizes(self) -> str:
         if len(self.cells.values("size", study="size")) < 2:  # one is that of the methods
             return f"## Effect against size\n\n{NOT_RUN}"
-        picture = self._figure("size", "effect against size", figures.sizes, parameters)
-        return f"## Effect against size\n\n{picture}\n\n" + tables.varied(self.cells, "size", "size", str)
+        picture = self._figure("size", "effect against size", figures.sizes, tables.parameters)
+        return f"## Effect against size\n\n{picture}\n\n" + tables.varied(
+            self.cells, "size", "size", str, tables.parameters
+        )
 
     def _threads(self) -> str:
         return "## One thread and two\n\n" + (
@@ -177,11 +179,6 @@ def wrapped(block: str) -> str:
     if block.startswith(("|", "#", "![")):
         return block
     return textwrap.fill(block, 120, break_long_words=False, break_on_hyphens=False)
-
-
-def parameters(size: str) -> float:
-    """ "5M" as a number."""
-    return float(size.rstrip("M")) * 1e6
 
 
 def how_sure(cells: Cells) -> str:

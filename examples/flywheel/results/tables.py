@@ -180,10 +180,17 @@ def both_rounds(cells: Cells) -> Cells:
     return Cells([cell | {"study": "flywheel"} for cell in first] + cells.where(study="flywheel"), cells.source)
 
 
-def varied(cells: Cells, study: str, key: str, name: Callable[[Any], str]) -> str:
-    """The change against NTP at each value of what a study varies."""
+def parameters(size: str) -> float:
+    """ "5M" as a number."""
+    return float(size.rstrip("M")) * 1e6
+
+
+def varied(
+    cells: Cells, study: str, key: str, name: Callable[[Any], str], number: Callable[[Any], float] = float
+) -> str:
+    """The change against NTP at each value of what a study varies, in the order of their numbers."""
     rows = []
-    for value in sorted(cells.values(key, study=study), key=lambda one: float(str(one).rstrip("M"))):
+    for value in sorted(cells.values(key, study=study), key=number):
         for arm in arms_of(cells, study=study, **{key: value}):
             wanted = {"study": study, key: value}
             own = cells.runs("nll", MAIN, arm=arm, **wanted)
@@ -236,17 +243,15 @@ def _end(cells: Cells, arm: str, **wanted: Any) -> Interval | None:
 
 def hours(cells: Cells) -> str:
     """How long the stages took, by kind and by the size of the models, and all of them."""
-    found: dict[tuple[str, int], list[float]] = {}
+    found: dict[tuple[str, str], list[float]] = {}
     for name, seconds in cells.stages.items():
-        size = re.search(r"\.(\d+)M\b", name)
-        found.setdefault((name.split(".")[0], int(size[1]) if size else 0), []).append(seconds / 60)
-    order = sorted(found, key=lambda key: ([*TIMED, key[0]].index(key[0]), key))
+        size = next(part for part in name.split(".") if re.fullmatch(r"\d+M", part))
+        found.setdefault((name.split(".")[0], size), []).append(seconds / 60)
     rows = []
-    for kind, size in order:
+    for kind, size in sorted(found, key=lambda key: ([*TIMED, key[0]].index(key[0]), parameters(key[1]))):
         minutes = found[kind, size]
         each = f"{np.median(minutes):.1f} ({min(minutes):.1f} to {max(minutes):.1f})"
-        model = f"{size}M" if size else ""
-        rows.append([TIMED.get(kind, kind), model, str(len(minutes)), each, f"{sum(minutes) / 60:.1f}"])
+        rows.append([TIMED.get(kind, kind), size, str(len(minutes)), each, f"{sum(minutes) / 60:.1f}"])
     rows.append(["all", "", str(len(cells.stages)), "", f"{sum(cells.stages.values()) / 3600:.1f}"])
     return markdown(["stage", "size", "number", "minutes each, median (range)", "hours"], rows)
 
