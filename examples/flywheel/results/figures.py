@@ -16,7 +16,7 @@ from megatron_remit.analysis.scalars import smooth
 from megatron_remit.artifacts import write_whole
 from results.arms import LINES, STAGES, named
 from results.cells import MAIN, Cells
-from results.tables import BEFORE, NTP, arms_of, change
+from results.tables import BEFORE, NTP, arms_of, change, of_each_run
 
 DPI = 100
 EPSILON = 0.2
@@ -52,12 +52,11 @@ def _rows(ax: Axes, rows: list[tuple[str, Interval, list[float]]], label: str) -
 
 def against_ntp(cells: Cells, path: Path, **wanted: Any) -> None:
     """The change of every arm against NTP with its interval, and each run's own change as a dot."""
-    ntp, rows = cells.runs("nll", MAIN, arm=NTP, **wanted), []
+    rows = []
     for arm in arms_of(cells, **wanted):
         found = change(cells, arm, NTP, **wanted) if arm != NTP else None
         if found:
-            runs = cells.runs("nll", MAIN, arm=arm, **wanted)
-            rows.append((arm, found, [100 * (runs[key].mean() / ntp[key].mean() - 1) for key in runs if key in ntp]))
+            rows.append((arm, found, of_each_run(cells, arm, NTP, **wanted)))
     with figure(path, 8.2, 1.3 + 0.36 * len(rows)) as (ax,):
         ax.axvline(0, color="#222222", linewidth=1)
         _rows(ax, rows, "nats a solution against NTP, %")

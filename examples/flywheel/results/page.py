@@ -214,8 +214,9 @@ def _made(source: dict[str, Any]) -> str:
 
 MEASURE = """The first measure is the NLL of the solution and its end, in nats a solution, on held-out problems; the
 comparisons with NTP and the controls are over the two- and three-step problems. The second is greedy accuracy. Values
-in brackets are 95 % intervals. An arm with fewer runs than others is not finished, and compared on what it shares; the
-interval of a single run holds the variation of the problems, and neither that of bases nor of orders."""
+in brackets are 95 % intervals; "its runs" are the least and the greatest change among the runs of an arm. An arm with
+fewer runs than others is not finished, and compared on what it shares; the interval of a single run holds the variation
+of the problems, and neither that of bases nor of orders."""
 
 KL = """KL(reference || model) of the tokens of the right solutions at the end of mid-training, all skills; the
 reference is the RL model of the same base."""

@@ -22,6 +22,8 @@ SECOND_ROUND = (("second_remit", "second_ntp"), ("second_remit", "remit"), ("sec
 BEFORE: dict[str, Any] = {"errors": 0.3, "size": "1M"}
 """The setting of a study that varies neither the share of errors nor the size."""
 NTP = "ntp"
+EACH = "its runs, %"
+"""The column of the least and the greatest change of a run."""
 TIMED = {
     "data": "corpora and tokenizer",
     "base": "a base past its jump",
@@ -72,9 +74,20 @@ def change(cells: Cells, arm: str, than: str, skills: tuple[str, ...] | None = M
     return percent(one, other) if set(one) & set(other) else None
 
 
+def of_each_run(cells: Cells, arm: str, than: str, **wanted: Any) -> list[float]:
+    """The change of :func:`change` in each run that both have, in percent."""
+    one, other = (cells.runs("nll", MAIN, arm=name, **wanted) for name in (arm, than))
+    return [100 * (one[key].mean() / other[key].mean() - 1) for key in one if key in other]
+
+
+def spread(percents: list[float]) -> str:
+    """The least and the greatest: how alike runs are where few bases make an interval wide."""
+    return f"{min(percents):+.0f} to {max(percents):+.0f}"
+
+
 def methods(cells: Cells, **wanted: Any) -> str:
     """Nats a solution and accuracy of each arm at its end, and how far it is from NTP."""
-    head = ["arm", "runs", "two-step, nats", "three-step, nats", "all skills, nats", "right, %", "against NTP"]
+    head = ["arm", "runs", "two-step, nats", "three-step, nats", "all skills, nats", "right, %", "against NTP", EACH]
     rows = []
     for arm in arms_of(cells, **wanted):
         per_skill = [cells.runs("nll", skills, arm=arm, **wanted) for skills in (MAIN[:1], MAIN[1:], None)]
@@ -82,7 +95,8 @@ def methods(cells: Cells, **wanted: Any) -> str:
         found = None if arm == NTP else change(cells, arm, NTP, **wanted)
         row = [named(arm).name, str(len(per_skill[2]))]
         row += [*map(nats, per_skill), solved(right)]
-        rows.append([*row, verdict(found, "NTP") if found else MISSING])
+        told = [verdict(found, "NTP"), spread(of_each_run(cells, arm, NTP, **wanted))] if found else [MISSING] * 2
+        rows.append([*row, *told])
     return markdown(head, rows)
 
 
@@ -103,8 +117,9 @@ def pairs(cells: Cells, chosen: Iterable[tuple[str, str]], **wanted: Any) -> str
     for arm, than in chosen:
         found = change(cells, arm, than, **wanted)
         if found:
-            rows.append([named(arm).name, named(than).name, verdict(found, "the other")])
-    return markdown(["arm", "the other", "on two- and three-step problems"], rows) if rows else ""
+            told = [verdict(found, "the other"), spread(of_each_run(cells, arm, than, **wanted))]
+            rows.append([named(arm).name, named(than).name, *told])
+    return markdown(["arm", "the other", "on two- and three-step problems", EACH], rows) if rows else ""
 
 
 def per_skill(cells: Cells, **wanted: Any) -> str:
