@@ -66,10 +66,16 @@ def summarise(policy: str, policy_BS: Tensor, reference_BS: Tensor, kinds: list[
     return found
 
 
+def _policy(text: str) -> tuple[str, str]:
+    """The name that readers see, and the model's folder."""
+    name, _, model = text.partition("=")
+    return name, model or name
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hf", type=Path, required=True, help="folder with the models")
-    parser.add_argument("--policies", nargs="+", required=True, help="their names there")
+    parser.add_argument("--policies", nargs="+", required=True, type=_policy, metavar="NAME=MODEL", help="from --hf")
     parser.add_argument("--reference", default="rl_reference")
     parser.add_argument("--pieces", type=Path, required=True, help="pieces.jsonl of make_world.py")
     parser.add_argument("--sequence-length", type=int, required=True)
@@ -77,15 +83,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
     options = parser.parse_args()
     length = options.sequence_length
-    rows, kinds, start = read_rows(options.pieces, options.hf / options.policies[0], ROWS)
+    rows, kinds, start = read_rows(options.pieces, options.hf / options.policies[0][1], ROWS)
     texts = Texts.of(rows, start)
 
-    def nll(name: str) -> Tensor:
-        logp_N = token_logprobs(load_model(options.hf / name), texts, length, name)
+    def nll(model: str) -> Tensor:
+        logp_N = token_logprobs(load_model(options.hf / model), texts, length, model)
         return -torch.from_numpy(logp_N).view(len(rows), length)
 
     reference_BS = nll(options.reference)
-    found = [one for policy in options.policies for one in summarise(policy, nll(policy), reference_BS, kinds)]
+    found = [one for name, model in options.policies for one in summarise(name, nll(model), reference_BS, kinds)]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(options.out, json.dumps(options.about | {"kinds": found}) + "\n")
 

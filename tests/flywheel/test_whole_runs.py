@@ -61,6 +61,8 @@ def test_the_demo_makes_several_runs_of_each_arm_the_checks_and_the_report(print
     assert f"open file://{folder}/report.html" in printed and "Nats a solution; 95 % intervals" in printed
     text = (folder / "report.html").read_text()
     assert "bit for bit" in text and "solution: slips" in text
+    kinds = json.loads((folder / "token_kinds.json").read_text())["kinds"]
+    assert {one["policy"] for one in kinds} == {"base", "after NTP", "after ReMiT"}
 
 
 @pytest.fixture(scope="module")

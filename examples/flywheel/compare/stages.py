@@ -245,7 +245,7 @@ class Stages(Commands):
         world = self.world
         about = {"base": world.base, "errors": world.errors, "size": world.size, "policies": policies}
         self.python(
-            HERE / "token_kinds.py", f"--hf={world.folder}/hf", "--policies", *policies.values(),
+            HERE / "token_kinds.py", f"--hf={world.folder}/hf", "--policies", *map("=".join, policies.items()),
             f"--pieces={world.data}/pieces.jsonl", f"--sequence-length={SEQUENCE}", f"--about={json.dumps(about)}",
             f"--out={world.run_dir}/token_kinds.json",
         )  # fmt: skip
