@@ -37,7 +37,8 @@ def delta_figure(texts: list[ScoredText], epsilon: float | None) -> Markup:
         ax.set_xlim(-reach, reach)
         ax.set_xlabel(f"δ = nll base {MINUS} nll RL, nats    (right: the RL reference predicts the token better)")
         ax.set_ylabel(f"% of tokens per {2 * reach / 80:.3g} nats (log)")
-        ax.legend(loc="upper left", fontsize=9.5)
+        # Over the axes: within them it would lie under the words at the thresholds.
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=9.5)
     return svg[0]
 
 
