@@ -11,7 +11,7 @@ from intervals import Interval, positive_mean, share, verdict
 from markupsafe import Markup
 from results.arms import named
 from results.cells import GROUPS, MAIN, Cells, read_cells
-from results.tables import MISSING, NTP, arms_of, change, nats, solved
+from results.tables import MISSING, NTP, arms_of, change, nats, of_each_run, solved
 
 from megatron_remit.errors import UserError
 from report.drawing import figure
@@ -116,10 +116,8 @@ class Effect:
         """Each run as a dot, the mean and its interval as a bar."""
         with figure("effect", 9.6, 1.1 + 0.42 * len(self.arms)) as (ax, svg):
             for place, arm in enumerate(self.arms):
-                runs, style = self.cells.runs("nll", MAIN, arm=arm, **self.wanted), named(arm)
-                found = self.change(arm)
-                ntp = self.cells.runs("nll", MAIN, arm=NTP, **self.wanted)
-                each = [100 * (runs[key].mean() / ntp[key].mean() - 1) for key in runs if key in ntp]
+                found, style = self.change(arm), named(arm)
+                each = of_each_run(self.cells, arm, NTP, **self.wanted)
                 ax.plot(each, [place + 0.2] * len(each), "o", color=style.colour, markersize=4.5, alpha=0.6)
                 if found:
                     ax.plot([found.low, found.high], [place, place], color=style.colour, linewidth=2.6)
