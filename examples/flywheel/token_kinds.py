@@ -66,16 +66,10 @@ def summarise(policy: str, policy_BS: Tensor, reference_BS: Tensor, kinds: list[
     return found
 
 
-def _policy(text: str) -> tuple[str, str]:
-    """The name that readers see, and the model's folder."""
-    name, _, model = text.partition("=")
-    return name, model or name
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hf", type=Path, required=True, help="folder with the models")
-    parser.add_argument("--policies", nargs="+", required=True, type=_policy, metavar="NAME=MODEL", help="from --hf")
+    parser.add_argument("--policies", type=json.loads, required=True, help='JSON: {"name for readers": "folder there"}')
     parser.add_argument("--reference", default="rl_reference")
     parser.add_argument("--pieces", type=Path, required=True, help="pieces.jsonl of make_world.py")
     parser.add_argument("--sequence-length", type=int, required=True)
@@ -83,7 +77,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
     options = parser.parse_args()
     length = options.sequence_length
-    rows, kinds, start = read_rows(options.pieces, options.hf / options.policies[0][1], ROWS)
+    rows, kinds, start = read_rows(options.pieces, options.hf / next(iter(options.policies.values())), ROWS)
     texts = Texts.of(rows, start)
 
     def nll(model: str) -> Tensor:
@@ -91,9 +85,10 @@ def main() -> None:
         return -torch.from_numpy(logp_N).view(len(rows), length)
 
     reference_BS = nll(options.reference)
-    found = [one for name, model in options.policies for one in summarise(name, nll(model), reference_BS, kinds)]
+    models = options.policies.items()
+    found = [one for name, model in models for one in summarise(name, nll(model), reference_BS, kinds)]
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(options.out, json.dumps(options.about | {"kinds": found}) + "\n")
+    write_whole(options.out, json.dumps(options.about | {"policies": options.policies, "kinds": found}) + "\n")
 
 
 if __name__ == "__main__":

@@ -243,9 +243,9 @@ class Stages(Commands):
     def token_kinds(self, policies: dict[str, str]) -> None:
         """What the weights do to each kind of token under these models (name -> folder), into ``token_kinds.json``."""
         world = self.world
-        about = {"base": world.base, "errors": world.errors, "size": world.size, "policies": policies}
+        about = {"base": world.base, "errors": world.errors, "size": world.size}
         self.python(
-            HERE / "token_kinds.py", f"--hf={world.folder}/hf", "--policies", *map("=".join, policies.items()),
+            HERE / "token_kinds.py", f"--hf={world.folder}/hf", f"--policies={json.dumps(policies)}",
             f"--pieces={world.data}/pieces.jsonl", f"--sequence-length={SEQUENCE}", f"--about={json.dumps(about)}",
             f"--out={world.run_dir}/token_kinds.json",
         )  # fmt: skip
